@@ -1,0 +1,59 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help setup demo test test-all test-interop lint notebooks bugs check bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "make: this project runs on Python 3.10 to 3.13, and %s is %d.%d; name another: make PYTHON=python3.11 ..." % (("$(PYTHON)",) + v))'
+	@echo "making .venv ..."
+	@$(PYTHON) -m venv .venv
+
+.venv/run.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing what the model needs (PyTorch is the large one) ..."
+	@$(PIP) -e .
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	@echo "installing what the tests need ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+setup: .venv/dev.stamp  ## make .venv with everything the tests need
+
+demo: .venv/run.stamp  ## train a small DeepSeek-V3 on real text, show what it learned, and write text (5 minutes, two cores)
+	@$(PY) -m deepseek_v3 demo
+
+test: lint  ## every test but the slow ones; what CI runs
+	@$(PY) -m pytest -n 2
+
+test-all: setup  ## every test, the slow ones too
+	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
+
+test-interop: setup  ## install the peers (torchtitan, mlx-lm, llama.cpp) and compare with them
+	@$(PIP) -e '.[dev,interop]'
+	@cd tests/interop && npm install --silent --no-audit --no-fund
+	@$(PY) -m pytest -m interop tests
+
+lint: setup  ## ruff and pyright
+	@$(PY) -m ruff check .
+	@$(PY) -m pyright
+
+notebooks: setup  ## rebuild every notebook from its source, byte-identically
+	@$(PY) -m utils.notebooks build
+
+bugs: setup  ## plant every known mistake, show which test catches it
+	@$(PY) -m utils.bugs
+
+CH ?= 01
+check: setup  ## grade your exercises: make check CH=02
+	@$(PY) -m utils.exercises $(CH)
+
+bench: setup  ## side-by-side timings against transformers, as ratios of one run
+	@$(PY) -m benchmarks
+
+clean:  ## remove .venv, caches and runs
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache

@@ -1,0 +1,128 @@
+"""The bug zoo: plant a known mistake, run the tests that should notice, and say which one did.
+
+    python -m utils.bugs                 every bug of every chapter and of the package
+    python -m utils.bugs 02 rope         only those whose place or name contains every word
+    python -m utils.bugs --list          the table without running
+
+A bug is an entry of a `bugs.toml` (one in each chapter, one in tests/):
+
+    [[bug]]
+    name = "the scale of the absorbed width"
+    row = "C"                                  # of the list of common mistakes; optional
+    symptom = "the absorbed scores are a little flat; the model still speaks, but worse"
+    file = "absorbed_attention.py"             # relative to the folder of bugs.toml (for tests/: to the root)
+    find = "scale = (K + R) ** -0.5"           # must occur exactly once
+    plant = "scale = (C + R) ** -0.5"
+    tests = ["tests/test_absorbed_attention.py"]   # relative likewise; may name one test with ::
+
+The tree is copied, the line replaced there, the tests run there: the working tree is never touched.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One planted mistake."""
+
+    name: str
+    symptom: str
+    folder: str  # relative to the root; "." for the package
+    file: str
+    find: str
+    plant: str
+    tests: tuple[str, ...]
+    row: str = ""
+
+
+def load_bugs(root: Path = ROOT) -> list[Bug]:
+    """Read every bugs.toml; complain about an entry that cannot be planted.
+
+    Raises:
+        ValueError: a text to replace does not occur exactly once, or a test file is missing.
+    """
+    bugs = []
+    for path in [*sorted(root.glob("0[1-6]_*/bugs.toml")), *sorted(root.glob("tests/bugs.toml"))]:
+        folder = root if path.parent.name == "tests" else path.parent
+        for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("bug", []):
+            entry["tests"] = tuple(entry["tests"])
+            bug = Bug(folder=folder.relative_to(root).as_posix(), **entry)
+            count = (folder / bug.file).read_text(encoding="utf-8").count(bug.find)
+            if count != 1:
+                raise ValueError(f"{path}: '{bug.name}': {bug.file} has {count} places like {bug.find!r}; make it exactly 1")
+            for test in bug.tests:
+                if not (folder / test.split("::")[0]).exists():
+                    raise ValueError(f"{path}: '{bug.name}': no test file {test}")
+            bugs.append(bug)
+    return bugs
+
+
+def hunt(bug: Bug, root: Path = ROOT) -> str:
+    """Plant the bug in a copy and run its tests; return the name of the first test that fails, or an empty string.
+
+    Raises:
+        RuntimeError: the tests could not run at all.
+    """
+    with tempfile.TemporaryDirectory(prefix="bug-") as scratch:
+        copy = Path(scratch)
+        ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks")
+        for name in ("conftest.py", "pyproject.toml"):
+            shutil.copy(root / name, copy / name)
+        folders = ["utils", bug.folder] if bug.folder != "." else ["utils", "src", "tests"]
+        for name in folders:
+            shutil.copytree(root / name, copy / name, ignore=ignore)
+        target = copy / bug.folder / bug.file
+        target.write_text(target.read_text(encoding="utf-8").replace(bug.find, bug.plant), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *bug.tests]
+        environment = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(
+            command, cwd=copy / bug.folder, env={**_environment(), **environment}, capture_output=True, text=True, timeout=300
+        )
+    if run.returncode == 0:
+        return ""
+    caught = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py(?:::\S+)?)", run.stdout, re.M)
+    if run.returncode != 1 or not caught:
+        raise RuntimeError(f"'{bug.name}': the tests did not run:\n{run.stdout[-2000:]}{run.stderr[-1000:]}")
+    return caught.group(1)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+
+
+def main(words: list[str]) -> int:
+    """Run the zoo and print its table; the exit code is 1 when a bug got away."""
+    listing = "--list" in words
+    words = [w.lower() for w in words if w != "--list"]
+    bugs = [b for b in load_bugs() if all(w in f"{b.folder}/{b.file} {b.name} {b.row}".lower() for w in words)]
+    escaped = 0
+    print(f"{'place':<44} {'the mistake':<58} caught by")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        found = [""] * len(bugs) if listing else pool.map(hunt, bugs)
+        for bug, test in zip(bugs, found):
+            escaped += not test and not listing
+            verdict = f"symptom: {bug.symptom}" if listing else test or "NOTHING: it got away"
+            print(f"{(bug.folder + '/' + bug.file).removeprefix('./'):<44} {bug.name:<58} {verdict}", flush=True)
+    if not listing:
+        print(f"{len(bugs) - escaped} of {len(bugs)} planted mistakes caught")
+    return int(escaped > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

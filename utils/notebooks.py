@@ -1,0 +1,137 @@
+"""Build the committed notebooks from their py:percent sources, the same bytes on every run.
+
+    python -m utils.notebooks build [STEM ...]     execute and write  CHAPTER/STEM.ipynb  from  CHAPTER/notebooks/STEM.py
+    python -m utils.notebooks check [STEM ...]     fail when a notebook is older than what it shows
+
+Byte-stable: cell ids are numbered, no timestamps, no kernel chatter. A fingerprint in the metadata (source, the chapter's
+modules that it may import, the drawing code) says whether a notebook is stale, without comparing pictures across machines.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ["utils/whiteboard.py", "utils/figures.mplstyle"]
+
+
+def find_sources(stems: list[str] | None = None) -> list[Path]:
+    """List the py:percent sources, all or those with the given stems.
+
+    Raises:
+        SystemExit: a stem has no source.
+    """
+    sources = sorted(ROOT.glob("0[1-6]_*/notebooks/*.py"))
+    if stems:
+        unknown = set(stems) - {s.stem for s in sources}
+        if unknown:
+            sys.exit(f"no notebook source named {', '.join(sorted(unknown))}; there are {[s.stem for s in sources]}")
+        sources = [s for s in sources if s.stem in stems]
+    return sources
+
+
+def notebook_path(source: Path) -> Path:
+    """Where the executed notebook of a source lies: beside the chapter's module of the same stem."""
+    return source.parent.parent / f"{source.stem}.ipynb"
+
+
+def fingerprint(source: Path) -> str:
+    """Hash what the notebook depends on: its source, the modules of its chapter that the source names, the drawings."""
+    text = source.read_text(encoding="utf-8")
+    modules = [m for m in sorted(source.parent.parent.glob("*.py")) if m.stem in text]
+    digest = hashlib.sha256(text.encode())
+    for path in [*modules, *(ROOT / s for s in SHARED)]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def execute(source: Path):
+    """Run a source in a fresh kernel, in its chapter's folder; return the notebook with its outputs.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    import jupytext
+    from nbclient import NotebookClient
+
+    notebook = jupytext.read(source, fmt="py:percent")
+    folder = source.parent.parent
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONHASHSEED": "0",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False
+    )
+    client.execute(env=env)
+    return notebook
+
+
+def settle(notebook, mark: str):
+    """Remove everything that differs between two runs: ids, counts of the kernel, versions."""
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{i:03d}"
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}
+        if cell.cell_type == "code":
+            merged = []
+            for output in cell.outputs:  # two writes may arrive as one message or as two
+                last = merged[-1] if merged else None
+                if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+                    last.text += output.text
+                else:
+                    merged.append(output)
+            cell.outputs = merged
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "fingerprint": mark,
+    }
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def build(source: Path) -> Path:
+    """Execute one source and write its notebook."""
+    import nbformat
+
+    notebook = settle(execute(source), fingerprint(source))
+    target = notebook_path(source)
+    nbformat.validate(notebook)
+    target.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    return target
+
+
+def stale(source: Path) -> str:
+    """Say why a notebook does not match its source, or return an empty string."""
+    import json
+
+    target = notebook_path(source)
+    if not target.exists():
+        return f"{target.relative_to(ROOT)} is missing; run: make notebooks"
+    found = json.loads(target.read_text(encoding="utf-8"))["metadata"].get("fingerprint")
+    if found != fingerprint(source):
+        return f"{target.relative_to(ROOT)} is older than what it shows; run: python -m utils.notebooks build {source.stem}"
+    return ""
+
+
+def main(arguments: list[str]) -> int:
+    """Run `build` or `check`; the exit code counts the failures."""
+    if not arguments or arguments[0] not in ("build", "check"):
+        print(__doc__)
+        return 2
+    sources, failures = find_sources(arguments[1:]), 0
+    for i, source in enumerate(sources, 1):
+        if arguments[0] == "build":
+            print(f"[{i}/{len(sources)}] {build(source).relative_to(ROOT)}", flush=True)
+        elif reason := stale(source):
+            failures += 1
+            print(reason)
+    return min(failures, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
