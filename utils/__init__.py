@@ -1,1 +1,1 @@
-"""For tests and notebooks: gradient checks, whiteboard drawings, notebook building, the bug zoo, the exercise grader."""
+"""For tests and notebooks: gradient checks, drawings, notebook building, the bug zoo, the exercise grader."""

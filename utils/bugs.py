@@ -63,7 +63,9 @@ def load_bugs(root: Path = ROOT) -> list[Bug]:
             bug = Bug(folder=folder.relative_to(root).as_posix(), **entry)
             count = (folder / bug.file).read_text(encoding="utf-8").count(bug.find)
             if count != 1:
-                raise ValueError(f"{path}: '{bug.name}': {bug.file} has {count} places like {bug.find!r}; make it exactly 1")
+                raise ValueError(
+                    f"{path}: '{bug.name}': {bug.file} has {count} places like {bug.find!r}; make it exactly 1"
+                )
             for test in bug.tests:
                 if not (folder / test.split("::")[0]).exists():
                     raise ValueError(f"{path}: '{bug.name}': no test file {test}")
@@ -90,7 +92,12 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *bug.tests]
         environment = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         run = subprocess.run(
-            command, cwd=copy / bug.folder, env={**_environment(), **environment}, capture_output=True, text=True, timeout=300
+            command,
+            cwd=copy / bug.folder,
+            env={**_environment(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
     if run.returncode == 0:
         return ""

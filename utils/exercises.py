@@ -57,11 +57,15 @@ def main(arguments: list[str]) -> int:
     chapters = sorted(ROOT.glob(f"{number}_*/exercises.py")) if number else []
     if len(chapters) != 1:
         have = sorted(p.parent.name[:2] for p in ROOT.glob("0[1-6]_*/exercises.py"))
-        print(f"no exercises for chapter {number!r}; choose one of {', '.join(have)}: make check CH={have[0] if have else '01'}")
+        print(
+            f"no exercises for chapter {number!r}; choose one of {', '.join(have)}: make check CH={have[0] if have else '01'}"
+        )
         return 2
     verdicts = grade(chapters[0].parent, solved="--solved" in arguments)
     for exercise, verdict in verdicts:
-        print(f"  {'right ' if not verdict else 'not yet'}  {exercise}" + (f"\n           {verdict}" if verdict else ""))
+        print(
+            f"  {'right ' if not verdict else 'not yet'}  {exercise}" + (f"\n           {verdict}" if verdict else "")
+        )
     right = sum(not v for _, v in verdicts)
     print(f"{chapters[0].parent.name}: {right} of {len(verdicts)} right")
     return int(right < len(verdicts))
