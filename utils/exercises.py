@@ -3,9 +3,9 @@
     make check CH=02                       your answers in 02_latent_attention/exercises.py
     python -m utils.exercises 02 --solved  the chapter's own answers, which must pass
 
-A chapter has `exercises.py` (functions to fill in: docstring, shapes, equation, three hints), `exercises_solved.py` (the
-same names, answered) and `exercise_checks.py` with one `check_NAME(answer)` for each, which raises AssertionError with a
-sentence that says what is wrong with the answer, not only that it is wrong.
+A chapter has `exercises.py` (functions to fill in: docstring, shapes, equation, three hints), `exercises_solved.py`
+(the same names, answered) and `exercise_checks.py` with one `check_NAME(answer)` for each, which raises AssertionError
+with a sentence that says what is wrong with the answer, not only that it is wrong.
 """
 
 import importlib.util
@@ -57,9 +57,7 @@ def main(arguments: list[str]) -> int:
     chapters = sorted(ROOT.glob(f"{number}_*/exercises.py")) if number else []
     if len(chapters) != 1:
         have = sorted(p.parent.name[:2] for p in ROOT.glob("0[1-6]_*/exercises.py"))
-        print(
-            f"no exercises for chapter {number!r}; choose one of {', '.join(have)}: make check CH={have[0] if have else '01'}"
-        )
+        print(f"no exercises for chapter {number!r}; choose one of {', '.join(have)}, as in: make check CH=01")
         return 2
     verdicts = grade(chapters[0].parent, solved="--solved" in arguments)
     for exercise, verdict in verdicts:

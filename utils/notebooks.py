@@ -1,10 +1,11 @@
 """Build the committed notebooks from their py:percent sources, the same bytes on every run.
 
-    python -m utils.notebooks build [STEM ...]     execute and write  CHAPTER/STEM.ipynb  from  CHAPTER/notebooks/STEM.py
-    python -m utils.notebooks check [STEM ...]     fail when a notebook is older than what it shows
+    python -m utils.notebooks build [STEM ...]   execute CHAPTER/notebooks/STEM.py and write CHAPTER/STEM.ipynb
+    python -m utils.notebooks check [STEM ...]   fail when a notebook is older than what it shows
 
-Byte-stable: cell ids are numbered, no timestamps, no kernel chatter. A fingerprint in the metadata (source, the chapter's
-modules that it may import, the drawing code) says whether a notebook is stale, without comparing pictures across machines.
+Byte-stable: cell ids are numbered, no timestamps, no kernel chatter. A fingerprint in the metadata (source, the
+chapter's modules that it names, the drawing code) says whether a notebook is stale, without comparing pictures across
+machines.
 """
 
 import hashlib
@@ -114,7 +115,7 @@ def stale(source: Path) -> str:
         return f"{target.relative_to(ROOT)} is missing; run: make notebooks"
     found = json.loads(target.read_text(encoding="utf-8"))["metadata"].get("fingerprint")
     if found != fingerprint(source):
-        return f"{target.relative_to(ROOT)} is older than what it shows; run: python -m utils.notebooks build {source.stem}"
+        return f"{target.relative_to(ROOT)} is older than what it shows; run: make notebooks"
     return ""
 
 
