@@ -1,0 +1,327 @@
+"""The configuration of a model: the keys of the released config.json, checked.
+
+    ModelConfig.preset("nano")              a named shape (the TOML files in presets/)
+    ModelConfig.from_json("config.json")    a released file, also as Transformers 5 writes it
+    config.replace(num_hidden_layers=4)     a changed copy, checked again
+
+Source: deepseek-ai/DeepSeek-V3 config.json; arXiv:2412.19437, section 4.2.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PRESETS = Path(__file__).with_name("presets")
+
+# Keys of real config.json files that change no number that the model computes.
+IGNORED_KEYS = frozenset(
+    """
+    architectures auto_map transformers_version use_cache pretraining_tp ep_size output_router_logits head_dim
+    qk_head_dim return_dict output_hidden_states output_attentions is_encoder_decoder chunk_size_feed_forward id2label
+    label2id problem_type _name_or_path num_local_experts aux_loss_alpha seq_aux cls_token_id sep_token_id
+    tokenizer_class
+    """.split()  # noqa: SIM905
+)
+# Keys that we accept at one value only: anything else would be another model.
+FIXED_KEYS: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "attention_dropout": (0, 0.0, None),
+    "rope_interleave": (True, None),
+    "moe_layer_freq": (1, None),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message names the key, the value and the mend."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A DeepSeek-V3 (or V2) model, by the keys of its config.json; sizes are in elements."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None = None
+    moe_intermediate_size: int = 0
+    n_routed_experts: int | None = None
+    n_shared_experts: int | None = 1
+    num_experts_per_tok: int = 1
+    first_k_dense_replace: int = 0
+    n_group: int = 1
+    topk_group: int = 1
+    scoring_func: str = "sigmoid"
+    topk_method: str = "noaux_tc"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    num_nextn_predict_layers: int = 0
+    max_position_embeddings: int = 4096
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 1
+    pad_token_id: int | None = 2
+    model_type: str = "deepseek_v3"
+    torch_dtype: str = "float32"
+    quantization_config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Joint query-key width per head: content and rotary."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def cache_width(self) -> int:
+        """Values that the cache holds per token and layer."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def is_moe_layer(self, index: int) -> bool:
+        """Whether layer `index` has routed experts; the layers past `num_hidden_layers` are the MTP layers."""
+        return self.n_routed_experts is not None and index >= self.first_k_dense_replace
+
+    @classmethod
+    def preset(cls, name: str) -> "ModelConfig":
+        """Load a named shape from presets/.
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
+        path = PRESETS / f"{name}.toml"
+        if path.parent != PRESETS or not path.exists():
+            known = preset_names()
+            raise ConfigError(f"unknown preset {name!r}{suggest(name, known)}; there are: {', '.join(known)}")
+        return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "ModelConfig":
+        """Read a released config.json.
+
+        Raises:
+            ConfigError: not JSON, not an object, or a model that this package does not build.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path} is not JSON ({error}); give the config.json of a DeepSeek-V3 model") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Build from the keys of a config.json, with `rope_parameters`, `dtype` and `num_mtp_layers` read as their
+        older names."""
+        values = rename_transformers_5(dict(values))
+        model_type = values.get("model_type", "deepseek_v3")
+        if model_type not in ("deepseek_v3", "deepseek_v2"):
+            raise ConfigError(
+                f"model_type={model_type!r} is another architecture; this package builds deepseek_v3 and _v2"
+            )
+        for key, allowed in FIXED_KEYS.items():
+            if key in values and values.pop(key) not in allowed:
+                raise ConfigError(f"{key} must be {allowed[0]!r} here; the released models have no other")
+        values = {k: v for k, v in values.items() if k not in IGNORED_KEYS}
+        heads = values.pop("num_key_value_heads", None)
+        if heads not in (None, values.get("num_attention_heads")):
+            raise ConfigError(
+                f"num_key_value_heads={heads} must equal num_attention_heads: the latent serves every head"
+            )
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in fields:
+                raise ConfigError(f"unknown key {key!r}{suggest(key, list(fields))}")
+        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise ConfigError(f"missing keys: {', '.join(missing)}")
+        if model_type == "deepseek_v2" and "topk_method" not in values:
+            values.setdefault("scoring_func", "softmax")
+            values["topk_method"] = "greedy"
+        return cls(**{k: v for k, v in values.items() if v is not None or "None" in str(fields[k].type)})
+
+    def replace(self, **changes: Any) -> "ModelConfig":
+        """Return a changed copy, checked again.
+
+        Raises:
+            ConfigError: an unknown key, or a value that cannot work.
+        """
+        fields = [f.name for f in dataclasses.fields(self)]
+        for key in changes:
+            if key not in fields:
+                raise ConfigError(f"unknown key {key!r}{suggest(key, fields)}")
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the released form: what `transformers` and the serving engines read."""
+        v3 = self.model_type == "deepseek_v3"
+        values = {
+            "architectures": ["DeepseekV3ForCausalLM" if v3 else "DeepseekV2ForCausalLM"],
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "moe_layer_freq": 1,
+            "num_key_value_heads": self.num_attention_heads,
+            **dataclasses.asdict(self),
+        }
+        if self.quantization_config is None:
+            del values["quantization_config"]
+        return dict(sorted(values.items()))
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the released config.json."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def preset_names() -> list[str]:
+    """List the presets, smallest first."""
+    order = ["demo", "nano", "small", "v2-lite-16b", "v3-671b"]
+    found = [p.stem for p in PRESETS.glob("*.toml")]
+    return sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """Return ' (did you mean X?)' when a known word is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def rename_transformers_5(values: dict[str, Any]) -> dict[str, Any]:
+    """Give the keys of Transformers 5 their released names; `rope_parameters` holds theta and scaling together."""
+    if "dtype" in values:
+        values.setdefault("torch_dtype", values.pop("dtype"))
+    if "num_mtp_layers" in values:
+        values.setdefault("num_nextn_predict_layers", values.pop("num_mtp_layers"))
+    rope = values.pop("rope_parameters", None)
+    if rope is not None:
+        if not isinstance(rope, dict):
+            raise ConfigError(f"rope_parameters={rope!r} must be an object with rope_theta and rope_type")
+        rope = dict(rope)
+        values["rope_theta"] = rope.pop("rope_theta", values.get("rope_theta", 10000.0))
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        values["rope_scaling"] = None if kind == "default" else rope
+    scaling = values.get("rope_scaling")
+    if isinstance(scaling, dict):
+        scaling = dict(scaling)
+        kind = scaling.pop("rope_type", None)
+        scaling.setdefault("type", kind)
+        values["rope_scaling"] = scaling
+    return values
+
+
+def check_config(c: ModelConfig) -> None:
+    """Refuse what cannot work, naming key, value and mend."""
+    _check_types(c)
+    sizes = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads kv_lora_rank qk_nope_head_dim"
+    )
+    for key in [*sizes.split(), "qk_rope_head_dim", "v_head_dim", "max_position_embeddings"]:
+        if getattr(c, key) < 1:
+            raise ConfigError(f"{key}={getattr(c, key)} must be at least 1")
+    if c.qk_rope_head_dim % 2:
+        raise ConfigError(f"qk_rope_head_dim={c.qk_rope_head_dim} must be even: dimensions turn in pairs")
+    if c.q_lora_rank is not None and c.q_lora_rank < 1:
+        raise ConfigError(f"q_lora_rank={c.q_lora_rank} must be at least 1, or null for a plain q_proj")
+    if c.first_k_dense_replace < 0:
+        raise ConfigError(f"first_k_dense_replace={c.first_k_dense_replace} must be at least 0")
+    if c.num_nextn_predict_layers < 0:
+        raise ConfigError(f"num_nextn_predict_layers={c.num_nextn_predict_layers} must be at least 0")
+    for key in ("rms_norm_eps", "rope_theta", "initializer_range", "routed_scaling_factor"):
+        if not (getattr(c, key) > 0 and math.isfinite(getattr(c, key))):
+            raise ConfigError(f"{key}={getattr(c, key)} must be a positive number")
+    if c.torch_dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise ConfigError(f"torch_dtype={c.torch_dtype!r} must be float32, bfloat16, float16 or float64")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(c, key)
+        if value is not None and not 0 <= value < c.vocab_size:
+            raise ConfigError(
+                f"{key}={value} is not a token of vocab_size={c.vocab_size}; set it to null or enlarge the vocabulary"
+            )
+    _check_rope_scaling(c)
+    if c.n_routed_experts is not None:
+        _check_experts(c)
+
+
+def _check_types(c: ModelConfig) -> None:
+    for f in dataclasses.fields(c):
+        value, kind = getattr(c, f.name), str(f.type)
+        if value is None and "None" in kind:
+            continue
+        wanted = {"int": int, "floa": (int, float), "str": str, "bool": bool, "dict": dict}
+        expected = next(t for name, t in wanted.items() if kind.replace("<class '", "").startswith(name))
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            raise ConfigError(f"{f.name}={value!r} must be of type {kind}")
+
+
+def _check_rope_scaling(c: ModelConfig) -> None:
+    scaling = c.rope_scaling
+    if scaling is None:
+        return
+    kind = scaling.get("type", scaling.get("rope_type"))
+    if kind != "yarn":
+        raise ConfigError(f"rope_scaling.type={kind!r} must be 'yarn', as released, or rope_scaling null")
+    for key in ("factor", "original_max_position_embeddings"):
+        value = scaling.get(key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"rope_scaling.{key}={value!r} must be a number of at least 1")
+    fast, slow = scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)
+    if not fast > slow > 0:
+        raise ConfigError(
+            f"rope_scaling.beta_fast={fast} must exceed beta_slow={slow} > 0 (rotations over the trained length)"
+        )
+
+
+def _check_experts(c: ModelConfig) -> None:
+    assert c.n_routed_experts is not None
+    for key in ("n_routed_experts", "moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group"):
+        if getattr(c, key) is None or getattr(c, key) < 1:
+            raise ConfigError(f"{key}={getattr(c, key)} must be at least 1 in a model with routed experts")
+    if c.n_routed_experts % c.n_group:
+        raise ConfigError(
+            f"n_group={c.n_group} does not divide n_routed_experts={c.n_routed_experts}; groups must be of equal size"
+        )
+    per_group = c.n_routed_experts // c.n_group
+    if c.topk_group > c.n_group:
+        raise ConfigError(f"topk_group={c.topk_group} must be at most n_group={c.n_group}")
+    if c.num_experts_per_tok > c.topk_group * per_group:
+        raise ConfigError(
+            f"num_experts_per_tok={c.num_experts_per_tok} exceeds the {c.topk_group * per_group} experts in "
+            f"topk_group={c.topk_group} groups of {per_group}; keep more groups or activate fewer experts"
+        )
+    methods = {"sigmoid": ("noaux_tc",), "softmax": ("greedy", "group_limited_greedy")}
+    if c.scoring_func not in methods:
+        raise ConfigError(f"scoring_func={c.scoring_func!r} must be 'sigmoid' (V3) or 'softmax' (V2)")
+    if c.topk_method not in methods[c.scoring_func]:
+        raise ConfigError(
+            f"topk_method={c.topk_method!r} does not go with {c.scoring_func!r}: choose {methods[c.scoring_func]}"
+        )
+    if c.topk_method == "noaux_tc" and c.n_group > 1 and per_group < 2:
+        raise ConfigError(
+            f"n_group={c.n_group} leaves {per_group} expert a group; a group's score is the sum of its best two"
+        )
+    if c.n_shared_experts is not None and c.n_shared_experts < 0:
+        raise ConfigError(f"n_shared_experts={c.n_shared_experts} must be at least 0")

@@ -1,0 +1,121 @@
+"""Multi-head latent attention, in its two equal forms.
+
+    latent = RMSNorm(W_DKV h)          key, value = W_UK latent, W_UV latent         (per head)
+    score  = (q_content . key + rotate(q_rope) . rotate(W_KR h)) * scale             one rope key, shared by all heads
+
+Expanded, for training and prefill: keys and values of every head are made from the latent. Absorbed, for decoding: W_UK
+moves to the query and W_UV to the output, so that all heads attend to the cached latent itself.
+
+    q . (W_UK latent) = (W_UK^T q) . latent
+
+Letters: B batch, S queries, T keys, D width, H heads, K content, R rotary, U value, C latent, Q query latent.
+Source: arXiv:2412.19437, Eqs. (1) to (11); arXiv:2405.04434, section 2.1.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
+from deepseek_v3.model.rope import Rotation, rotate_pairs, softmax_scale
+
+ABSORB_UP_TO = 16  # new tokens per row; beyond, expanding the latent once costs less than wide scores
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """One attention layer with the released projections."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.scale = config.num_attention_heads, softmax_scale(config)
+        self.content_width, self.rope_width = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.value_width, self.latent_width = config.v_head_dim, config.kv_lora_rank
+        width, query_width = config.hidden_size, self.heads * config.qk_head_dim
+        self.low_rank_query = config.q_lora_rank is not None
+        if config.q_lora_rank is not None:
+            self.q_a_proj = nn.Linear(width, config.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, query_width, bias=False)
+        else:  # V2-Lite
+            self.q_proj = nn.Linear(width, query_width, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(width, config.cache_width, bias=False)
+        self.kv_a_layernorm = RMSNorm(self.latent_width, LATENT_NORM_EPS)
+        self.kv_b_proj = nn.Linear(self.latent_width, self.heads * (self.content_width + self.value_width), bias=False)
+        self.o_proj = nn.Linear(self.heads * self.value_width, width, bias=False)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rotation: Rotation,
+        cache: LatentCache | None = None,
+        layer: int = 0,
+        mask_ST: Tensor | None = None,
+    ) -> Tensor:
+        """Attend causally, to the given tokens alone or also to those in the cache.
+
+        Args:
+            rotation: of the positions of x_BSD.
+            cache: gets the new latents under `layer`.
+            mask_ST: bool, True where a query may look: [S, T] or [B, 1, S, T]; only needed with a cache.
+        """
+        q_content_BSHK, q_rope_BSHR = self.make_queries(x_BSD, rotation)
+        latent_BSW = self.make_latent(x_BSD, rotation)
+        if cache is None:
+            out_BSHU = self.attend_expanded(q_content_BSHK, q_rope_BSHR, latent_BSW, None)
+        else:
+            latent_BTW = cache.append(layer, latent_BSW.to(cache.latent_LBTW.dtype)).to(x_BSD.dtype)
+            attend = self.attend_absorbed if x_BSD.shape[1] <= ABSORB_UP_TO else self.attend_expanded
+            out_BSHU = attend(q_content_BSHK, q_rope_BSHR, latent_BTW, mask_ST)
+        return self.o_proj(out_BSHU.flatten(2))
+
+    def make_queries(self, x_BSD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Project to content and rotated rope queries of every head."""
+        if self.low_rank_query:
+            q_BSE = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
+        else:
+            q_BSE = self.q_proj(x_BSD)
+        content_BSHK, rope_BSHR = q_BSE.unflatten(-1, (self.heads, -1)).split([self.content_width, self.rope_width], -1)
+        return content_BSHK, rotate_pairs(rope_BSHR, rotation)
+
+    def make_latent(self, x_BSD: Tensor, rotation: Rotation) -> Tensor:
+        """Project to what the cache holds: the normed latent, and the one rotated key beside it (not normed)."""
+        latent_BSC, key_BSR = self.kv_a_proj_with_mqa(x_BSD).split([self.latent_width, self.rope_width], -1)
+        key_BSR = rotate_pairs(key_BSR.unsqueeze(-2), rotation).squeeze(-2)
+        return torch.cat((self.kv_a_layernorm(latent_BSC), key_BSR), -1)
+
+    def attend_expanded(
+        self, q_content_BSHK: Tensor, q_rope_BSHR: Tensor, latent_BTW: Tensor, mask_ST: Tensor | None
+    ) -> Tensor:
+        """Make keys and values of every head from the latent, then attend as in MHA; without a mask, causally."""
+        latent_BTC, rope_BTR = latent_BTW.split([self.latent_width, self.rope_width], -1)
+        key_value_BTHE = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1))
+        k_content_BTHK, value_BTHU = key_value_BTHE.split([self.content_width, self.value_width], -1)
+        rope_BTHR = rope_BTR.unsqueeze(2).expand(-1, -1, self.heads, -1)
+        query_BHSK = torch.cat((q_content_BSHK, q_rope_BSHR), -1).transpose(1, 2)
+        key_BHTK = torch.cat((k_content_BTHK, rope_BTHR), -1).transpose(1, 2)
+        # PyTorch's fused attention wants one width; zeros in the value's last columns change nothing and are cut off.
+        padding = self.content_width + self.rope_width - self.value_width
+        value_BHTU = F.pad(value_BTHU, (0, max(padding, 0))).transpose(1, 2)
+        out_BHSU = F.scaled_dot_product_attention(
+            query_BHSK, key_BHTK, value_BHTU, attn_mask=mask_ST, is_causal=mask_ST is None, scale=self.scale
+        )
+        return out_BHSU.transpose(1, 2)[..., : self.value_width]
+
+    def attend_absorbed(
+        self, q_content_BSHK: Tensor, q_rope_BSHR: Tensor, latent_BTW: Tensor, mask_ST: Tensor | None
+    ) -> Tensor:
+        """Attend to the latent itself, all heads as one (MQA); scores and softmax in FP32."""
+        up_HEC = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
+        up_key_HKC, up_value_HUC = up_HEC.split([self.content_width, self.value_width], 1)
+        q_latent_BSHC = torch.einsum("bshk,hkc->bshc", q_content_BSHK, up_key_HKC)
+        query_BHSW = torch.cat((q_latent_BSHC, q_rope_BSHR), -1).transpose(1, 2)
+        score_BHST = query_BHSW @ latent_BTW.mT.unsqueeze(1) * self.scale
+        if mask_ST is not None:
+            score_BHST = score_BHST.masked_fill(~mask_ST, float("-inf"))
+        weight_BHST = score_BHST.softmax(-1, dtype=torch.promote_types(score_BHST.dtype, torch.float32)).to(
+            latent_BTW.dtype
+        )
+        context_BHSC = weight_BHST @ latent_BTW[..., : self.latent_width].unsqueeze(1)
+        return torch.einsum("bhsc,huc->bshu", context_BHSC, up_value_HUC)

@@ -1,0 +1,47 @@
+"""The pre-norm block: x += attention(norm(x)), then x += feed_forward(norm(x)).
+
+Source: arXiv:2412.19437, Figure 2.
+"""
+
+from torch import Tensor, nn
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.attention import MultiHeadLatentAttention
+from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.mlp import SwiGLU
+from deepseek_v3.model.moe import MixtureOfExperts
+from deepseek_v3.model.norm import RMSNorm
+from deepseek_v3.model.rope import Rotation
+from deepseek_v3.model.router import RoutingRecord
+
+
+class Block(nn.Module):
+    """One layer; dense or with experts, as the config says for its index."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = MultiHeadLatentAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: nn.Module = (
+            MixtureOfExperts(config)
+            if config.is_moe_layer(index)
+            else SwiGLU(config.hidden_size, config.intermediate_size)
+        )
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rotation: Rotation,
+        *,
+        cache: LatentCache | None = None,
+        layer: int = 0,
+        mask_ST: Tensor | None = None,
+        record: RoutingRecord | None = None,
+    ) -> Tensor:
+        """Apply attention and feed-forward, each on the normed input, added to the residual stream."""
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotation, cache, layer, mask_ST)
+        normed_BSD = self.post_attention_layernorm(x_BSD)
+        if isinstance(self.mlp, MixtureOfExperts):
+            return x_BSD + self.mlp(normed_BSD, record)
+        return x_BSD + self.mlp(normed_BSD)

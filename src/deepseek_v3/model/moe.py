@@ -1,0 +1,58 @@
+"""The mixture of experts: sort the tokens by expert, one grouped product, put them back. No token is dropped.
+
+    y = sum_{i chosen} w_i expert_i(x) + shared(x)
+
+Letters: N tokens, D width, E experts, A experts per token, F hidden width, M = N * A rows sorted by expert.
+Source: arXiv:2412.19437, Eq. (12); arXiv:2401.06066.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.grouped import combine_rows, dispatch_rows, grouped_linear, sort_by_expert
+from deepseek_v3.model.mlp import SwiGLU
+from deepseek_v3.model.router import Router, RoutingRecord, sequence_balance_loss
+
+
+class Experts(nn.Module):
+    """The routed experts, stacked: gate_up_proj [E, 2F, D] (gate above up), down_proj [E, D, F]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.n_routed_experts is not None
+        experts, width, hidden = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
+
+    def forward(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
+        """Send every token through its experts and add them up by weight."""
+        plan = sort_by_expert(index_NA, self.gate_up_proj.shape[0])
+        gate_MF, up_MF = grouped_linear(dispatch_rows(x_ND, plan), self.gate_up_proj, plan).chunk(2, -1)
+        expert_MD = grouped_linear(F.silu(gate_MF) * up_MF, self.down_proj, plan)
+        return combine_rows(expert_MD, weight_NA, plan)
+
+
+class MixtureOfExperts(nn.Module):
+    """The feed-forward half of an MoE layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = None
+        if config.n_shared_experts:
+            self.shared_experts = SwiGLU(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+
+    def forward(self, x_BSD: Tensor, record: RoutingRecord | None = None) -> Tensor:
+        """Apply routed and shared experts; tell the record, if there is one, where the tokens went."""
+        x_ND = x_BSD.flatten(0, 1)
+        weight_NA, index_NA, score_NE = self.gate(x_ND)
+        if record is not None:
+            per_token, experts = index_NA.shape[1], score_NE.shape[1]
+            record.counts.append(torch.bincount(index_NA.flatten(), minlength=experts))
+            record.choices.append(index_NA)
+            record.balance_losses.append(sequence_balance_loss(score_NE.unflatten(0, x_BSD.shape[:2]), per_token))
+        y_BSD = self.experts(x_ND, weight_NA, index_NA).view_as(x_BSD)
+        return y_BSD if self.shared_experts is None else y_BSD + self.shared_experts(x_BSD)

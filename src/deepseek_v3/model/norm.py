@@ -1,0 +1,28 @@
+"""RMSNorm, computed in FP32 and returned in the dtype of its input.
+
+    y = x / sqrt(mean(x^2) + eps) * weight
+
+Letters: D width.
+Source: arXiv:1910.07467; used before every sub-layer and on both latents, arXiv:2412.19437, section 2.1.1.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LATENT_NORM_EPS = 1e-6  # the released code takes its default for the two latent norms, whatever the config says
+
+
+class RMSNorm(nn.Module):
+    """Scale each row to unit root mean square, then by a learned weight per channel."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        if x_BSD.dtype in (torch.bfloat16, torch.float16):  # statistics in FP32, as released
+            return self.weight * F.rms_norm(x_BSD.float(), (x_BSD.shape[-1],), None, self.eps).to(x_BSD.dtype)
+        return F.rms_norm(x_BSD, (x_BSD.shape[-1],), self.weight, self.eps)

@@ -1,0 +1,103 @@
+"""The router: which experts a token goes to, and with what weight.
+
+    s = sigmoid(W x)      choose by  s + bias,  within the best groups      weight by  s  alone, normalised, then scaled
+
+The bias only picks experts: it has no gradient, and the weights never see it. V2's router (softmax, no bias, groups by
+their best expert, weights not normalised) is here too.
+
+Letters: N tokens, D width, E experts, G groups, A experts per token.
+Source: arXiv:2412.19437, Eqs. (12) to (20); arXiv:2405.04434, section 2.2.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepseek_v3.config import ModelConfig
+
+
+@dataclass
+class RoutingRecord:
+    """What the routers of one forward pass did, layer by layer, the MTP layers last.
+
+    Attributes:
+        counts: tokens sent to each expert, int64 [E], a tensor per MoE layer.
+        balance_losses: the sequence-wise balance loss of each MoE layer with alpha = 1, a scalar with gradient.
+        choices: expert indices [N, A] of each MoE layer.
+    """
+
+    counts: list[Tensor] = field(default_factory=list)
+    balance_losses: list[Tensor] = field(default_factory=list)
+    choices: list[Tensor] = field(default_factory=list)
+
+
+class Router(nn.Module):
+    """The gate of one MoE layer; parameters `weight` [E, D] and the FP32 buffer `e_score_correction_bias` [E]."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.n_routed_experts is not None
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.per_token, self.groups, self.kept_groups = config.num_experts_per_tok, config.n_group, config.topk_group
+        self.sigmoid, self.normalise = config.scoring_func == "sigmoid", config.norm_topk_prob
+        self.grouped = config.topk_method != "greedy" and config.n_group > 1
+        self.scaling = config.routed_scaling_factor
+        if self.sigmoid:
+            self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+
+    def _apply(self, fn, recurse=True):
+        """Keep the bias in FP32 (or FP64) when the model is cast: in BF16 its steps of 0.001 would vanish."""
+        bias = self._buffers.get("e_score_correction_bias")
+        super()._apply(fn, recurse)
+        if bias is not None:
+            moved = self._buffers["e_score_correction_bias"]
+            assert moved is not None
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                self._buffers["e_score_correction_bias"] = bias.to(moved.device)
+        return self
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route; returns weights [N, A] and scores [N, E] in FP32 (or FP64), and indices [N, A]."""
+        dtype = torch.promote_types(x_ND.dtype, torch.float32)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            logits_NE = F.linear(x_ND.to(dtype), self.weight.to(dtype))
+        score_NE = logits_NE.sigmoid() if self.sigmoid else logits_NE.softmax(-1)
+        index_NA = self.choose_experts(score_NE.detach())
+        weight_NA = score_NE.gather(1, index_NA)  # the raw score: the bias must not leak in here
+        if self.normalise:
+            weight_NA = weight_NA / (weight_NA.sum(-1, keepdim=True) + 1e-20)
+        return weight_NA * self.scaling, index_NA, score_NE
+
+    def choose_experts(self, score_NE: Tensor) -> Tensor:
+        """Pick the top A by biased score within the best groups; masked groups get -inf, which no score can lose to."""
+        biased_NE = score_NE + self.e_score_correction_bias if self.sigmoid else score_NE
+        if self.grouped:
+            member_NGM = biased_NE.unflatten(-1, (self.groups, -1))
+            group_NG = member_NGM.topk(2, -1).values.sum(-1) if self.sigmoid else member_NGM.amax(-1)
+            kept = group_NG.topk(self.kept_groups, -1, sorted=False).indices
+            masked_NG = torch.ones_like(group_NG, dtype=torch.bool).scatter_(1, kept, False)
+            biased_NE = member_NGM.masked_fill(masked_NG.unsqueeze(-1), float("-inf")).flatten(1)
+        return biased_NE.topk(self.per_token, -1, sorted=False).indices
+
+
+def sequence_balance_loss(score_BSE: Tensor, per_token: int) -> Tensor:
+    """Average over sequences of sum_i f_i P_i: alpha = 1, and 1 exactly when the routing is uniform.
+
+        f_i = E / (A T) * #{t : i in TopA(s_t)}        P_i = mean_t s_it / sum_j s_jt
+
+    f counts the raw scores' top A (no bias, no groups) and carries no gradient; P does.
+
+    Source: arXiv:2412.19437, Eqs. (17) to (20).
+    """
+    experts, length = score_BSE.shape[-1], score_BSE.shape[1]
+    top_BSA = score_BSE.detach().topk(per_token, -1, sorted=False).indices
+    count_BE = torch.zeros_like(score_BSE[:, 0]).scatter_add_(
+        1, top_BSA.flatten(1), score_BSE.new_ones(()).expand(top_BSA.flatten(1).shape)
+    )
+    frequency_BE = count_BE.detach() * (experts / (per_token * length))
+    probability_BE = (score_BSE / score_BSE.sum(-1, keepdim=True)).mean(1)
+    return (frequency_BE * probability_BE).sum(-1).mean()

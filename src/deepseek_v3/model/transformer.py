@@ -1,0 +1,133 @@
+"""DeepSeek-V3: embedding, blocks, final norm, head, and the multi-token prediction modules.
+
+    model = DeepseekV3(ModelConfig.preset("nano"))
+    logits = model(tokens)                         int64 [B, S] -> [B, S, V]; row i predicts token i + 1
+    logits, mtp_logits = model(tokens, mtp=True)   one [B, S, V] per depth k; row i predicts token i + 1 + k
+
+Letters: B batch, S positions, D width, V vocabulary.
+Source: arXiv:2412.19437, Figures 2 and 3.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.block import Block
+from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.moe import Experts
+from deepseek_v3.model.mtp import MultiTokenPredictor
+from deepseek_v3.model.norm import RMSNorm
+from deepseek_v3.model.rope import Rotation, rope_frequencies, rotation_at, rotation_magnitude
+from deepseek_v3.model.router import Router, RoutingRecord
+
+
+class DeepseekV3(nn.Module):
+    """The whole model; the MTP modules share its embedding and head."""
+
+    frequency_R: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.mtp = nn.ModuleList(
+            MultiTokenPredictor(config, config.num_hidden_layers + k) for k in range(config.num_nextn_predict_layers)
+        )
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.rope_magnitude = rotation_magnitude(config)
+        self.register_buffer("frequency_R", rope_frequencies(config), persistent=False)
+        self.initialise_weights()
+
+    @torch.no_grad()
+    def initialise_weights(self) -> None:
+        """Draw every matrix from N(0, initializer_range^2); norms stay 1, biases 0."""
+        std = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
+                module.weight.normal_(0, std)
+            elif isinstance(module, Experts):
+                module.gate_up_proj.normal_(0, std)
+                module.down_proj.normal_(0, std)
+
+    def _apply(self, fn, recurse=True):
+        """Keep the rope frequencies in FP64 when the model is cast: rounded, a long position is another angle."""
+        exact = self.frequency_R
+        super()._apply(fn, recurse)
+        if not self.frequency_R.is_meta:
+            source = rope_frequencies(self.config) if exact.is_meta else exact
+            self.frequency_R = source.to(self.frequency_R.device)
+        return self
+
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        *,
+        mtp: bool = False,
+        cache: LatentCache | None = None,
+        record: RoutingRecord | None = None,
+    ):
+        """Return logits [B, S, V], and with `mtp` also a list of logits, one per depth.
+
+        Args:
+            tokens_BS: int64, every one below vocab_size.
+            mtp: also predict further tokens. The last k rows of depth k have no input token yet: ignore them.
+            cache: attend to what it holds and append; without, attend within tokens_BS.
+            record: told which experts the tokens went to.
+        Raises:
+            ValueError: tokens that are not a matrix, or `mtp` with a cache (a decoder runs the modules itself).
+        """
+        if tokens_BS.dim() != 2 or tokens_BS.shape[1] == 0:
+            raise ValueError(f"tokens of shape {tuple(tokens_BS.shape)} must be [B, S] with S of at least 1")
+        if not mtp:
+            return self.lm_head(self.hidden_states(tokens_BS, cache=cache, record=record))
+        if cache is not None:
+            raise ValueError(
+                "mtp=True with a cache has no meaning: the next tokens are not known; call the modules in .mtp"
+            )
+        hidden_BSD = self.hidden_states(tokens_BS, record=record)
+        logits = self.lm_head(hidden_BSD)
+        return logits, [self.lm_head(h) for h in self.mtp_hidden_states(tokens_BS, hidden_BSD, record)]
+
+    def hidden_states(
+        self, tokens_BS: Tensor, *, cache: LatentCache | None = None, record: RoutingRecord | None = None
+    ) -> Tensor:
+        """Return the final-normed hidden states [B, S, D]: what the head reads, and the first MTP module."""
+        rotation, mask_ST = self.place_tokens(tokens_BS.shape[1], cache)
+        x_BSD = self.embed_tokens(tokens_BS)
+        for i, layer in enumerate(self.layers):
+            x_BSD = layer(x_BSD, rotation, cache=cache, layer=i, mask_ST=mask_ST, record=record)
+        if cache is not None:
+            cache.advance(tokens_BS.shape[1])
+        return self.norm(x_BSD)
+
+    def mtp_hidden_states(
+        self, tokens_BS: Tensor, hidden_BSD: Tensor, record: RoutingRecord | None = None
+    ) -> list[Tensor]:
+        """Run the chain of MTP modules over whole sequences; depth k reads token i + k in row i.
+
+        Rows whose token lies beyond the sequence read token 0 instead: they predict nothing and a loss must mask them.
+        """
+        rotation, _ = self.place_tokens(tokens_BS.shape[1], None)
+        hiddens, ahead_BS = [], tokens_BS
+        for module in self.mtp:
+            ahead_BS = nn.functional.pad(ahead_BS[:, 1:], (0, 1))
+            hidden_BSD = module(hidden_BSD, self.embed_tokens(ahead_BS), rotation, record=record)
+            hiddens.append(hidden_BSD)
+        return hiddens
+
+    def place_tokens(self, count: int, cache: LatentCache | None) -> tuple[Rotation, Tensor | None]:
+        """Rotation of the next `count` positions, and with a cache which slots each query may see (bool)."""
+        if cache is None:
+            positions = torch.arange(count, device=self.frequency_R.device)
+            return rotation_at(positions, self.frequency_R, self.rope_magnitude), None
+        positions = cache.positions(count)
+        rotation = rotation_at(positions, self.frequency_R, self.rope_magnitude)
+        if count == 1 and positions.dim() == 1:
+            return rotation, None  # one query that sees every slot
+        slot_T = torch.arange(max(cache.lengths) + count, device=positions.device)
+        mask = slot_T <= positions[..., None]
+        return rotation, mask if mask.dim() == 2 else mask.unsqueeze(1)
