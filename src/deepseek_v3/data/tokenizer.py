@@ -1,0 +1,218 @@
+"""Byte-level BPE with the released pre-tokenizer rules and special tokens.
+
+    tokenizer = Tokenizer.train(texts, vocab_size=4096)       or Tokenizer.from_file("tokenizer.json")
+    tokenizer.decode(tokenizer.encode("café")) == "café"      any text comes back, byte by byte
+    stream = tokenizer.stream(); stream.push(id)              text as it becomes whole characters
+
+Text never turns into a special token by accident: `encode` reads `<｜User｜>` as plain characters unless told otherwise.
+
+Source: arXiv:2412.19437, section 4.1; tokenizer.json of the released checkpoint.
+"""
+
+import codecs
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+FIM_HOLE, FIM_BEGIN, FIM_END = "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"
+USER, ASSISTANT, THINK, THINK_END = "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"
+SPECIAL_TOKENS = (BOS, EOS, PAD, FIM_HOLE, FIM_BEGIN, FIM_END, USER, ASSISTANT, THINK, THINK_END)
+SMALLEST_VOCAB = 256 + len(SPECIAL_TOKENS)
+
+# Numbers in threes; runs of Chinese and Japanese; then punctuation with a word, words with the space before them,
+# punctuation with the line ends after it (the combined tokens of section 4.1), line ends, spaces.
+RELEASED_SPLITS = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be made or read; the message names the mend."""
+
+
+class Tokenizer:
+    """Text to token ids and back; a thin layer over the `tokenizers` library that knows the released special tokens."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wrap a backend.
+
+        Raises:
+            TokenizerError: it is not byte-level, so text would not come back unchanged.
+        """
+        description = json.loads(backend.to_str())
+        if "ByteLevel" not in json.dumps(description.get("decoder")):
+            raise TokenizerError("the tokenizer is not byte-level BPE; give a tokenizer.json of the DeepSeek-V3 kind")
+        self._backend = backend
+        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._plain.encode_special_tokens = True  # type: ignore[attr-defined]  # special tokens in text stay plain text
+        self._special = {t["id"]: t["content"] for t in description.get("added_tokens", []) if t.get("special")}
+        self._added = {t["id"]: t["content"] for t in description.get("added_tokens", [])}
+        self._bytes: list[bytes] | None = None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn the merges from texts.
+
+        Args:
+            texts: read once.
+            vocab_size: special tokens (ids 0 to 9) and the 256 bytes included.
+        Raises:
+            TokenizerError: no room for the bytes.
+        """
+        if vocab_size < SMALLEST_VOCAB:
+            raise TokenizerError(
+                f"vocab_size={vocab_size} is under {SMALLEST_VOCAB} (256 bytes and {len(SPECIAL_TOKENS)} special tokens)"
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in RELEASED_SPLITS]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Read a tokenizer.json, or the one in a folder.
+
+        Raises:
+            TokenizerError: missing or not a tokenizer.
+        """
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise TokenizerError(f"there is no {path}; give a tokenizer.json or a folder that holds one")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception
+            raise TokenizerError(f"{path} is not a tokenizer.json ({str(error)[:80]})") from None
+        return cls(backend)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and the tokenizer_config.json that `transformers` reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        settings = {
+            "add_bos_token": False,
+            "bos_token": BOS,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        }
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a text; special tokens written in it count as such only with `special=True`."""
+        return (self._backend if special else self._plain).encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Return the text of ids; bytes that form no character become U+FFFD."""
+        kept = (i for i in ids if not (skip_special and int(i) in self._special))
+        return b"".join(self.token_bytes(int(i)) for i in kept).decode("utf-8", errors="replace")
+
+    def stream(self) -> "StreamDecoder":
+        """Return a decoder for ids that arrive one by one."""
+        return StreamDecoder(self)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token stands for; of a special token, its name."""
+        if self._bytes is None:
+            self._bytes = self._all_bytes()
+        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
+
+    def byte_lengths(self, vocab_size: int | None = None) -> list[int]:
+        """Return how many bytes of text each token stands for: 0 for special tokens and for spare ids."""
+        sizes = [0 if t in self._special else len(self.token_bytes(t)) for t in range(self.vocab_size)]
+        return (sizes + [0] * max(0, (vocab_size or 0) - len(sizes)))[: vocab_size or None]
+
+    def token_id(self, name: str) -> int | None:
+        """Return the id of a token by its name, or None."""
+        return self._backend.token_to_id(name)
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is a control token rather than text."""
+        return int(token) in self._special
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def bos_id(self) -> int:
+        """The token that opens a document."""
+        return self._required(BOS)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that closes a document; never the padding (the model would not learn to stop)."""
+        return self._required(EOS)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills a batch."""
+        return self._required(PAD)
+
+    @property
+    def fim_ids(self) -> tuple[int, int, int]:
+        """Ids of fill-in-the-middle: begin, hole, end."""
+        return self._required(FIM_BEGIN), self._required(FIM_HOLE), self._required(FIM_END)
+
+    def _required(self, name: str) -> int:
+        token = self.token_id(name)
+        if token is None:
+            raise TokenizerError(f"the tokenizer has no {name}; train one here, or give the released tokenizer.json")
+        return token
+
+    def _all_bytes(self) -> list[bytes]:
+        byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        table = [b""] * (max(vocab.values()) + 1)
+        for word, token in vocab.items():
+            if token in self._added:
+                table[token] = self._added[token].encode()
+            else:
+                table[token] = bytes(byte_of[c] for c in word if c in byte_of)
+        return table
+
+
+class StreamDecoder:
+    """Ids in, whole characters out: a character whose bytes are still missing waits."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Return the text that this token completes; control tokens give none."""
+        if self._tokenizer.is_special(token):
+            return ""
+        return self._decoder.decode(self._tokenizer.token_bytes(int(token)))
+
+    def finish(self) -> str:
+        """Return what was left, as U+FFFD if it is no whole character."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _byte_characters() -> Sequence[str]:
+    """Return the printable character that byte-level BPE writes for each byte 0..255."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(shown)]
+    return [chr(byte) if byte in set(shown) else chr(0x100 + hidden.index(byte)) for byte in range(256)]
