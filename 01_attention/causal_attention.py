@@ -45,9 +45,8 @@ def attend_masked_forward(
     blind = np.flatnonzero(~mask_ST.any(axis=-1))
     if blind.size:
         raise ValueError(f"query {blind[0]} may look at no key; let it see at least its own, or drop its row")
-    score_ST = np.where(
-        mask_ST, score_keys(query_SK, key_TK), -np.inf
-    )  # before the softmax: after it, rows sum below one
+    # before the softmax: a share set to zero after it would leave the others summing to less than one
+    score_ST = np.where(mask_ST, score_keys(query_SK, key_TK), -np.inf)
     return mix_values(share_attention(score_ST), query_SK, key_TK, value_TU)
 
 

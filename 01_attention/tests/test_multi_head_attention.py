@@ -77,7 +77,7 @@ def test_a_changed_token_changes_nothing_before_it(rng):
     assert np.array_equal(multi_head_forward(hidden, weights, 3)[0][:, :3], out[:, :3])
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: str(s).replace(" ", ""))
 def test_the_gradient_agrees_with_central_differences(sizes, rng, check_gradients):
     weights, hidden, dout = draw(rng, *sizes)
     dhidden, dweights = multi_head_backward(dout, multi_head_forward(hidden, weights, sizes[3])[1])
@@ -93,7 +93,7 @@ def test_it_equals_the_module_of_pytorch_with_the_same_weights(rng):
     torch = pytest.importorskip("torch")
     H, K = 3, 5
     weights, hidden, dout = draw(rng, 2, 7, H * K, H, K, K)
-    out, cache = multi_head_forward(hidden, weights, H)
+    out, cache = multi_head_forward(hidden, weights, H)  # V3 Eq. (11)
     dhidden, dweights = multi_head_backward(dout, cache)
     module = torch.nn.MultiheadAttention(H * K, H, bias=False, batch_first=True, dtype=torch.float64)
     with torch.no_grad():

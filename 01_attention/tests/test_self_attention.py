@@ -86,7 +86,7 @@ def test_moving_all_scores_of_a_query_together_has_no_gradient(rng):
     np.testing.assert_allclose(dkey.sum(axis=0), 0, atol=1e-14)
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: str(s).replace(" ", ""))
 def test_the_gradient_of_attention_agrees_with_central_differences(sizes, rng, check_gradients):
     query, key, value = draw(rng, *sizes)
     dout = rng.normal(size=attend_forward(query, key, value)[0].shape)
@@ -111,7 +111,7 @@ def test_the_gradient_of_self_attention_agrees_with_central_differences(shape, r
     )
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: str(s).replace(" ", ""))
 def test_it_equals_the_attention_of_pytorch_forward_and_backward(sizes, rng):
     torch = pytest.importorskip("torch")
     arrays = draw(rng, *sizes)
