@@ -58,10 +58,16 @@ def to_hugging_face(model: DeepseekV3):
     """Build the peer with the same weights; its tensors are named as ours, under `model.`."""
     config = model.config
     values = config.to_dict()
-    hf_config = transformers.DeepseekV3Config(**{k: v for k, v in values.items() if k not in ("architectures", "torch_dtype")})
+    hf_config = transformers.DeepseekV3Config(
+        **{k: v for k, v in values.items() if k not in ("architectures", "torch_dtype")}
+    )
     hf_config._attn_implementation = "eager"
     peer = transformers.DeepseekV3ForCausalLM(hf_config).eval()
-    state = {k if k.startswith("lm_head") else f"model.{k}": v for k, v in model.state_dict().items() if not k.startswith("mtp.")}
+    state = {
+        k if k.startswith("lm_head") else f"model.{k}": v
+        for k, v in model.state_dict().items()
+        if not k.startswith("mtp.")
+    }
     result = peer.load_state_dict(state, strict=False)
     assert not result.unexpected_keys
     assert all(".layers.3." in k or "mtp" in k for k in result.missing_keys), result.missing_keys
