@@ -156,3 +156,71 @@ def test_the_balance_losses_of_v2_are_torch(level, rng):
     loss, cache = ours(score, index, *sizes, 0.3)
     assert loss == pytest.approx(theirs.item(), rel=1e-12)
     assert_same(backward(1.0, cache), share.grad)
+
+
+def package_layer(config, width, hidden, n_shared):
+    """The package's layer in float64 with the chapter's sizes."""
+    from deepseek_v3.config import ModelConfig
+    from deepseek_v3.model.moe import MixtureOfExperts
+
+    model_config = ModelConfig(
+        vocab_size=11,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        kv_lora_rank=2,
+        qk_nope_head_dim=2,
+        qk_rope_head_dim=2,
+        v_head_dim=2,
+        moe_intermediate_size=hidden,
+        n_routed_experts=config.n_routed_experts,
+        n_shared_experts=n_shared,
+        num_experts_per_tok=config.num_experts_per_tok,
+        n_group=config.n_group,
+        topk_group=config.topk_group,
+        routed_scaling_factor=config.routed_scaling_factor,
+    )
+    return MixtureOfExperts(model_config).double()
+
+
+@pytest.mark.parametrize("config", [RouterConfig(12, 4, 3, 2), RouterConfig(7, 3, 1, 1, routed_scaling_factor=1.0)])
+def test_the_deepseek_layer_is_the_package_layer_forward_and_backward(config, rng):
+    from deepseek_v3.model.router import RoutingRecord
+
+    n_experts, hidden = config.n_routed_experts, 5
+    weights = DeepseekMoE.init(rng, config, width=7, hidden=hidden, n_shared_experts=2)
+    weights.gate.e_score_correction_bias[:] = rng.normal(size=n_experts) * 0.1
+    layer = package_layer(config, 7, hidden, 2)
+    experts, shared = weights.experts, weights.shared_experts
+    state = {
+        "gate.weight": weights.gate.weight,
+        "gate.e_score_correction_bias": weights.gate.e_score_correction_bias,
+        "experts.gate_up_proj": np.concatenate([experts.gate_proj, experts.up_proj], axis=1),
+        "experts.down_proj": experts.down_proj,
+        **{f"shared_experts.{name}.weight": getattr(shared, name) for name in NAMES},
+    }
+    layer.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
+    x, dy = rng.normal(size=(2, 11, 7)), rng.normal(size=(2, 11, 7))
+
+    y, cache = deepseek_moe_forward(x.reshape(22, 7), weights, config)
+    score_BSE = cache.score_NE.reshape(2, 11, n_experts)
+    loss, balance_cache = sequence_balance_forward(score_BSE, config.num_experts_per_tok, 0.3)
+    dscore = sequence_balance_backward(1.0, balance_cache).reshape(22, n_experts)
+    dx, grads = deepseek_moe_backward(dy.reshape(22, 7), cache, dscore)
+
+    record, leaf_x = RoutingRecord(), leaf(x)
+    theirs = layer(leaf_x, record)
+    their_loss = 0.3 * record.balance_losses[0]
+    ((theirs * torch.tensor(dy)).sum() + their_loss).backward()
+
+    assert cache.load_E.tolist() == record.counts[0].tolist()
+    assert_same(y.reshape(2, 11, 7), theirs)
+    assert loss == pytest.approx(their_loss.item(), rel=1e-12)
+    assert_same(dx.reshape(2, 11, 7), leaf_x.grad)
+    assert_same(grads["gate.weight"], layer.gate.weight.grad)
+    dgate_up = np.concatenate([grads["experts.gate_proj"], grads["experts.up_proj"]], axis=1)
+    assert_same(dgate_up, layer.experts.gate_up_proj.grad)
+    assert_same(grads["experts.down_proj"], layer.experts.down_proj.grad)
+    for name in NAMES:
+        assert_same(grads[f"shared_experts.{name}"], getattr(layer.shared_experts, name).weight.grad)
