@@ -1,8 +1,8 @@
 """One scale for a few numbers: tiles of 1 x 128 for activations, blocks of 128 x 128 for weights.
 
-    scale  = max |x| over the tile / 448            so that the largest of the tile meets the largest of E4M3
+    scale  = max |x| over the tile / 448            the largest of the tile meets the largest of E4M3
     code   = encode(x / scale)                       8 bits each
-    x      ~ decode(code) * scale                    the scale multiplies back (the checkpoint calls it weight_scale_inv)
+    x      ~ decode(code) * scale                    the scale multiplies back (released as weight_scale_inv)
 
 One outlier now costs its own tile only. In a product the scales of one K-tile come out of the inner sum:
 

@@ -16,7 +16,7 @@ Source:    arXiv:2412.19437, 3.3; E4M3 and E5M2: arXiv:2209.05433; UE8M0: the OC
 import sys
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -99,7 +99,7 @@ UE8M0 = FloatFormat("UE8M0", 8, 0, "fn", signed=False, subnormals=False)  # a po
 FORMATS = (E4M3, E5M2, E5M6, BF16, FP16, UE8M0)
 
 
-@lru_cache(maxsize=None)
+@cache
 def values_of(fmt: FloatFormat) -> np.ndarray:
     """Tabulate the value of every code, in float64: the definition at the top of this file, and nothing else."""
     magnitude = np.arange(1 << (fmt.exponent_bits + fmt.mantissa_bits))
@@ -209,9 +209,8 @@ def main() -> None:
     """Print the formats, one number on its way through the bits, and what the two policies do."""
     print(f"{'format':8} {'bits':>4} {'bias':>5} {'largest':>12} {'smallest normal':>16} {'smallest':>12}")
     for fmt in FORMATS:
-        print(
-            f"{fmt.name:8} {fmt.bits:4} {fmt.bias:5} {fmt.largest:12.6g} {fmt.smallest_normal:16.6g} {fmt.smallest:12.6g}"
-        )
+        row = f"{fmt.name:8} {fmt.bits:4} {fmt.bias:5} {fmt.largest:12.6g}"
+        print(f"{row} {fmt.smallest_normal:16.6g} {fmt.smallest:12.6g}")
     x = np.array([0.3, 0.1, 1 / 3, 17, 19, 0.0005, 2.0**-10, 0.00098, 449])
     print("\n0.3 = 1.2 * 2^-2: exponent field -2 + 7 = 5, mantissa 0.2 * 8 = 1.6, to nearest 2: code 0 0101 010 = 0x2a")
     for value, code in zip(x, encode(x, E4M3)):

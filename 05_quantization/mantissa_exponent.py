@@ -143,7 +143,7 @@ def adam_step(weights, gradients, moments, step: int, rate: float, store: Callab
 
 
 @lru_cache(maxsize=4)
-def train_exactly(steps: int = 200, seed: int = 0, batch: int = 256) -> tuple[NetworkWeights, tuple[float, ...]]:
+def train_exactly(steps: int = 150, seed: int = 0, batch: int = 256) -> tuple[NetworkWeights, tuple[float, ...]]:
     """Train the network in float32; return its weights and the loss of every step."""
     rng = np.random.default_rng(seed)
     weights, moments, losses = NetworkWeights.init(rng), {}, []

@@ -108,13 +108,18 @@ def turn_tiles(q: Quantized, *, power_of_two: bool) -> Quantized:
 
 
 def turning_error(x: np.ndarray, fmt: FloatFormat, *, power_of_two: bool) -> tuple[float, float, float]:
-    """(share of values that turning changes, relative error before turning, and after)."""
+    """(share of values that turning changes, mean |error| / |x| before turning, and after).
+
+    The mean over elements, not the rms: a float32 scale maps the largest of each tile to 448 without error, and where a
+    few large elements are most of the rms that hides what happens to all the others.
+    """
     q = quantize(x, (1, TILE), fmt, power_of_two=power_of_two)
     before, after = dequantize(q), dequantize(turn_tiles(q, power_of_two=power_of_two))
-    return float(np.mean(before != after)), relative_rms(x, before), relative_rms(x, after)
+    error_before, error_after = (float(np.mean(np.abs(back - x) / np.abs(x))) for back in (before, after))
+    return float(np.mean(before != after)), error_before, error_after
 
 
-def spread_activations(n_tokens: int = 512, n_channels: int = 512, spread: float = 1.5, seed: int = 3) -> np.ndarray:
+def spread_activations(n_tokens: int = 512, n_channels: int = 512, spread: float = 1.0, seed: int = 3) -> np.ndarray:
     """Normal data whose tokens and channels differ in size by log-normal factors: large ones sit beside small ones."""
     rng = np.random.default_rng(seed)
     token_sizes, channel_sizes = (np.exp(spread * rng.standard_normal(n)) for n in (n_tokens, n_channels))
@@ -130,9 +135,8 @@ def main() -> None:
         past = report_on(x, delayed.quantize(x), ordinary)
         now = report_on(x, quantize_online(x), ordinary)
         if step in (0, 11, 12, 13, 28, 29):
-            print(
-                f"{step:6}  {past.error:14.2%} {past.clipped:9.3%} {past.flushed:9.2%}   {now.error:13.2%} {now.flushed:9.2%}"
-            )
+            print(f"{step:6}  {past.error:14.2%} {past.clipped:9.3%} {past.flushed:9.2%}", end="   ")
+            print(f"{now.error:13.2%} {now.flushed:9.2%}")
     print("\nturning 1 x 128 tiles to 128 x 1; tokens and channels of very different size")
     print(f"{'format':8} {'scales':14} {'values changed':>15} {'error before':>13} {'after':>9}")
     x = spread_activations()
