@@ -1,0 +1,1 @@
+"""FP8: number formats and block-scaled products."""

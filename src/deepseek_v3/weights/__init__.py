@@ -1,0 +1,1 @@
+"""Released checkpoints: read, write, inspect, convert, and refuse what is broken."""
