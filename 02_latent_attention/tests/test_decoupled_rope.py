@@ -14,8 +14,7 @@ from decoupled_rope import (
     split_scores,
 )
 from kv_cache import TokenCache
-from rotary_embedding import inverse_frequencies
-from yarn import V3_SCALING
+from yarn import V3_SCALING, rotary_frequencies
 
 B, S = 2, 5
 CONFIG = MLAConfig(
@@ -64,7 +63,7 @@ def test_gradients_of_the_latent_norm(rng, check_gradients):
     )
 
 
-def reference(x_SD, w, c, positions):
+def reference(x_SD, w, c, positions, sharpness=1.0):
     """One sequence, written from the equations, head by head and token by token."""
 
     def norm(v, g):
@@ -72,7 +71,7 @@ def reference(x_SD, w, c, positions):
 
     def turn(v, position):
         z = v[0::2] + 1j * v[1::2]
-        z = z * np.exp(1j * position * inverse_frequencies(c.qk_rope_head_dim, c.rope_theta))
+        z = z * np.exp(1j * position * rotary_frequencies(c.qk_rope_head_dim, c.rope_theta, c.rope_scaling))
         return np.stack([z.real, z.imag], axis=-1).ravel()
 
     K, R, U, C = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.kv_lora_rank
@@ -87,7 +86,7 @@ def reference(x_SD, w, c, positions):
             q_i, kv_i = q[i * (K + R) : (i + 1) * (K + R)], w.kv_b_proj[i * (K + U) : (i + 1) * (K + U)]
             q_i = np.concatenate([q_i[:K], turn(q_i[K:], m)])  # V3 Eq. (9)
             keys = [np.concatenate([kv_i[:K] @ latent, rope]) for latent, rope in zip(latents, ropes)]  # V3 Eq. (4)
-            score = np.array([q_i @ k for k in keys]) / np.sqrt(K + R)
+            score = sharpness * np.array([q_i @ k for k in keys]) / np.sqrt(K + R)
             p = np.exp(score) / np.exp(score).sum()
             heads.append(sum(p_j * (kv_i[K:] @ latent) for p_j, latent in zip(p, latents)))  # V3 Eq. (10)
         outputs.append(w.o_proj @ np.concatenate(heads))  # V3 Eq. (11)
@@ -99,6 +98,14 @@ def test_it_equals_the_equations_written_out_token_by_token(config, rng):
     weights, x, _ = draw(rng, config)
     y, _ = decoupled_attention_forward(x, weights, config)
     want = np.stack([reference(x[b], weights, config, range(S)) for b in range(B)])
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-12)
+
+
+def test_it_equals_the_equations_with_an_extended_context(rng):
+    weights, x, _ = draw(rng, EXTENDED)
+    y, _ = decoupled_attention_forward(x, weights, EXTENDED)
+    sharpness = (0.1 * np.log(40) + 1) ** 2  # on the whole score; cos and sin keep their size
+    want = np.stack([reference(x[b], weights, EXTENDED, range(S), sharpness) for b in range(B)])
     np.testing.assert_allclose(y, want, rtol=0, atol=1e-12)
 
 
