@@ -234,7 +234,7 @@ def speculative_decode(session: Session, prompt: Sequence[int], n_new: int, rule
 
 
 def expected_tokens_per_step(acceptance: float, n_drafts: int) -> float:
-    """Compute 1 + a + a^2 + ... + a^K: tokens per main pass when each draft passes with probability a, independently."""
+    """Compute 1 + a + a^2 + ... + a^K: tokens per main pass when each draft passes with chance a, independently."""
     return float(sum(acceptance**k for k in range(n_drafts + 1)))
 
 
