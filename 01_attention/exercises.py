@@ -34,7 +34,7 @@ def causal_mask(n_queries: int, n_keys: int) -> np.ndarray:
 
     Hint 1: with S = 1 and T = 5 the query is the newest token. It may look at everything.
     Hint 2: query s stands at position s + T - S, key t at position t. Compare positions.
-    Hint 3: a column of query positions, np.arange(...)[:, None], against a row of key positions, np.arange(...)[None, :].
+    Hint 3: a column of query positions, [:, None], against a row of key positions, [None, :], both from np.arange.
     """
     raise NotImplementedError
 
