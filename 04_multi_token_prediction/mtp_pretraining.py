@@ -9,6 +9,7 @@ A window of S = T + 1 tokens t_0 .. t_T. Counting from 0, and calling the main m
 
     row i of depth k    reads h_i^{k-1} and E(t_{i+k}),   is trained on t_{i+k+1},   exists for i = 0 .. T - k - 1
     L_k   = -(1/T) sum_i log P_i^k[t_{i+k+1}]             T - k terms over T          Eq. (24)
+            (in packed windows T is the number of main rows that count, and rows across documents do not)
     L_MTP = (weight / n_depths) sum_k L_k                                             Eq. (25)
 
 DeepSeek's modules form a chain: depth k is told the tokens up to t_{i+k}, and its hidden row grows out of depth k - 1.
@@ -78,6 +79,11 @@ def depth_targets(tokens_BS: np.ndarray, depth: int, document_BS: np.ndarray | N
     return np.where(same_document, target, IGNORE)
 
 
+def count_main_rows(tokens_BS: np.ndarray, document_BS: np.ndarray | None = None) -> int:
+    """Count the rows of the main model that have a target: the T that every depth divides by."""
+    return max(int((depth_targets(tokens_BS, 0, document_BS) != IGNORE).sum()), 1)
+
+
 def scatter_rows(dx: np.ndarray, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     """Add up the gradient rows of equal tokens: the gradient [V, D] of the look-up `embed_tokens[tokens]`."""
     dx_ND, token_N = dx.reshape(-1, dx.shape[-1]), tokens.reshape(-1)
@@ -107,7 +113,7 @@ def mtp_loss_forward(
         the weighted loss, the plain loss of each depth, and the cache.
     Source: arXiv:2412.19437, Eq. (24), Eq. (25).
     """
-    T = check_window(hidden_BTD, tokens_BS)
+    T, n_main_rows = check_window(hidden_BTD, tokens_BS), count_main_rows(tokens_BS, document_BS)
     losses, caches, hidden = [], [], hidden_BTD
     for k, depth in enumerate(depths, 1):
         rows = index_rows(T + 1, k)
@@ -115,7 +121,7 @@ def mtp_loss_forward(
         position_BS = np.broadcast_to(rows.position, embedding.shape[:2])
         hidden, cache = mtp_forward(depth.weights, hidden[:, :-1], embedding, position_BS, depth.block_forward)
         target = depth_targets(tokens_BS, k, document_BS)
-        loss, loss_cache = head_loss_forward(hidden, lm_head_VD, target, divisor=target.shape[0] * T)  # V3 Eq. (24)
+        loss, loss_cache = head_loss_forward(hidden, lm_head_VD, target, n_main_rows)  # V3 Eq. (24)
         losses.append(loss)
         caches.append((cache, loss_cache))
     scale = weight / max(len(depths), 1)
@@ -156,7 +162,7 @@ def parallel_loss_forward(
     Of a depth's weights only `shared_head_norm` is used. The heads are independent of each other given h_i.
     Source: arXiv:2404.19737, section 2.
     """
-    T = check_window(hidden_BTD, tokens_BS)
+    T, n_main_rows = check_window(hidden_BTD, tokens_BS), count_main_rows(tokens_BS, document_BS)
     losses, caches = [], []
     for k, depth in enumerate(depths, 1):
         rows = index_rows(T + 1, k)
@@ -164,7 +170,7 @@ def parallel_loss_forward(
         block_out, block_cache = depth.block_forward(hidden_BTD[:, rows.position], position_BS)
         out, norm_cache = norm_rows_forward(block_out, depth.weights.shared_head_norm)
         target = depth_targets(tokens_BS, k, document_BS)
-        loss, loss_cache = head_loss_forward(out, lm_head_VD, target, divisor=target.shape[0] * T)
+        loss, loss_cache = head_loss_forward(out, lm_head_VD, target, n_main_rows)
         losses.append(loss)
         caches.append((block_cache, norm_cache, loss_cache))
     scale = weight / max(len(depths), 1)

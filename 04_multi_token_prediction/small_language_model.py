@@ -146,10 +146,9 @@ def loss_and_gradients(
     Returns:
         the plain losses, main model first, and the gradients in the shape of the model.
     """
-    B, S = tokens_BS.shape
     hidden, main_cache = main_forward(model, tokens_BS[:, :-1])
     target = depth_targets(tokens_BS, 0, document_BS)
-    main_loss, head_cache = head_loss_forward(hidden, model.lm_head, target, divisor=B * (S - 1))
+    main_loss, head_cache = head_loss_forward(hidden, model.lm_head, target)
     run_block = partial(block_forward, n_heads=model.n_heads)
     depths = [Depth(w, partial(run_block, b), block_backward) for w, b in zip(model.mtp, model.mtp_blocks)]
     shared = model.embed_tokens, model.lm_head

@@ -9,6 +9,7 @@ from cross_entropy import IGNORE
 from mtp_module import MtpWeights
 from mtp_pretraining import (
     Depth,
+    count_main_rows,
     depth_targets,
     index_rows,
     mtp_loss_backward,
@@ -128,8 +129,9 @@ def test_rows_across_documents_give_neither_loss_nor_gradient(case, rng, forward
     embed, _, hidden, tokens, document = case
     depths = [Depth(MtpWeights.init(rng, D), keep_forward, keep_backward)]
     _, losses, cache = forward(depths, embed, np.zeros((V, D)), hidden, tokens, document)
-    counted = depth_targets(tokens, 1, document) != IGNORE
-    assert losses[0] == pytest.approx(np.log(V) * counted.sum() / (B * T), rel=1e-14)
+    counted, n_main = depth_targets(tokens, 1, document) != IGNORE, count_main_rows(tokens, document)
+    assert (counted.sum(), n_main) == (7, 10)
+    assert losses[0] == pytest.approx(np.log(V) * 7 / 10, rel=1e-14)
     head = rng.standard_normal((V, D))
     dhidden = backward(1.0, forward(depths, embed, head, hidden, tokens, document)[2]).dhidden_BTD
     assert ((np.abs(dhidden[:, : T - 1]).max(axis=-1) > 0) == counted).all()
