@@ -29,33 +29,39 @@ use_style()
 # Above: each of T latents is multiplied up to a key and a value, in every head. Below: the two matrices have moved,
 # W_UK to the query, W_UV behind the sum; between them, all heads attend to the latents themselves.
 
+
 # %%
-fig, ax = board(23, 9.6)
-note(ax, 0.2, 9.2, "expanded: T products per step and head", align="left", size=12)
-q1 = box(ax, 2, 6.3, "query\n128", "content", width=2.2, height=1.2)
-dot1 = box(ax, 7.2, 6.3, "scores", "ink", width=2.2)
-sum1 = box(ax, 13.2, 6.3, "Σ p v", "ink", width=2.2)
-out1 = box(ax, 21, 6.3, "output\n128", "content", width=2.2, height=1.2)
-lat1 = box(ax, 10.2, 8.4, "T latents, 512", "latent", width=4, filled=True)
-arrow(ax, q1, dot1)
-arrow(ax, dot1, sum1, "softmax")
-arrow(ax, sum1, out1)
-arrow(ax, lat1, dot1, "W_UK", "content")
-arrow(ax, lat1, sum1, "W_UV", "content")
-ax.axhline(5.1, color="#DDDDDD")
-note(ax, 0.2, 4.5, "absorbed: one product before, one behind", align="left", size=12)
-q2 = box(ax, 2, 1.6, "query\n128", "content", width=2.2, height=1.2)
-ql = box(ax, 6.6, 1.6, "query, seen\nfrom the latent\n512", "latent", width=3, height=1.7)
-dot2 = box(ax, 10.9, 1.6, "scores", "ink", width=2.2)
-sum2 = box(ax, 15.2, 1.6, "Σ p c\n512", "latent", width=2.2, height=1.2)
-out2 = box(ax, 21, 1.6, "output\n128", "content", width=2.2, height=1.2)
-lat2 = box(ax, 13, 3.7, "T latents, 512", "latent", width=4, filled=True)
-arrow(ax, q2, ql, "W_UKᵀ", "content", size=9)
-arrow(ax, ql, dot2)
-arrow(ax, dot2, sum2, "softmax", size=9)
-arrow(ax, sum2, out2, "W_UV", "content")
-arrow(ax, lat2, dot2, kind="latent")
-arrow(ax, lat2, sum2, kind="latent")
+def draw_expanded(ax):
+    note(ax, 0.3, 10.5, "expanded: both act on T latents", align="left", size=11)
+    latents = box(ax, 11.3, 10.2, "T latents, 512", "latent", width=4, filled=True)
+    query, out = (box(ax, x, 6.9, name, "content", width=2.2) for x, name in [(1.6, "query"), (20.4, "output")])
+    scores, total = box(ax, 7.6, 6.9, "scores", "ink"), box(ax, 15, 6.9, "Σ p v", "ink")
+    up_key, up_value = (box(ax, x, 8.6, n, "content", filled=True) for x, n in [(7.6, "W_UK"), (15, "W_UV")])
+    for start, end in [(latents, up_key), (latents, up_value), (up_key, scores), (up_value, total)]:
+        arrow(ax, start, end, kind="latent" if start is latents else "content")
+    for start, end in [(query, scores), (scores, total), (total, out)]:
+        arrow(ax, start, end)
+    return up_key, up_value
+
+
+# %%
+def draw_absorbed(ax):
+    note(ax, 0.3, 5, "absorbed: one acts on\nthe query, one on the sum", align="left", size=11)
+    latents = box(ax, 11.3, 3.4, "T latents, 512", "latent", width=4, filled=True)
+    for x, name in [(1.6, "query"), (20.4, "output")]:
+        box(ax, x, 1, name, "content", width=2.2)
+    up_key = box(ax, 3.6, 1, "W_UKᵀ", "content", filled=True)
+    up_value = box(ax, 18.4, 1, "W_UV", "content", filled=True)
+    scores, total = box(ax, 8.6, 1, "scores", "ink"), box(ax, 14, 1, "Σ p c", "latent")
+    for start, end in [(up_key, scores), (latents, scores), (scores, total), (latents, total), (total, up_value)]:
+        arrow(ax, start, end, kind="latent" if latents in (start, end) or end is not total else "ink")
+    return up_key, up_value
+
+
+# %%
+fig, ax = board(22, 11)
+for before, after in zip(draw_expanded(ax), draw_absorbed(ax)):
+    arrow(ax, before, after, kind="draft", dashed=True)
 plt.show()
 
 # %% [markdown]
@@ -112,28 +118,25 @@ for T in (1024, 8192, 131072):
 
 # %%
 T = 8192
-new = np.unique(np.logspace(0, np.log10(T), 60).astype(int))
-forms = [("absorbed", count_absorbed, "latent"), ("expanded from latents", count_expanded, "content")]
-forms.append(("expanded, kept", count_kept, "ink"))
-at = crossing_queries(V3, T)
+new, past_lengths = np.unique(np.logspace(0, np.log10(T), 60).astype(int)), 2 ** np.arange(8, 18)
+forms = {"absorbed": count_absorbed, "expanded from latents": count_expanded, "expanded, kept": count_kept}
+operations = {name: [float(count(V3, int(s), T).flops) for s in new] for name, count in forms.items()}
+moved = {name: np.array([2 * count(V3, 1, int(t)).values for t in past_lengths]) for name, count in forms.items()}
+assert all((moved["absorbed"] < other).all() for name, other in moved.items() if name != "absorbed")
+
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.2))
-for name, count, kind in forms:
-    costs = np.array([count(V3, int(s), T) for s in new], dtype=float)
-    axes[0].loglog(new, costs[:, 0], color=COLORS[kind], label=name)
-    past_lengths = 2 ** np.arange(8, 18)
-    moved = [2 * count(V3, 1, int(t)).values for t in past_lengths]
-    axes[1].loglog(past_lengths, moved, color=COLORS[kind], label=name)
+for name, kind in zip(forms, ["latent", "content", "ink"]):
+    axes[0].loglog(new, operations[name], color=COLORS[kind])
+    axes[1].loglog(past_lengths, moved[name], color=COLORS[kind], label=name)
+at = crossing_queries(V3, T)
 axes[0].axvline(at, color=COLORS["draft"], lw=1.2, ls="--")
-axes[0].annotate(
-    f"{at:.0f}", (at, axes[0].get_ylim()[0] * 1.6), color=COLORS["draft"], xytext=(5, 0), textcoords="offset points"
-)
+axes[0].text(at * 1.15, operations["absorbed"][0], f"{at:.0f}", color=COLORS["draft"])
 axes[0].set(xlabel=f"new tokens, with T = {T:,} keys", ylabel="operations")
 axes[1].set(xlabel="keys T, one new token", ylabel="bytes moved")
 axes[1].legend()
-fig.suptitle(
-    f"Fewest bytes always; fewer operations than expanding below {at:.0f} new tokens", x=0.02, ha="left", weight="bold"
-)
-assert all(count_absorbed(V3, 1, int(t)).values < count_kept(V3, 1, int(t)).values for t in past_lengths)
+title = f"Fewest bytes always; fewer operations than expanding below {at:.0f} new tokens"
+fig.suptitle(title, x=0.02, ha="left", weight="bold")
 fig.tight_layout()
 plt.show()
 

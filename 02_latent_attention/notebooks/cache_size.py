@@ -20,26 +20,25 @@ from cache_size import (
 from decoupled_rope import MLAConfig, MLAWeights, decoupled_attention_forward
 from kv_cache import TokenCache
 
-from utils.whiteboard import COLORS, bars, board, box, matrix, note, use_style
+from utils.whiteboard import COLORS, bars, board, matrix, note, use_style
 
 use_style()
 
 # %% [markdown]
 # ## On the whiteboard: what one token leaves behind in one layer
 #
-# One cell is 64 numbers (BF16, 128 bytes). Multi-head attention at V3's widths would need 512 cells; the board shows an
-# eighth of them.
+# One cell is 64 numbers (BF16, 128 bytes). Multi-head attention at V3's widths needs 512 cells; here they are, and what
+# the others need.
 
 # %%
-fig, ax = board(23, 7.2)
-matrix(ax, 0.6, 6.2, np.full((8, 8), 1.0), "content", cell=0.62, label="multi-head: 512 cells (8 × these)", limit=1.4)
-matrix(ax, 8.0, 6.2, np.full((8, 4), 1.0), "content", cell=0.62, label="8 key-value heads: 32 cells", limit=1.4)
-matrix(ax, 14.2, 6.2, np.full((1, 4), 1.0), "content", cell=0.62, label="multi-query: 4 cells", limit=1.4)
-latent = matrix(ax, 14.2, 3.2, np.full((1, 8), 1.0), "latent", cell=0.62, label="")
-matrix(ax, 14.2 + 8 * 0.62, 3.2, np.full((1, 1), 1.0), "rope", cell=0.62)
-note(ax, 14.2 + 4.5 * 0.62, 3.62, "latent: 8 + 1 cells", size=10)
-note(ax, 14.2 + 4 * 0.62, 2.2, "512 latent", "latent", size=10)
-note(ax, 14.2 + 9.4 * 0.62, 2.2, "64 rope", "rope", size=10, align="left")
+look = {"cell": 0.36, "limit": 1.4}
+fig, ax = board(27, 7.4)
+note(ax, 6.4, 6.9, "multi-head: 512 cells", size=12)
+matrix(ax, 0.6, 6.4, np.ones((16, 32)), "content", **look)
+for y, cells, name in [(5.6, 32, "8 key-value heads: 32 cells"), (3.4, 4, "multi-query: 4 cells"), (1.2, 8, "")]:
+    matrix(ax, 14, y, np.ones((1, cells)), "content" if name else "latent", **look)
+    note(ax, 14, y + 0.5, name or "latent attention: 8 cells of latent, 1 of rotary key", align="left", size=12)
+matrix(ax, 14 + 8 * 0.36, 1.2, np.ones((1, 1)), "rope", **look)
 plt.show()
 
 # %% [markdown]
@@ -73,19 +72,20 @@ kinds = {
     "latent (MLA)": (count_latent(V3), "latent"),
     "multi-query": (count_grouped_query(1, 128), "rope"),
 }
-tokens = np.linspace(0, 131072, 50)
+
+# %%
+tokens = np.linspace(0, 131072, 50)[1:]
 fig, ax = plt.subplots(figsize=(9, 4.6))
 for name, (values, kind) in kinds.items():
     gigabytes = values * 61 * 2 * tokens / 1e9
-    ax.semilogy(tokens[1:] / 1024, gigabytes[1:], color=COLORS[kind])
-    ax.annotate(
-        f"{name}: {gigabytes[-1]:,.1f} GB", (128, gigabytes[-1]), xytext=(6, 0), textcoords="offset points", va="center"
-    )
+    ax.semilogy(tokens / 1024, gigabytes, color=COLORS[kind])
+    ax.text(130, gigabytes[-1], f"{name}: {gigabytes[-1]:,.1f} GB", va="center")
 ax.axhline(80, color="#BBBBBB", lw=1, ls="--")
-ax.annotate("one 80 GB GPU", (2, 80), xytext=(0, 4), textcoords="offset points", color="#888888")
+ax.text(70, 90, "one 80 GB GPU", color="#888888")
 ax.set(xlabel="context of one sequence, thousand tokens", ylabel="cache, GB", xlim=(0, 182), xticks=range(0, 129, 32))
-ratio = count_multi_head(V3) / count_latent(V3)
-ax.set_title(f"V3's cache at 128K tokens: latent attention keeps {ratio:.0f} times less than multi-head")
+ax.set_title(
+    f"V3's cache: latent attention keeps {count_multi_head(V3) / count_latent(V3):.0f} times less than multi-head"
+)
 plt.show()
 
 # %%
@@ -93,8 +93,8 @@ models = {"Llama-3.1-405B": LLAMA_405B, "Qwen2.5-72B": QWEN_72B, "DeepSeek-V3": 
 fig, ax = plt.subplots(figsize=(8, 2.4))
 sizes = [cache_bytes_per_token(c) for c in models.values()]
 bars(ax, list(models), sizes, ["content", "content", "latent"], " bytes")
-ax.set_xlabel("bytes per token, BF16")
-ax.set_title(f"671B parameters, and {sizes[0] / sizes[2]:.1f} times less per token than Llama-3.1-405B")
+ax.set(xlabel="bytes per token, BF16", xticks=[])
+ax.set_title(f"DeepSeek-V3 keeps {sizes[0] / sizes[2]:.1f} times less per token than Llama-3.1-405B")
 plt.show()
 
 # %% [markdown]

@@ -11,7 +11,7 @@ from decoupled_rope import MLAConfig, MLAWeights, decoupled_attention_forward, s
 from kv_cache import TokenCache
 from rotary_embedding import rope_angles, rotate_pairs_forward
 
-from utils.whiteboard import COLORS, arrow, board, box, matrix, note, use_style
+from utils.whiteboard import COLORS, arrow, board, box, colormap, use_style
 
 use_style()
 
@@ -36,28 +36,41 @@ for distance in (0, 1, 2):
 # passes through the latent. One orange key serves all heads. What is kept per token: the filled green and the filled
 # orange box.
 
+
 # %%
-fig, ax = board(22, 11.4)
-h = box(ax, 11, 10.6, "hidden state h", "ink", width=4)
-cq = box(ax, 3.8, 8.3, "query latent\n(RMSNorm) 1536", "latent", width=4, height=1.3)
-ckv = box(ax, 13.2, 8.3, "latent c\n(RMSNorm) 512", "latent", width=3.6, height=1.3, filled=True)
-kr = box(ax, 19.2, 8.3, "rotary key\n(RoPE) 64", "rope", width=3.4, height=1.3, filled=True)
-arrow(ax, h, cq, "q_a_proj")
-arrow(ax, h, ckv, "kv_a_proj")
-arrow(ax, h, kr, "with_mqa")
-qc = box(ax, 2, 5.4, "q content\n128 × 128", "content", width=3.2, height=1.2)
-qr = box(ax, 6, 5.4, "q rope (RoPE)\n128 × 64", "rope", width=3.5, height=1.2)
-kc = box(ax, 11.4, 5.4, "k content\n128 × 128", "content", width=3.2, height=1.2)
-v = box(ax, 15.4, 5.4, "value\n128 × 128", "content", width=3.2, height=1.2)
-for start, end, text in [(cq, qc, ""), (cq, qr, "q_b_proj"), (ckv, kc, "kv_b_proj"), (ckv, v, "")]:
-    arrow(ax, start, end, text)
-score = box(ax, 8, 2.6, "(q·k content + q·k rope) × scale, softmax", "ink", width=9, height=1)
-for start in (qc, qr, kc):
-    arrow(ax, start, score, kind="rope" if start is qr else "content")
-arrow(ax, kr, score, "shared by all heads", "rope", bend=-0.16)
-out = box(ax, 15.4, 0.8, "weighted values, o_proj", "ink", width=5.4, height=1)
+def draw_projections(ax):
+    h = box(ax, 10.6, 10.2, "hidden state h", "ink", width=4)
+    tall = {"height": 1.3}
+    query = box(ax, 3.9, 7.8, "query latent\n(RMSNorm) 1536", "latent", width=4, **tall)
+    rope = box(ax, 10.6, 7.8, "rotary key\n(RoPE) 64", "rope", width=3.2, filled=True, **tall)
+    latent = box(ax, 17.3, 7.8, "latent c\n(RMSNorm) 512", "latent", width=3.8, filled=True, **tall)
+    arrow(ax, h, query, "q_a_proj")
+    arrow(ax, h, rope)
+    arrow(ax, h, latent, "kv_a_proj_with_mqa", size=9)
+    return query, rope, latent
+
+
+# %%
+def draw_heads(ax, query, latent):
+    names = ["q content\n128 × 128", "q rope (RoPE)\n128 × 64", "k content\n128 × 128", "value\n128 × 128"]
+    kinds, places = ["content", "rope", "content", "content"], [2, 6.1, 15, 19.3]
+    parts = [box(ax, x, 5, n, k, width=3.4, height=1.2) for n, k, x in zip(names, kinds, places)]
+    for start, end, text in zip([query, query, latent, latent], parts, ["", "q_b_proj", "kv_b_proj", ""]):
+        arrow(ax, start, end, text, size=9)
+    return parts
+
+
+# %%
+fig, ax = board(21.4, 10.8)
+query, k_rope, latent = draw_projections(ax)
+q_content, q_rope, k_content, value = draw_heads(ax, query, latent)
+score = box(ax, 9, 2.6, "(q·k content + q·k rope) × scale, softmax", "ink", width=9, height=1)
+for start, kind in [(q_content, "content"), (q_rope, "rope"), (k_content, "content")]:
+    arrow(ax, start, score, kind=kind)
+arrow(ax, k_rope, score, "shared by all heads", "rope", size=9)
+out = box(ax, 18.2, 0.7, "weighted values, o_proj", "ink", width=5.6, height=1)
 arrow(ax, score, out)
-arrow(ax, v, out, kind="content")
+arrow(ax, value, out, kind="content")
 plt.show()
 
 # %% [markdown]
@@ -96,23 +109,32 @@ print(f"kept per token: {past.nbytes // 8 // 12} values = 12 + 8")
 # To see the parts alone, feed the same token twelve times: the content cannot tell them apart, the rope part sees
 # nothing but distance. Then a text of different tokens.
 
+
 # %%
-same = np.repeat(x[:, :1], 12, axis=1)
-fig, axes = plt.subplots(2, 3, figsize=(9.5, 6.4))
-for row, (hidden, name) in enumerate([(same, "one token, 12 times"), (x, "12 different tokens")]):
+def three_scores(hidden):
+    """Content, rope and their sum for head 0; what the mask hides is NaN."""
     parts = split_scores(decoupled_attention_forward(hidden, weights, config)[1])
     shown = [p[0, 0] for p in (*parts, parts[0] + parts[1])]
-    for ax, values, kind in zip(axes[row], shown, ["content", "rope", "ink"]):
-        hidden_future = np.where(np.tril(np.ones((12, 12))) > 0, values, np.nan)
-        span = max(np.abs(v).max() for v in shown)
-        ax.imshow(hidden_future, cmap="RdBu_r", vmin=-span, vmax=span)
+    return [np.where(np.tril(np.ones((12, 12))) > 0, p, np.nan) for p in shown]
+
+
+same = np.repeat(x[:, :1], 12, axis=1)
+rows = {"one token, 12 times": three_scores(same), "12 different tokens": three_scores(x)}
+alone, by_distance, _ = rows["one token, 12 times"]
+assert np.nanmax(alone) - np.nanmin(alone) < 1e-12
+assert max(np.ptp(np.diagonal(by_distance, -d)) for d in range(12)) < 1e-12
+
+# %%
+fig, axes = plt.subplots(2, 3, figsize=(9, 6.1))
+for line, (name, shown) in zip(axes, rows.items()):
+    low, high = np.nanmin(shown), np.nanmax(shown)
+    for ax, values, kind in zip(line, shown, ["content", "rope", "ink"]):
+        ax.imshow(values, cmap=colormap(kind), vmin=low, vmax=high)
         ax.set(xticks=[], yticks=[])
         ax.grid(visible=False)
-        ax.set_title({"content": "content", "rope": "+ rope", "ink": "= score"}[kind], color=COLORS[kind], loc="center")
-    axes[row, 0].set_ylabel(name)
-    if row == 0:
-        assert np.ptp(shown[0]) < 1e-12
-        assert max(np.ptp(np.diagonal(shown[1], d)) for d in range(12)) < 1e-12
+    line[0].set_ylabel(name)
+for ax, text, kind in zip(axes[0], ["content", "+ rope", "= score"], ["content", "rope", "ink"]):
+    ax.set_title(text, color=COLORS[kind], loc="center")
 fig.suptitle("Content knows no position, rope knows distance, the score is their sum", x=0.02, ha="left", weight="bold")
 fig.tight_layout()
 plt.show()

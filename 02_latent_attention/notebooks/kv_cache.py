@@ -27,10 +27,9 @@ use_style()
 # Every step adds one query row. The rows above it are finished: nothing ever reads them again. What the new row *does*
 # need is every key and every value so far, the blue strip below.
 
+
 # %%
-fig, ax = board(20, 6.6)
-for step in range(1, 5):
-    x = 0.6 + 5 * (step - 1)
+def draw_step(ax, x, step):
     rows = np.tril(np.full((4, 4), 0.12))
     rows[rows == 0] = -np.inf
     rows[step - 1, :step], rows[step:] = 1.0, -np.inf
@@ -40,6 +39,12 @@ for step in range(1, 5):
     note(ax, x + 1.6, 6.25, f"token {step}: one new row", size=11)
     note(ax, x + 1.6, 0.4, f"kept: {step} key{'s' * (step > 1)} and value{'s' * (step > 1)}", "content", size=11)
     arrow(ax, (x + 0.8 * step - 0.4, 1.6), (x + 0.8 * step - 0.4, 5.9 - 0.8 * step), kind="content")
+
+
+# %%
+fig, ax = board(20, 6.6)
+for step in range(1, 5):
+    draw_step(ax, 0.6 + 5 * (step - 1), step)
 plt.show()
 
 # %% [markdown]

@@ -36,10 +36,11 @@ def clock(ax, x, y, arrows, title):
     for position, kind, label in arrows:
         (tip,) = 1.6 * rotate_pairs_forward(np.array([[1.0, 0.0]]), rope_angles([position], np.array([np.pi / 6])))[0]
         arrow(ax, (x, y), (x + tip[0], y + tip[1]), kind=kind)
-        note(ax, x + 1.25 * tip[0], y + 1.25 * tip[1], label, kind, size=11)
+        note(ax, x + (1.15 + 0.07 * len(label)) * tip[0], y + 1.25 * tip[1], label, kind, size=11)
     note(ax, x, y + 2.45, title, size=11)
 
 
+# %%
 fig, ax = board(17, 5.4)
 clock(ax, 2.7, 2.4, [(m, "rope", str(m)) for m in range(6)], "one key, positions 0 to 5")
 clock(ax, 8.5, 2.4, [(3, "rope", "q at 3"), (1, "content", "k at 1")], "distance 2, early")
@@ -79,21 +80,25 @@ print("turning back undoes it:", np.allclose(rotate_pairs_backward(rotate_pairs_
 #
 # The same query and the same key at every position; every diagonal of the matrix is one distance.
 
+
 # %%
-angles = rope_angles(np.arange(24), f)
-score = rotate_pairs_forward(np.repeat(q, 24, 0), angles)[0] @ rotate_pairs_forward(np.repeat(k, 24, 0), angles)[0].T
-spread = max(np.ptp(np.diagonal(score, d)) for d in range(-23, 24))
-assert spread < 1e-10
+def turned(x, start=0):
+    return rotate_pairs_forward(np.repeat(x, 24, 0), rope_angles(np.arange(start, start + 24), f))[0]
+
+
+score = turned(q) @ turned(k).T
+assert max(np.ptp(np.diagonal(score, d)) for d in range(-23, 24)) < 1e-10
+by_distance = {start: turned(q, start) @ turned(k, start)[0] for start in (0, 1000)}
+
+# %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), width_ratios=[1, 1.25])
-image = left.imshow(score - score.min(), cmap=colormap("rope"))
+left.imshow(score - score.min(), cmap=colormap("rope"))
 left.set(xlabel="key position n", ylabel="query position m", xticks=range(0, 24, 6), yticks=range(0, 24, 6))
 left.grid(visible=False)
-for start in (0, 1000):
-    far = rope_angles(np.arange(start, start + 24), f)
-    line = rotate_pairs_forward(np.repeat(q, 24, 0), far)[0] @ rotate_pairs_forward(k, far[:1])[0][0]
-    right.plot(line, color=COLORS["rope" if start else "ink"], lw=2 if start else 6, alpha=1 if start else 0.35)
+right.plot(by_distance[0], color=COLORS["ink"], lw=6, alpha=0.35, label="key at 0")
+right.plot(by_distance[1000], color=COLORS["rope"], lw=2, label="key at 1000")
 right.set(xlabel="distance m − n", ylabel="score")
-right.legend(["key at 0", "key at 1000"])
+right.legend()
 fig.suptitle("Every diagonal has one value: only the distance counts", x=0.02, ha="left", weight="bold")
 fig.tight_layout()
 plt.show()
@@ -107,14 +112,15 @@ plt.show()
 
 # %%
 order = half_split_order(8)
-fig, ax = board(16, 5)
+fig, ax = board(16, 4.6)
 for place in range(8):
     pair = ["rope", "content", "latent", "shared"][place // 2]
-    top = box(ax, 3.4 + 1.6 * place, 3.9, str(place), pair, width=1.3)
-    seat = int(np.flatnonzero(order == place)[0])
-    arrow(ax, top, box(ax, 3.4 + 1.6 * seat, 1, str(place), pair, width=1.3), kind=pair)
-note(ax, 2.3, 3.9, "pairs", align="right", size=12)
-note(ax, 2.3, 1, "halves", align="right", size=12)
+    x, seat = 3.4 + 1.6 * place, 3.4 + 1.6 * int(np.flatnonzero(order == place)[0])
+    box(ax, x, 3.7, str(place), pair, width=1.3)
+    box(ax, seat, 0.8, str(place), pair, width=1.3)
+    arrow(ax, (x, 3.3), (seat, 1.2), kind=pair)
+note(ax, 2.3, 3.7, "pairs", align="right", size=12)
+note(ax, 2.3, 0.8, "halves", align="right", size=12)
 plt.show()
 
 # %%
@@ -126,12 +132,9 @@ def scores(rotate, pick):
     return rotate(q[:, pick], angles)[0] @ rotate(k[:, pick], angles)[0].T
 
 
-want, moved, forgotten = (
-    scores(rotate_pairs_forward, slice(None)),
-    scores(rotate_halves_forward, order),
-    scores(rotate_halves_forward, slice(None)),
-)
-print("halves after the permutation: equal", np.allclose(moved, want))
+want = scores(rotate_pairs_forward, slice(None))
+print("halves after the permutation: equal", np.allclose(scores(rotate_halves_forward, order), want))
+forgotten = scores(rotate_halves_forward, slice(None))
 print(f"halves without it: wrong by up to {np.abs(forgotten - want).max():.2f}")
 
 # %% [markdown]

@@ -9,7 +9,7 @@ import numpy as np
 from rotary_embedding import inverse_frequencies
 from yarn import V3_SCALING, magnitude, pair_at_rotations, ramp_bounds, rotary_frequencies, softmax_scale, stretch_ramp
 
-from utils.whiteboard import COLORS, arrow, board, note, use_style
+from utils.whiteboard import COLORS, use_style
 
 use_style()
 plain, stretched = inverse_frequencies(64), rotary_frequencies(64, 10000.0, V3_SCALING)
@@ -17,19 +17,20 @@ plain, stretched = inverse_frequencies(64), rotary_frequencies(64, 10000.0, V3_S
 # %% [markdown]
 # ## On the whiteboard: which angles has a pair ever seen?
 #
-# Three pairs over 4,096 tokens of training (filled), and over 163,840 tokens without any change (outline). The fast
-# pair has been round hundreds of times: no angle is new to it. The slow pair has seen a tenth of its circle; beyond,
-# every angle is unknown land.
+# Three pairs over 4,096 tokens of training (orange), and what 163,840 tokens would add without any change (pale). The
+# fast pair has been round hundreds of times: no angle is new to it. The slow pair has seen a tenth of its circle;
+# beyond, every angle is unknown land.
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(9, 3.6), subplot_kw={"projection": "polar"})
+fig, axes = plt.subplots(1, 3, figsize=(9, 3.3), subplot_kw={"projection": "polar"})
 for ax, pair in zip(axes, (4, 20, 31)):
-    turns = 4096 * plain[pair] / (2 * np.pi)
     seen, asked = (min(n * plain[pair], 2 * np.pi) for n in (4096, 163840))
-    ax.bar(asked / 2, 1, width=asked, color="none", edgecolor=COLORS["draft"], lw=1.5, ls="--")
-    ax.bar(seen / 2, 1, width=seen, color=COLORS["rope"], alpha=0.6)
+    ax.bar((seen + asked) / 2, 1, width=asked - seen, color=COLORS["draft"], alpha=0.18)
+    ax.bar(seen / 2, 1, width=seen, color=COLORS["rope"], alpha=0.7)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(f"pair {pair}: {turns:,.2f} turns", loc="center", fontsize=11)
+    ax.set_title(f"pair {pair}: {4096 * plain[pair] / (2 * np.pi):,.2f} turns", loc="center", fontsize=11)
+axes[2].text(0.28, 0.55, "seen", ha="center", va="center")
+axes[2].text(3.6, 0.5, "never seen", ha="center", va="center")
 fig.tight_layout()
 plt.show()
 
@@ -63,21 +64,25 @@ print(f"scale: {softmax_scale(192):.7f} -> {magnitude(40):.6f}^2 / sqrt(192) = {
 
 # %%
 low, high = ramp_bounds(64, 10000.0, V3_SCALING)
+assert np.allclose(stretched[: low + 1], plain[: low + 1])
+assert np.allclose(stretched[high:], plain[high:] / 40)
+curves = {
+    "trained": (plain, {"color": COLORS["ink"]}),
+    "all divided by 40 (plain interpolation)": (plain / 40, {"color": COLORS["draft"], "ls": "--", "lw": 1.5}),
+    "YaRN": (stretched, {"color": COLORS["rope"], "marker": "o"}),
+}
+
+# %%
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[1, 1.3])
 top.plot(stretch_ramp(64, 10000.0, V3_SCALING), "o-", color=COLORS["rope"])
 top.set(ylabel="share of stretching", yticks=[0, 0.5, 1])
-bottom.semilogy(2 * np.pi / plain, color=COLORS["ink"], label="trained")
-bottom.semilogy(
-    2 * np.pi / (plain / 40), color=COLORS["draft"], ls="--", lw=1.5, label="all divided by 40 (plain interpolation)"
-)
-bottom.semilogy(2 * np.pi / stretched, "o-", color=COLORS["rope"], label="YaRN")
+top.set_title(f"Pairs 0 to {low} stay, {high} to 31 turn 40 times slower")
+for name, (frequencies, look) in curves.items():
+    bottom.semilogy(2 * np.pi / frequencies, label=name, **look)
 bottom.axhline(4096, color="#BBBBBB", lw=1)
-bottom.annotate("4,096 tokens", (0, 4096), xytext=(0, 4), textcoords="offset points", color="#888888")
+bottom.text(0, 5000, "4,096 tokens", color="#888888")
 bottom.set(xlabel="pair", ylabel="tokens per full turn")
 bottom.legend(loc="lower right")
-assert np.allclose(stretched[: low + 1], plain[: low + 1])
-assert np.allclose(stretched[high:], plain[high:] / 40)
-top.set_title(f"Pairs 0 to {low} stay, {high} to 31 turn 40 times slower")
 fig.tight_layout()
 plt.show()
 
