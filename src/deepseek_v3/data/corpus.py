@@ -145,7 +145,18 @@ def stdlib_documents() -> Iterator[Document]:
 
     for name in sorted(topics.topics):
         yield Document(f"topics/{name}", topics.topics[name])
-    for name in ("builtins", "sys", "itertools", "math", "time", "_io", "_functools", "_operator", "_collections", "gc"):
+    for name in (
+        "builtins",
+        "sys",
+        "itertools",
+        "math",
+        "time",
+        "_io",
+        "_functools",
+        "_operator",
+        "_collections",
+        "gc",
+    ):
         yield Document(f"docstrings/{name}", _builtin_docstrings(name))
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
@@ -189,7 +200,9 @@ def _read_text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv -t UTF-8") from None
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv -t UTF-8"
+        ) from None
 
 
 def _passages(text: str) -> Iterator[Document]:
@@ -235,7 +248,9 @@ def _json_rows(path: Path, text_key: str | None) -> Iterator[Document]:
             except (json.JSONDecodeError, RecursionError):
                 raise DataError(f"{path}, line {number} is not JSON; a .jsonl file has one object a line") from None
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} is a JSON {type(row).__name__}, not an object with a text in it")
+                raise DataError(
+                    f"{path}, line {number} is a JSON {type(row).__name__}, not an object with a text in it"
+                )
             yield row
 
     yield from _rows_with_text(str(path), rows(), text_key)

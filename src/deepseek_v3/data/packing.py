@@ -99,7 +99,9 @@ class PackedStream:
             self._index(n) for n in reading if n < n_texts
         }
         partly = [
-            self.tokenizer.decode(self._document(n)[: offset + 1]) for n, offset in self._lanes if n < n_texts and offset
+            self.tokenizer.decode(self._document(n)[: offset + 1])
+            for n, offset in self._lanes
+            if n < n_texts and offset
         ]
         return [self.texts[i] for i in sorted(done)] + partly
 

@@ -1,0 +1,90 @@
+"""The pre-training loss: next token, further tokens, balance.
+
+    L = L_main + lambda / D sum_k L_k + alpha sum_layers L_balance
+    L_k = -(1 / T) sum_i log P_i^k [t_{i+1+k}]           k = 0 is the main model; T - k rows, divided by T all the same
+
+Row i of depth k reads tokens up to i + k and is scored on token i + 1 + k. It counts only if row and target lie in one
+document: documents are contiguous, so nothing between them lies elsewhere either.
+
+Letters: B batch, S positions, V vocabulary.
+Source: arXiv:2412.19437, Eqs. (17) to (20) and (24), (25).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100  # the label that cross-entropy skips
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Sums over one micro-batch, so that micro-batches and ranks add up.
+
+    Attributes:
+        total: what to differentiate: this micro-batch's share of the step's loss.
+        main_nats: sum of -log P over main rows that count; mtp_nats: the same per depth.
+        main_rows, mtp_rows: how many rows counted.
+    """
+
+    total: Tensor
+    main_nats: Tensor
+    mtp_nats: list[Tensor]
+    main_rows: int
+    mtp_rows: list[int]
+
+
+def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
+    """Return the labels [B, S] of a depth from rows of S + 1 tokens; IGNORED where a row does not count.
+
+    Row i of depth k has the target i + 1 + k; the last k rows have none, for their input token is the window's last.
+    """
+    reach = 1 + depth
+    labels_BS = torch.full_like(tokens[:, :-1], IGNORED)
+    same_document = documents[:, reach:] == documents[:, :-reach]
+    labels_BS[:, : tokens.shape[1] - reach] = torch.where(same_document, tokens[:, reach:], IGNORED)  # V3 Eq. (24)
+    return labels_BS
+
+
+def sum_nats(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
+    """Return the sum of -log P of the labels that count, in FP32."""
+    return F.cross_entropy(logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def pretraining_loss(
+    logits_BSV: Tensor,
+    mtp_logits: list[Tensor],
+    tokens: Tensor,
+    documents: Tensor,
+    *,
+    mtp_weight: float,
+    step_rows: int,
+    balance_losses: list[Tensor] | None = None,
+    balance_alpha: float = 0.0,
+    balance_share: float = 1.0,
+) -> LossParts:
+    """Add up the losses of one micro-batch.
+
+    Args:
+        logits_BSV, mtp_logits: of the model on `tokens[:, :-1]` with `mtp=True`.
+        tokens, documents: [B, S + 1], as `data.packing` gives them.
+        step_rows: T of the whole step: main rows that count, over all micro-batches (and ranks).
+        balance_losses: with alpha = 1, one a layer.
+        balance_share: the micro-batch's part of the step's sequences.
+    """
+    labels = [make_labels(tokens, documents, k) for k in range(len(mtp_logits) + 1)]
+    main_nats = sum_nats(logits_BSV, labels[0])
+    mtp_nats = [sum_nats(depth_BSV, depth_labels) for depth_BSV, depth_labels in zip(mtp_logits, labels[1:])]
+    total = main_nats / step_rows
+    for nats in mtp_nats:
+        total = total + mtp_weight / len(mtp_nats) * nats / step_rows  # V3 Eq. (25)
+    for loss in balance_losses or []:
+        total = total + balance_alpha * balance_share * loss  # V3 Eq. (17)
+    return LossParts(
+        total,
+        main_nats.detach(),
+        [nats.detach() for nats in mtp_nats],
+        *((lambda counts: (counts[0], counts[1:]))([int((label != IGNORED).sum()) for label in labels])),
+    )
