@@ -73,15 +73,21 @@ def transpose(q: Quantized) -> Quantized:
     return Quantized(q.codes.T, q.scales.T, q.tile[::-1], q.fmt)
 
 
+def keep_in_bf16(x: np.ndarray) -> np.ndarray:
+    """What is left of a tensor after it was put away in BF16."""
+    return round_to(x, BF16)
+
+
 def fp8_forward(x_ND: np.ndarray, weight_FD: np.ndarray, recipe: Recipe = V3_RECIPE):
     """Fprop; the cache holds the codes, a quarter of the bytes of float32.
 
     Returns:
-        y_NF: float32; and (codes of x, codes of the weight).
+        y_NF: float32 that holds BF16 values; and (codes of x, codes of the weight).
     """
     x_q = quantize_activation(x_ND, power_of_two=recipe.power_of_two)
     weight_q = quantize_weight(weight_FD, power_of_two=recipe.power_of_two)
-    return multiply_quantized(x_q, weight_q), (x_q, weight_q)  # V3 Fig. 6
+    y_NF = multiply_quantized(x_q, weight_q)  # V3 Fig. 6
+    return keep_in_bf16(y_NF), (x_q, weight_q)
 
 
 def fp8_backward(dy_NF: np.ndarray, cache, recipe: Recipe = V3_RECIPE) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +96,7 @@ def fp8_backward(dy_NF: np.ndarray, cache, recipe: Recipe = V3_RECIPE) -> tuple[
     dY is at hand in float32, so its 128 x 1 tiles are made from it directly; X is only there in codes, and is turned.
 
     Returns:
-        dx_ND and dweight_FD, float32.
+        dx_ND, float32 that holds BF16 values, and dweight_FD, float32 in full.
     """
     x_q, weight_q = cache
     options = {"power_of_two": recipe.power_of_two, "floor": GRADIENT_FLOOR}
@@ -99,7 +105,7 @@ def fp8_backward(dy_NF: np.ndarray, cache, recipe: Recipe = V3_RECIPE) -> tuple[
     dy_tall = quantize(dy_NF, (TILE, recipe.gradient_tile[0]), **options)  # 128 x 1, or the block of the variant
     x_tall = turn_tiles(x_q, power_of_two=recipe.power_of_two)
     dweight_FD = multiply_quantized(transpose(dy_tall), transpose(x_tall))  # V3 Fig. 6
-    return dx_ND, dweight_FD
+    return keep_in_bf16(dx_ND), dweight_FD
 
 
 def fp8_linear(recipe: Recipe = V3_RECIPE) -> Linear:
@@ -108,11 +114,6 @@ def fp8_linear(recipe: Recipe = V3_RECIPE) -> Linear:
         lambda x, weight: fp8_forward(x, weight, recipe),
         lambda dy, cache: fp8_backward(dy, cache, recipe),
     )
-
-
-def store_in_bf16(moment: np.ndarray) -> np.ndarray:
-    """What is left of a moment after it was put away in BF16."""
-    return round_to(moment, BF16)
 
 
 def accumulate(total: NetworkWeights | None, part: NetworkWeights, share: float) -> NetworkWeights:
@@ -142,7 +143,7 @@ def train(
             loss, dlogits = cross_entropy(logits, target)
             total = accumulate(total, network_backward(dlogits, weights, cache, linear), 1 / micro_batches)
             step_loss += loss / micro_batches
-        store = store_in_bf16 if low_moments else lambda moment: moment
+        store = keep_in_bf16 if low_moments else lambda moment: moment
         rate = 3e-3 * min(1.0, 2.0 * (1 - (step - 1) / steps))  # constant, then down to 0 over the second half
         weights, moments = adam_step(weights, total, moments, step, rate, store)
         losses.append(step_loss)

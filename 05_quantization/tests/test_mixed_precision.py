@@ -28,10 +28,12 @@ def test_all_three_products_lie_within_their_bounds(power_of_two, rng):
     y, cache = mp.fp8_forward(x, weight, recipe)
     dx, dweight = mp.fp8_backward(dy, cache, recipe)
     x_q, weight_q = cache
-    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= product_bound(x, weight, x_q, weight_q)).all()
+    exact = x.astype(np.float64) @ weight.T
+    bf16 = 2.0**-8  # y and dx leave the layer in BF16: half a step of its 8 bits
+    assert (np.abs(y - exact) <= product_bound(x, weight, x_q, weight_q) + np.abs(y) * bf16).all()
     dy_q = quantize(dy, (1, 128), power_of_two=power_of_two, floor=mp.GRADIENT_FLOOR)
     bound = product_bound(dy, weight.T, dy_q, mp.transpose(weight_q))
-    assert (np.abs(dx - dy.astype(np.float64) @ weight) <= bound).all()
+    assert (np.abs(dx - dy.astype(np.float64) @ weight) <= bound + np.abs(dx) * bf16).all()
     assert relative_rms(dy.T @ x, dweight) < 0.06
 
 
@@ -43,8 +45,12 @@ def test_the_products_are_those_of_the_dequantized_operands(rng):
     dy_rows = dequantize(quantize(dy, (1, 128), floor=mp.GRADIENT_FLOOR))
     dy_columns = dequantize(quantize(dy, (128, 1), floor=mp.GRADIENT_FLOOR))
     x_columns = dequantize(quantize(x_hat, (128, 1)))
-    for got, want in ((y, x_hat @ weight_hat.T), (dx, dy_rows @ weight_hat), (dweight, dy_columns.T @ x_columns)):
-        np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
+    for got, want in ((y, x_hat @ weight_hat.T), (dx, dy_rows @ weight_hat)):
+        np.testing.assert_array_equal(round_to(got, BF16), got)
+        np.testing.assert_allclose(got, want, rtol=2.0**-8, atol=2e-6 * np.abs(want).max())
+    want = dy_columns.T @ x_columns
+    np.testing.assert_allclose(dweight, want, rtol=0, atol=2e-6 * np.abs(want).max())
+    assert (round_to(dweight, BF16) != dweight).mean() > 0.9
 
 
 def test_square_blocks_serve_both_directions_of_the_weight(rng):
@@ -71,7 +77,7 @@ def test_a_gradient_of_1e_minus_9_is_not_lost_below_the_floor(rng):
     want = 1e-4 * dy
     assert relative_rms(want @ weight, dx) < 0.06
     assert relative_rms(want.T @ x, dweight) < 0.06
-    assert relative_rms(want, dequantize(quantize_activation(want))) > 0.15
+    assert relative_rms(want, dequantize(quantize_activation(want))) > 0.10
 
 
 def test_a_gradient_whose_tokens_differ_in_size_needs_tiles_not_blocks(rng):
@@ -117,7 +123,7 @@ def test_moments_are_stored_in_bf16_and_master_weights_are_not():
         me.NetworkWeights.init(np.random.default_rng(0)),
         me.NetworkWeights.init(np.random.default_rng(1)),
     )
-    updated, moments = me.adam_step(weights, gradients, {}, 1, 1e-5, mp.store_in_bf16)
+    updated, moments = me.adam_step(weights, gradients, {}, 1, 1e-5, mp.keep_in_bf16)
     for first, second in moments.values():
         np.testing.assert_array_equal(round_to(first, BF16), first)
         np.testing.assert_array_equal(round_to(second, BF16), second)
@@ -140,7 +146,7 @@ def test_the_same_seed_gives_the_same_training():
 
 @pytest.mark.slow
 def test_over_three_seeds_fp8_training_ends_within_half_a_percent_of_fp32():
-    """`python mixed_precision.py --seeds`: +0.10 to +0.16 % when this was written; the report asks for 0.25 %."""
+    """`python mixed_precision.py --seeds`: -0.03 to +0.18 % when this was written; the report asks for 0.25 %."""
     gaps = [low / exact - 1 for exact, low in mp.compare_training(400).values()]
     assert abs(np.mean(gaps)) < 0.0025
     assert max(np.abs(gaps)) < 0.005
