@@ -1,6 +1,6 @@
 """Speculative decoding: the module drafts, the main model checks all drafts in one pass, the text stays the same.
 
-Run it:    python speculative_decoding.py
+Run it:    python speculative_decoding.py [training steps, 150 when not given]
 Notebook:  speculative_decoding.ipynb
 Source:    arXiv:2211.17192 (the rejection rule); arXiv:2412.19437, sections 2.2 and 5.4.3 (MTP as the draft).
 Letters:   N sequences, K drafted tokens in a row, V vocabulary, S rows read at once, P prompt tokens.
@@ -12,6 +12,7 @@ One step, when rows 0 .. n-1 are read and x = t_n has been emitted but not read:
     roll back  both caches to the rows that were made of tokens that stayed
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -260,22 +261,33 @@ def main() -> None:
         f"100,000 checked drafts come out as {(np.bincount(out.token_NK1[:, 0]) / 100_000).round(3)}: the target's p\n"
     )
 
-    from small_language_model import DecodingSession, SmallModel, decode, encode, read_topics, train
+    from small_language_model import DecodingSession, SmallModel, cast_arrays, decode, read_topics, train
 
-    text = read_topics()
-    model = SmallModel.init(rng)
-    losses = train(model, text, 120)[-10:].mean(axis=0)
-    print(f"120 steps on pydoc_data.topics: main loss {losses[0]:.2f}, module {losses[1]:.2f}")
-    prompt = encode("The statement ")
-    plain = plain_decode(DecodingSession(model), prompt, 120, GreedyRule())
+    n_steps, model, unseen = (
+        int(sys.argv[1]) if len(sys.argv) > 1 else 150,
+        SmallModel.init(rng),
+        read_topics(held_out=True),
+    )
+    losses = train(model, read_topics(), n_steps)[-10:].mean(axis=0)
+    print(
+        f"{n_steps} steps on pydoc_data.topics: main loss {losses[0]:.2f}, module {losses[1]:.2f}; float64 from here on"
+    )
+    model = cast_arrays(model, np.float64)
+    prompts = [unseen.tokens[i : i + 24].tolist() for i in rng.integers(0, len(unseen.tokens) - 24, 8)]
+    plain = [plain_decode(DecodingSession(model), p, 80, GreedyRule()) for p in prompts]
     for n_drafts in (1, 2, 3):
-        report = speculative_decode(DecodingSession(model), prompt, 120, GreedyRule(), n_drafts)
-        expected = expected_tokens_per_step(report.acceptance, n_drafts)
+        reports = [speculative_decode(DecodingSession(model), p, 80, GreedyRule(), n_drafts) for p in prompts]
+        joint = Report([], [], [n for r in reports for n in r.n_accepted])
+        expected = expected_tokens_per_step(joint.acceptance, n_drafts)
         print(
-            f"{n_drafts} drafted: acceptance {report.acceptance:.2f}, {report.tokens_per_step:.2f} tokens per step "
-            f"(independent drafts: {expected:.2f}), same text as plain decoding: {report.tokens == plain}"
+            f"{n_drafts} drafted: acceptance {joint.acceptance:.2f}, {joint.tokens_per_step:.2f} tokens per step "
+            f"(independent drafts: {expected:.2f}), identical to plain greedy: {[r.tokens for r in reports] == plain}"
         )
-    print("it writes: " + repr(decode(plain)))
+    rule = SamplingRule(rng)
+    reports = [speculative_decode(DecodingSession(model), p, 80, rule) for p in prompts]
+    joint = Report([], [], [n for r in reports for n in r.n_accepted])
+    print(f"sampling, 1 drafted: acceptance {joint.acceptance:.2f}, {joint.tokens_per_step:.2f} tokens per step")
+    print(f"after {decode(prompts[0])!r} it writes {decode(plain[0][24:])!r}")
 
 
 if __name__ == "__main__":
