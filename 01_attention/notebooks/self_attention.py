@@ -16,7 +16,7 @@ import numpy as np
 from self_attention import attend_backward, attend_forward, score_keys, share_attention
 
 from utils.gradient_check import central_difference, relative_error
-from utils.whiteboard import COLORS, arrow, board, box, matrix, note, use_style
+from utils.whiteboard import COLORS, arrow, board, matrix, note, use_style
 
 use_style()
 
