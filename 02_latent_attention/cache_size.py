@@ -2,7 +2,7 @@
 
     cd 02_latent_attention && python cache_size.py
 
-Notebook: cache_size.ipynb. Source: arXiv:2405.04434, Table 1; arXiv:2505.09343, Table 1 (70.272 KB per token for V3).
+Notebook: cache_size.ipynb. Source: arXiv:2405.04434, Table 1; arXiv:2505.09343 (70.272 KB per token for V3).
 A config is a dictionary with the keys of a released config.json. Counting has no gradient.
 """
 

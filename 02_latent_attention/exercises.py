@@ -95,7 +95,7 @@ def cache_bytes(config: dict, bytes_per_value: int = 2) -> int:
 
     Args: config has num_hidden_layers, num_attention_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and
     v_head_dim.
-    Source: cache_size.py; arXiv:2505.09343, Table 1 (V3: 70,272).
+    Source: cache_size.py; arXiv:2505.09343 (V3: 70,272).
 
     Hint 1: two arrays are cached in each layer; see compress_hidden.
     Hint 2: neither has a head axis, and the latent is key and value at once.

@@ -46,7 +46,7 @@ def draw_expanded(ax):
 
 # %%
 def draw_absorbed(ax):
-    note(ax, 0.3, 5, "absorbed: one acts on\nthe query, one on the sum", align="left", size=11)
+    note(ax, 0.3, 4.8, "absorbed:\none acts on the query,\none on the sum", align="left", size=11)
     latents = box(ax, 11.3, 3.4, "T latents, 512", "latent", width=4, filled=True)
     for x, name in [(1.6, "query"), (20.4, "output")]:
         box(ax, x, 1, name, "content", width=2.2)
@@ -60,8 +60,8 @@ def draw_absorbed(ax):
 
 # %%
 fig, ax = board(22, 11)
-for before, after in zip(draw_expanded(ax), draw_absorbed(ax)):
-    arrow(ax, before, after, kind="draft", dashed=True)
+for before, after, side in zip(draw_expanded(ax), draw_absorbed(ax), (-1, 1)):
+    arrow(ax, (before.x + side * before.width / 2, before.y), after, kind="draft", dashed=True)
 plt.show()
 
 # %% [markdown]
@@ -123,19 +123,19 @@ forms = {"absorbed": count_absorbed, "expanded from latents": count_expanded, "e
 operations = {name: [float(count(V3, int(s), T).flops) for s in new] for name, count in forms.items()}
 moved = {name: np.array([2 * count(V3, 1, int(t)).values for t in past_lengths]) for name, count in forms.items()}
 assert all((moved["absorbed"] < other).all() for name, other in moved.items() if name != "absorbed")
+at = crossing_queries(V3, T)
+title = f"Fewest bytes always; fewer operations than expanding below {at:.0f} new tokens"
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.2))
 for name, kind in zip(forms, ["latent", "content", "ink"]):
     axes[0].loglog(new, operations[name], color=COLORS[kind])
     axes[1].loglog(past_lengths, moved[name], color=COLORS[kind], label=name)
-at = crossing_queries(V3, T)
 axes[0].axvline(at, color=COLORS["draft"], lw=1.2, ls="--")
 axes[0].text(at * 1.15, operations["absorbed"][0], f"{at:.0f}", color=COLORS["draft"])
 axes[0].set(xlabel=f"new tokens, with T = {T:,} keys", ylabel="operations")
 axes[1].set(xlabel="keys T, one new token", ylabel="bytes moved")
 axes[1].legend()
-title = f"Fewest bytes always; fewer operations than expanding below {at:.0f} new tokens"
 fig.suptitle(title, x=0.02, ha="left", weight="bold")
 fig.tight_layout()
 plt.show()

@@ -106,8 +106,8 @@ print(f"kept per token: {past.nbytes // 8 // 12} values = 12 + 8")
 # %% [markdown]
 # ## The finding: two score matrices, one sum
 #
-# To see the parts alone, feed the same token twelve times: the content cannot tell them apart, the rope part sees
-# nothing but distance. Then a text of different tokens.
+# To see the parts alone (white is the lowest value of a row, full colour the highest), feed the same token twelve
+# times: the content cannot tell them apart, the rope part sees nothing but distance. Then a text of different tokens.
 
 
 # %%
@@ -131,7 +131,6 @@ for line, (name, shown) in zip(axes, rows.items()):
     for ax, values, kind in zip(line, shown, ["content", "rope", "ink"]):
         ax.imshow(values, cmap=colormap(kind), vmin=low, vmax=high)
         ax.set(xticks=[], yticks=[])
-        ax.grid(visible=False)
     line[0].set_ylabel(name)
 for ax, text, kind in zip(axes[0], ["content", "+ rope", "= score"], ["content", "rope", "ink"]):
     ax.set_title(text, color=COLORS[kind], loc="center")

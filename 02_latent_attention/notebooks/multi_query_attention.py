@@ -84,9 +84,9 @@ plt.show()
 # ## What changed since the last notebook
 #
 # The cache is $H$ times smaller and each byte of it does $H$ times the work. The price is expression: all heads must
-# find what they look for in the *same* key, and the values they mix are the same numbers. Published ablations see the
-# quality fall (V2, Appendix D). Remember the picture, though: absorbed latent attention is multi-query attention too,
-# with a wider key.
+# find what they look for in the *same* key, and the values they mix are the same numbers. The V2 paper's Table 1 rates
+# the result weak. Remember the picture, though: absorbed latent attention is multi-query attention too, with a wider
+# key.
 #
 # ## Exercises
 #

@@ -106,17 +106,17 @@ for name, angle in asked.items():
 #
 # ## What changed
 #
-# 22 of 32 numbers and one scale. No weight is new; V3 then trains 1,000 steps at 32K and 1,000 at 128K to get used to
+# 21 of 32 numbers and one scale. No weight is new; V3 then trains 1,000 steps at 32K and 1,000 at 128K to get used to
 # them (V3 4.3).
 #
 # ## Exercises
 #
-# 1. Read the bounds as dimension indices, 21 and 45 (of 64), and use them on pairs. Which pairs stay unstretched by
+# 1. Read the bounds as dimension indices, 20 and 46 (of 64), and use them on pairs. Which pairs stay unstretched by
 #    mistake?
 #
 # <details><summary>Solution</summary>
 #
-# The ramp would start at pair 20 or 21 and reach only 0.4 at pair 31. Pairs 11 to 20 would stay as they were, and pairs
+# The ramp would start at pair 20 and reach only 0.42 at pair 31. Pairs 11 to 20 would stay as they were, and pairs
 # 23 to 31, the ones that need the full stretch, get less than half of it.
 #
 # </details>

@@ -81,6 +81,7 @@ def reference(x_SD, w, c, positions, sharpness=1.0):
         latents.append(norm(a[:C], w.kv_a_layernorm))  # V3 Eq. (1)
         ropes.append(turn(a[C:], m))  # V3 Eq. (3): one key, from the hidden state, not normed
         q = w.q_proj @ h if c.q_lora_rank is None else w.q_b_proj @ norm(w.q_a_proj @ h, w.q_a_layernorm)
+        # V3 Eq. (6), V3 Eq. (7), V3 Eq. (8), V3 Eq. (2), V3 Eq. (5)
         heads = []
         for i in range(c.num_attention_heads):
             q_i, kv_i = q[i * (K + R) : (i + 1) * (K + R)], w.kv_b_proj[i * (K + U) : (i + 1) * (K + U)]
