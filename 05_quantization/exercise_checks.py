@@ -19,12 +19,13 @@ def check_decode_e4m3(answer):
     top = (codes & 0x7F >= 0x78) & (codes & 0x7F < 0x7F)
     assert np.isfinite(got[top]).all(), "codes 0x78 to 0x7E are numbers from 256 to 448; only 0x7F and 0xFF are NaN"
     assert np.isnan(got[[0x7F, 0xFF]]).all(), "codes 0x7F and 0xFF are NaN"
-    small = codes & 0x7F < 8
+    assert got[0x38] == 1.0, f"code 0x38 is 1.0, yours is {got[0x38]}; the bias is 7"
+    small = codes < 8
     assert close(got[small], want[small]), (
         f"subnormals: code 0x01 is 2^-9 = 0.001953125, yours is {got[1]}; with e = 0 there is no leading 1, "
         "and the exponent is that of e = 1"
     )
-    assert close(got[codes < 128], want[codes < 128]), f"code 0x38 is 1.0, yours is {got[0x38]}; the bias is 7"
+    assert close(got[codes < 128], want[codes < 128]), "a normal number is 2^(e - 7) * (1 + m / 8)"
     assert close(got, want), "codes from 128 on are the negatives of the first 128"
 
 
@@ -90,7 +91,9 @@ def check_multiply_tiles(answer):
 def check_add_on_tensor_core(answer):
     """Small cases that each leave one mistake visible."""
     got = answer(0.0, np.array([64.0, 1.99, -1.99]), 6)
-    assert got == 64.0, f"64, 1.99 and -1.99 with 6 bits: the unit is 2, both small ones are cut to 0; you got {got}"
+    assert got == 64.0, (
+        f"64, 1.99 and -1.99 with 6 bits: the unit is 2, both small ones are cut to 0 (np.trunc); you got {got}"
+    )
     got = answer(0.0, np.array([64.0, -1.5]), 7)
     assert got != 62.0, "-1.5 with unit 1 is cut to -1 (towards zero), not to -2: np.trunc, not floor or round"
     assert got == 63.0, f"64 - 1.5 with 7 bits is 64 - 1 = 63, you got {got}"

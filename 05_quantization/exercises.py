@@ -53,7 +53,7 @@ def scale_tile(tile: np.ndarray, power_of_two: bool) -> float:
     Source: arXiv:2412.19437, 3.3.2; the floor of 1e-4: the released kernels.
     Hint 1: the floor is there so that an all-zero tile is divided by something.
     Hint 2: up, not to the nearest: the largest element must stay at or below 448.
-    Hint 3: np.frexp(s) gives (mantissa, exponent) with 1/2 <= mantissa < 1; a mantissa of exactly 1/2 is a power already.
+    Hint 3: np.frexp(s) gives (mantissa, exponent) with 1/2 <= mantissa < 1; exactly 1/2 means s is a power already.
     """
     raise NotImplementedError
 

@@ -142,7 +142,8 @@ def encode(x: np.ndarray, fmt: FloatFormat, *, overflow: str = SATURATE) -> np.n
         raise ValueError(f"{fmt.name} has no NaN to overflow to; use overflow={SATURATE!r}")
     x = np.asarray(x)
     wide = x.dtype != np.float32 or fmt.exponent_bits == 8  # float32 has no room below BF16 and UE8M0: go by float64
-    flat = np.ascontiguousarray(x, dtype=np.float64 if wide else np.float32).ravel()
+    with np.errstate(invalid="ignore"):  # a signalling NaN only turns quiet
+        flat = np.ascontiguousarray(x, dtype=np.float64 if wide else np.float32).ravel()
     codes = np.empty(flat.shape, fmt.code_type)
     for start in range(0, flat.size, CHUNK):
         codes[start : start + CHUNK] = _encode_chunk(flat[start : start + CHUNK], fmt, beyond)
