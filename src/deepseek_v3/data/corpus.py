@@ -1,6 +1,6 @@
 """Where the text comes from: documents, split by file into training and held-out, with a digest.
 
-    load_corpus("stdlib")               what every Python carries: topics, docstrings and sources of its standard library
+    load_corpus("stdlib")               what every Python carries: its language reference and standard library
     load_corpus("notes.txt")            a text file, cut at blank lines into passages
     load_corpus("books/")               every text file of a folder
     load_corpus("rows.jsonl"), (".parquet"), ("hf:roneneldan/TinyStories")     rows with a "text" column
@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STDLIB_SKIPPED = frozenset(
-    """
-    test tests idle_test site-packages dist-packages __pycache__ lib2to3 distutils encodings pydoc_data ensurepip
-    lib-dynload turtledemo __phello__
-    """.split()
+    ("test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__", "__phello__")
+    + ("lib2to3", "distutils", "encodings", "pydoc_data", "ensurepip", "turtledemo")  # not in every version, or tables
 )
 TEXT_COLUMNS = ("text", "content", "body")
 PASSAGE_CHARS = 4000

@@ -1,7 +1,9 @@
 """Documents to training rows: fill-in-the-middle, packing, and a cursor that can be put down and taken up.
 
-    [bos] document [eos] [bos] document [eos] ...  cut into rows of S + 1 tokens, each row starting with the last token of
-    the row before, so that every token is a target once. `documents` says which document each token belongs to.
+    [bos] document [eos] [bos] document [eos] ...        cut into rows of S + 1 tokens
+
+Each row starts with the last token of the row before, so that every token is a target once; `documents` says which
+document each token belongs to.
 
 As in the report, documents are packed without an attention mask between them; a label is kept only where the row and
 its target lie in one document (see `training/loss.py`).

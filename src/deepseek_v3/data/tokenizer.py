@@ -4,7 +4,7 @@
     tokenizer.decode(tokenizer.encode("café")) == "café"      any text comes back, byte by byte
     stream = tokenizer.stream(); stream.push(id)              text as it becomes whole characters
 
-Text never turns into a special token by accident: `encode` reads `<｜User｜>` as plain characters unless told otherwise.
+Text never turns into a special token by accident: `encode` reads `<｜User｜>` as characters unless told otherwise.
 
 Source: arXiv:2412.19437, section 4.1; tokenizer.json of the released checkpoint.
 """
@@ -68,7 +68,7 @@ class Tokenizer:
         """
         if vocab_size < SMALLEST_VOCAB:
             raise TokenizerError(
-                f"vocab_size={vocab_size} is under {SMALLEST_VOCAB} (256 bytes and {len(SPECIAL_TOKENS)} special tokens)"
+                f"vocab_size={vocab_size} must be at least {SMALLEST_VOCAB}: 256 bytes and the special tokens"
             )
         backend = tokenizers.Tokenizer(models.BPE())
         splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in RELEASED_SPLITS]

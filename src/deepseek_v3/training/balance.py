@@ -1,4 +1,4 @@
-"""Loss-free balancing: after each step every expert's bias moves by gamma, up if it got too few tokens, down if too many.
+"""Loss-free balancing: after each step an expert's bias moves by gamma, up if it got too few tokens, else down.
 
     b_i += gamma sign(mean(c) - c_i)          c over the whole step: all micro-batches, all ranks
 

@@ -27,6 +27,7 @@ class LossParts:
         total: what to differentiate: this micro-batch's share of the step's loss.
         main_nats: sum of -log P over main rows that count; mtp_nats: the same per depth.
         main_rows, mtp_rows: how many rows counted.
+        balance: what the balance loss adds to `total`.
     """
 
     total: Tensor
@@ -34,6 +35,7 @@ class LossParts:
     mtp_nats: list[Tensor]
     main_rows: int
     mtp_rows: list[int]
+    balance: float = 0.0
 
 
 def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
@@ -80,11 +82,13 @@ def pretraining_loss(
     total = main_nats / step_rows
     for nats in mtp_nats:
         total = total + mtp_weight / len(mtp_nats) * nats / step_rows  # V3 Eq. (25)
-    for loss in balance_losses or []:
-        total = total + balance_alpha * balance_share * loss  # V3 Eq. (17)
+    balance = balance_alpha * balance_share * sum(balance_losses or [], start=torch.zeros(()))  # V3 Eq. (17)
+    counts = [int((label != IGNORED).sum()) for label in labels]
     return LossParts(
-        total,
+        total + balance,
         main_nats.detach(),
         [nats.detach() for nats in mtp_nats],
-        *((lambda counts: (counts[0], counts[1:]))([int((label != IGNORED).sum()) for label in labels])),
+        counts[0],
+        counts[1:],
+        float(balance.detach()),
     )

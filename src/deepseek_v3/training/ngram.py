@@ -1,6 +1,6 @@
 """The model to beat: a byte-level n-gram with interpolated Kneser-Ney smoothing, counted with sorting.
 
-    P_k(b | c_k) = max(n(c_k b) - d_k, 0) / n(c_k .) + d_k u(c_k .) / n(c_k .) P_{k-1}(b | c_{k-1})         P_0 = 1 / 256
+    P_k(b | c_k) = max(n(c_k b) - d_k, 0) / n(c_k .) + d_k u(c_k .) / n(c_k .) P_{k-1}(b | c_{k-1})     P_0 = 1 / 256
 
 `c_k` are the k - 1 bytes before b; `u(c .)` counts the different bytes that followed c. At the highest order n counts
 occurrences, below it in how many different contexts (one byte longer) they occurred. d_k = n1 / (n1 + 2 n2), from the

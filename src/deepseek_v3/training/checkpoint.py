@@ -1,0 +1,108 @@
+"""Checkpoints of a run: each a Hugging Face directory with the state of the training beside the weights.
+
+    RUN/checkpoints/step-00000500/   config.json  model.safetensors  tokenizer.json  manifest.json
+                                     training_state.safetensors     moments, averaged weights, random state
+                                     training_state.json            step, data cursor, counters
+
+A folder is written beside, flushed to disk and renamed: a checkpoint that is there is whole.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deepseek_v3.weights.folder import atomic_folder, recover_folder
+from deepseek_v3.weights.manifest import verify_manifest
+from deepseek_v3.weights.shards import read_tensors, write_tensors
+
+STATE = "training_state"
+NAME = re.compile(r"step-(\d{8})")
+LEFTOVER = re.compile(r"\.(step-\d{8})\.(saving|old|lock)")
+
+
+class ResumeError(ValueError):
+    """There is nothing to go on from, or it does not fit; the message names the mend."""
+
+
+def checkpoint_folder(run: str | Path, step: int) -> Path:
+    """Return where the checkpoint of a step belongs."""
+    return Path(run) / "checkpoints" / f"step-{step:08d}"
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """Return the whole checkpoints of a run, oldest first; what a kill left beside them is cleared or finished."""
+    folder = Path(run) / "checkpoints"
+    if not folder.is_dir():
+        return []
+    for name in {match[1] for path in folder.iterdir() if (match := LEFTOVER.fullmatch(path.name))}:
+        recover_folder(folder / name)
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and (path / f"{STATE}.json").is_file())
+
+
+def write_checkpoint(
+    run: str | Path,
+    step: int,
+    write_model: Callable[[Path], None],
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    n_bytes: int,
+) -> Path:
+    """Write one checkpoint and delete all but the newest `keep`.
+
+    Args:
+        write_model: writes config, weights and tokenizer into the folder that it is given.
+        tensors, state: whatever else going on needs; `state` as JSON can hold it.
+        n_bytes: what will be written, about: asked of the disk beforehand.
+    Raises:
+        SaveError: no room or no permission; every older checkpoint still stands.
+    """
+    target = checkpoint_folder(run, step)
+    with atomic_folder(target, n_bytes=n_bytes) as folder:
+        write_model(folder)
+        write_tensors(tensors, folder, stem=STATE)
+        (folder / f"{STATE}.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    for old in list_checkpoints(run)[:-keep]:
+        if old != target:
+            remove_checkpoint(old)
+    return target
+
+
+def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Verify a checkpoint and return its tensors and state.
+
+    Raises:
+        CheckpointError: damaged; ResumeError: weights without the state of a training.
+    """
+    if not (folder / f"{STATE}.json").is_file():
+        raise ResumeError(
+            f"{folder} holds weights but no training state; start a run from it with --init-from {folder}"
+        )
+    verify_manifest(folder)
+    state = json.loads((folder / f"{STATE}.json").read_text(encoding="utf-8"))
+    return read_tensors(folder, stem=STATE), state
+
+
+def newest_checkpoint(run: str | Path) -> Path:
+    """Return the newest checkpoint of a run.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    found = list_checkpoints(run)
+    if not found:
+        raise ResumeError(f"{run} holds no checkpoint to go on from; start it without --resume")
+    return found[-1]
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint so that a kill half-way does not leave a broken one that looks whole."""
+    dying = folder.with_name(f".{folder.name}.old")
+    folder.rename(dying)
+    shutil.rmtree(dying, ignore_errors=True)

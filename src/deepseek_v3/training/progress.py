@@ -1,0 +1,138 @@
+"""What a person sees while the model learns: one live line on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What the trainer tells: called after each step, around everything, and with notes."""
+
+    def start(self, first_step: int, steps: int) -> None: ...
+    def update(self, step: int, row: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing; for tests."""
+
+    def start(self, first_step: int, steps: int) -> None:
+        """Begin."""
+
+    def update(self, step: int, row: dict[str, Any]) -> None:
+        """Ignore a step."""
+
+    def note(self, text: str) -> None:
+        """Ignore a note."""
+
+    def finish(self) -> None:
+        """End."""
+
+
+class PlainLines:
+    """About twenty lines a run, and every note; for logs and pipes."""
+
+    def __init__(self, stream=None) -> None:
+        self.stream = stream or sys.stdout
+        self.every, self.steps = 1, 0
+
+    def start(self, first_step: int, steps: int) -> None:
+        """Fix how often to speak."""
+        self.steps, self.every = steps, max(1, (steps - first_step) // 20)
+
+    def update(self, step: int, row: dict[str, Any]) -> None:
+        """Print the step if it is one of those."""
+        if step % self.every == 0 or step == self.steps:
+            print(f"step {step:>6,}/{self.steps:,}  {describe_row(row)}", file=self.stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a note."""
+        print(text, file=self.stream, flush=True)
+
+    def finish(self) -> None:
+        """End."""
+
+
+class LiveBar:
+    """A bar with the figures under it, redrawn in place."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("[bold]learning"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())
+        self.console = Console()
+        self.bar = Bar(*columns, console=self.console, refresh_per_second=4, expand=True)
+        self.figures = Bar(TextColumn("{task.description}"), console=self.console)
+        self.live: Any = None
+
+    def start(self, first_step: int, steps: int) -> None:
+        """Show the bar."""
+        from rich.console import Group
+        from rich.live import Live
+
+        self.task = self.bar.add_task("", total=steps, completed=first_step)
+        self.text = self.figures.add_task("the first step is the slowest ...", total=None)
+        self.live = Live(Group(self.bar, self.figures), console=self.console, refresh_per_second=4)
+        self.live.start()
+
+    def update(self, step: int, row: dict[str, Any]) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=step)
+        self.figures.update(self.text, description=describe_row(row))
+
+    def note(self, text: str) -> None:
+        """Print above the bar."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def finish(self) -> None:
+        """Leave the last state on the screen."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
+def choose_progress() -> Progress:
+    """Return the live bar on a terminal, plain lines elsewhere."""
+    return LiveBar() if sys.stdout.isatty() else PlainLines()
+
+
+def describe_row(row: dict[str, Any]) -> str:
+    """Write a step's figures in one line."""
+    parts = [f"loss {row['loss']:.3f}"]
+    if row.get("mtp_loss") is not None:
+        parts.append(f"MTP loss {row['mtp_loss']:.3f}")
+    parts += [f"bits per byte {row['bits_per_byte']:.3f}", f"{row['tokens_per_s']:,.0f} tokens/s"]
+    if row.get("share_of_peak") is not None:
+        parts.append(f"{row['share_of_peak']:.0%} of the matrix-product peak")
+    if row.get("left_s") is not None:
+        parts.append(f"{format_seconds(row['left_s'])} left")
+    return "  ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as a person would."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class Clock:
+    """Tokens per second over the last few steps, and the time left."""
+
+    def __init__(self, window: int = 20) -> None:
+        self.window = window
+        self.marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
+
+    def tick(self, tokens: int) -> float:
+        """Count tokens; return tokens per second."""
+        self.marks.append((time.perf_counter(), self.marks[-1][1] + tokens))
+        self.marks = self.marks[-self.window - 1 :]
+        (start, before), (end, after) = self.marks[0], self.marks[-1]
+        return (after - before) / max(end - start, 1e-9)
+
+    def seconds_per_step(self) -> float:
+        """Return the mean over the same steps."""
+        return (self.marks[-1][0] - self.marks[0][0]) / max(1, len(self.marks) - 1)

@@ -1,0 +1,368 @@
+"""The training loop: one step after another until done, told to stop, or past help.
+
+    trainer = Trainer(model, tokenizer, stream, heldout, options, run)
+    outcome = trainer.train()
+
+What a step does: read the scheduled values; add up gradients over micro-batches; if loss and gradient are finite, clip,
+update, move the routing biases and the averaged weights; if not, change nothing and count. All that the next step
+depends on goes into a checkpoint, so that stop and resume give the bits of an unbroken run.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepseek_v3.data.packing import Batch, PackedStream
+from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.model.router import RoutingRecord
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.training.balance import LoadCounter, max_violation
+from deepseek_v3.training.checkpoint import newest_checkpoint, read_training_state, write_checkpoint
+from deepseek_v3.training.evaluate import Measurement, measure_model
+from deepseek_v3.training.loss import IGNORED, LossParts, make_labels, pretraining_loss
+from deepseek_v3.training.machine import autocast_for, flops_per_token
+from deepseek_v3.training.metrics import MetricsLog
+from deepseek_v3.training.model_files import read_model, write_model
+from deepseek_v3.training.optimizer import (
+    AveragedWeights,
+    build_optimizer,
+    moments_by_name,
+    restore_moments,
+    set_learning_rate,
+)
+from deepseek_v3.training.options import TrainOptions
+from deepseek_v3.training.progress import Clock, Progress, Silent
+from deepseek_v3.training.schedule import Settings, settings_at
+from deepseek_v3.training.signals import StopSignal
+
+FAILURES_IN_A_ROW = 3
+LOADS_KEPT = 200  # about so many lines of metrics carry the load of every expert
+
+Sampler = Callable[[DeepseekV3, Tokenizer, str], str]
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message names the last good checkpoint."""
+
+
+@dataclass
+class Machine:
+    """The precision that is used and the matrix-product rate measured for it, in FLOP/s (0: not measured)."""
+
+    precision: str = "fp32"
+    peak: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """How a training ended."""
+
+    finished: bool
+    stopped_by: str
+    step: int
+    checkpoint: Path
+
+
+@dataclass
+class StepResult:
+    """What one step did."""
+
+    applied: bool
+    loss: float
+    mtp_losses: list[float]
+    bits_per_byte: float
+    balance_loss: float
+    grad_norm: float
+    tokens: int
+    settings: Settings
+    max_vio: float = 0.0
+    loads: list[list[float]] = field(default_factory=list)
+
+
+class Trainer:
+    """A model, its optimizer and its data, and where they stand."""
+
+    def __init__(
+        self,
+        model: DeepseekV3,
+        tokenizer: Tokenizer,
+        stream: PackedStream,
+        heldout: Sequence[str],
+        options: TrainOptions,
+        *,
+        machine: Machine | None = None,
+        sampler: Sampler | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.stream, self.heldout, self.options = model, tokenizer, stream, heldout, options
+        self.run = Path(options.run)
+        self.machine = machine or Machine()
+        self.sampler, self.progress = sampler, progress or Silent()
+        self.context = autocast_for(self.machine.precision)
+        self.optimizer = build_optimizer(model, options)
+        self.averaged = AveragedWeights(model, options.ema_decay) if options.ema_decay else None
+        self.counter = LoadCounter(model)
+        self.byte_length = torch.tensor(tokenizer.byte_lengths(model.config.vocab_size))
+        self.step, self.tokens_seen, self.skipped, self.failures = 0, 0, 0, 0
+        self.metrics: MetricsLog | None = None
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def train(self) -> Outcome:
+        """Run to the last step, or until SIGTERM or Ctrl-C, and save.
+
+        Raises:
+            TrainingError: the loss was not finite three times in a row.
+            SaveError: a checkpoint could not be written.
+        """
+        options = self.options
+        self.metrics = MetricsLog(self.run / "metrics.jsonl", resume_at=self.step if self.step else None)
+        saved_at = self.step if self.step else -1
+        clock = Clock()
+        self.progress.start(self.step, options.steps)
+        stop = StopSignal()
+        try:
+            with stop:
+                if self.step == 0:
+                    self._measure_and_sample(stop)
+                while self.step < options.steps and not stop:
+                    result = self.run_step(stop)
+                    if result is None:
+                        break
+                    self._tell(result, clock)
+                    if self._due(options.eval_every):
+                        self._measure_and_sample(stop)
+                    if self._due(options.save_every):
+                        self.save()
+                        saved_at = self.step
+                if self.step != saved_at:
+                    self.save()
+        finally:
+            self.progress.finish()
+            self.metrics.close()
+        return Outcome(self.step >= options.steps, stop.name, self.step, newest_checkpoint(self.run))
+
+    def run_step(self, stop: StopSignal | None = None) -> StepResult | None:
+        """Do one step; None if it was told to stop half-way, and then nothing has changed.
+
+        Raises:
+            TrainingError: the third step in a row whose loss or gradient is not finite.
+        """
+        settings = settings_at(self.step, self.options)
+        before = self.stream.state_dict()
+        batch = self.stream.next_batch(settings.rows)
+        set_learning_rate(self.optimizer, settings.lr)
+        parts = self._accumulate(batch, settings, stop)
+        if parts is None:
+            self.stream.load_state_dict(before)
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm))
+        result = self._summarise(batch, parts, settings, norm)
+        if result.applied:
+            self.optimizer.step()
+            self.counter.sum_over_ranks()
+            self.counter.move_biases(settings.bias_speed)
+            result.loads, result.max_vio = self.counter.shares(), max_violation(self.counter.counts)
+            if self.averaged:
+                self.averaged.update(self.model)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens_seen += result.tokens
+        self._count_failures(result)
+        return result
+
+    def _accumulate(self, batch: Batch, settings: Settings, stop: StopSignal | None) -> list[LossParts] | None:
+        """Forward and backward over the micro-batches; stop early at a loss that is not finite."""
+        tokens, documents = batch.tokens, batch.documents
+        step_rows = max(1, int((make_labels(tokens, documents, 0) != IGNORED).sum()))
+        self.counter.reset()
+        collected: list[LossParts] = []
+        for start in range(0, len(tokens), self.options.micro_batch):
+            if stop:
+                return None
+            rows = slice(start, start + self.options.micro_batch)
+            record = RoutingRecord()
+            with self.context():
+                output = self.model(tokens[rows, :-1], mtp=True, record=record)
+                logits_BSV, mtp_logits = output
+                parts = pretraining_loss(
+                    logits_BSV,
+                    mtp_logits,
+                    tokens[rows],
+                    documents[rows],
+                    mtp_weight=settings.mtp_weight,
+                    step_rows=step_rows,
+                    balance_losses=record.balance_losses,
+                    balance_alpha=self.options.balance_alpha,
+                    balance_share=len(tokens[rows]) / len(tokens),
+                )
+            collected.append(parts)
+            if not math.isfinite(float(parts.total.detach())):
+                break
+            parts.total.backward()
+            self.counter.add(record)
+        return collected
+
+    def _summarise(self, batch: Batch, parts: list[LossParts], settings: Settings, norm: float) -> StepResult:
+        rows = max(1, sum(p.main_rows for p in parts))
+        nats = sum(float(p.main_nats) for p in parts)
+        depths = range(len(parts[0].mtp_nats))
+        mtp_losses = [
+            sum(float(p.mtp_nats[k]) for p in parts) / max(1, sum(p.mtp_rows[k] for p in parts)) for k in depths
+        ]
+        labels_BS = make_labels(batch.tokens, batch.documents, 0)
+        n_bytes = int(self.byte_length[labels_BS.clamp(min=0)][labels_BS != IGNORED].sum())
+        total = sum(float(p.total.detach()) for p in parts)
+        return StepResult(
+            applied=math.isfinite(total) and math.isfinite(norm),
+            loss=nats / rows,
+            mtp_losses=mtp_losses,
+            bits_per_byte=nats / math.log(2) / max(1, n_bytes),
+            balance_loss=sum(p.balance for p in parts),
+            grad_norm=norm,
+            tokens=labels_BS.numel(),
+            settings=settings,
+        )
+
+    def _count_failures(self, result: StepResult) -> None:
+        self.failures = 0 if result.applied else self.failures + 1
+        self.skipped += not result.applied
+        if not result.applied:
+            self._write("skipped", step=self.step, loss=str(result.loss), grad_norm=str(result.grad_norm))
+            self.progress.note(f"step {self.step}: the loss or its gradient is not finite; nothing was changed")
+        if self.failures >= FAILURES_IN_A_ROW:
+            try:
+                place = f"the last good checkpoint is {newest_checkpoint(self.run)}"
+            except ValueError:
+                place = "no checkpoint had been written yet"
+            raise TrainingError(
+                f"loss or gradient was not finite in {FAILURES_IN_A_ROW} steps in a row, the last of them {self.step}; "
+                f"{place}; go on from it with --resume and a lower --lr (it was {self.options.lr:g})"
+            )
+
+    # -- what is told --------------------------------------------------------------------------------------------------
+
+    def _tell(self, result: StepResult, clock: Clock) -> None:
+        rate = clock.tick(result.tokens)
+        per_token = flops_per_token(self.model.config, self.options.seq_len)
+        row: dict[str, Any] = {
+            "loss": result.loss,
+            "mtp_loss": result.mtp_losses[0] if result.mtp_losses else None,
+            "bits_per_byte": result.bits_per_byte,
+            "tokens_per_s": rate,
+            "share_of_peak": rate * per_token / self.machine.peak if self.machine.peak else None,
+            "left_s": clock.seconds_per_step() * (self.options.steps - self.step),
+        }
+        self.progress.update(self.step, row)
+        if not result.applied or self.step % self.options.log_every:
+            return
+        del row["left_s"]
+        loads_every = max(1, self.options.steps // LOADS_KEPT)
+        self._write(
+            "step",
+            step=self.step,
+            **row,
+            balance_loss=result.balance_loss,
+            lr=result.settings.lr,
+            grad_norm=result.grad_norm,
+            rows=result.settings.rows,
+            tokens=self.tokens_seen,
+            max_vio=result.max_vio,
+            **({"loads": result.loads} if self.step % loads_every == 0 else {}),
+        )
+
+    def measure(self, should_stop: Callable[[], bool] = lambda: False) -> Measurement | None:
+        """Measure the model on the held-out texts."""
+        return measure_model(
+            self.model,
+            self.tokenizer,
+            self.heldout,
+            self.options.seq_len,
+            context=self.context,
+            should_stop=should_stop,
+        )
+
+    def _measure_and_sample(self, stop: StopSignal) -> None:
+        found = self.measure(lambda: bool(stop))
+        if found is None:
+            return
+        acceptance = found.mtp_acceptance
+        self._write("heldout", step=self.step, bits_per_byte=found.bits_per_byte, mtp_acceptance=acceptance)
+        text = f"step {self.step}: {found.bits_per_byte:.3f} bits per byte on held-out text"
+        if acceptance is not None:
+            text += f", MTP guesses right {acceptance:.0%}"
+        if self.averaged and self.step:
+            with self.averaged.applied_to(self.model):
+                smooth = self.measure(lambda: bool(stop))
+            if smooth is not None:
+                self._write("averaged", step=self.step, bits_per_byte=smooth.bits_per_byte)
+                text += f", {smooth.bits_per_byte:.3f} with averaged weights"
+        self.progress.note(text)
+        for prompt in self.options.sample_prompts if self.sampler else ():
+            if not stop:
+                assert self.sampler is not None
+                self._write(
+                    "sample", step=self.step, prompt=prompt, text=self.sampler(self.model, self.tokenizer, prompt)
+                )
+
+    def _write(self, kind: str, **values: Any) -> None:
+        if self.metrics is not None:
+            self.metrics.write(kind, **values)
+
+    def _due(self, every: int) -> bool:
+        return self.step >= self.options.steps or bool(every and self.step % every == 0)
+
+    # -- where it stands -----------------------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Write a checkpoint.
+
+        Raises:
+            SaveError: no room or no permission; the older checkpoints still stand.
+        """
+        tensors = moments_by_name(self.model, self.optimizer)
+        if self.averaged:
+            tensors |= {f"averaged.{name}": value for name, value in self.averaged.shadow.items()}
+        tensors["random_state"] = torch.get_rng_state()
+        state = {
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "skipped": self.skipped,
+            "failures": self.failures,
+            "stream": self.stream.state_dict(),
+            "precision": self.machine.precision,
+            "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        n_bytes = 4 * sum(p.numel() for p in self.model.parameters()) + sum(t.nbytes for t in tensors.values())
+        return write_checkpoint(
+            self.run,
+            self.step,
+            lambda folder: write_model(self.model, folder, self.tokenizer),
+            tensors,
+            state,
+            keep=self.options.keep,
+            n_bytes=n_bytes,
+        )
+
+    def resume(self, folder: Path) -> None:
+        """Go to where a checkpoint stood.
+
+        Raises:
+            CheckpointError, ResumeError, DataError: damaged, without training state, or of other data.
+        """
+        tensors, state = read_training_state(folder)
+        self.stream.load_state_dict(state["stream"])
+        read_model(self.model, folder)
+        restore_moments(self.model, self.optimizer, tensors)
+        if self.averaged:
+            for name, value in self.averaged.shadow.items():
+                value.copy_(tensors.get(f"averaged.{name}", self.model.get_parameter(name).detach()))
+        torch.set_rng_state(tensors["random_state"])
+        self.step, self.tokens_seen = state["step"], state["tokens_seen"]
+        self.skipped, self.failures = state["skipped"], state["failures"]

@@ -1,0 +1,274 @@
+"""The loop: resume is bitwise, a stop is clean, a loss that is not finite changes nothing, a kill breaks nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.data.packing import PackedStream
+from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.training.checkpoint import list_checkpoints, newest_checkpoint, read_training_state
+from deepseek_v3.training.metrics import read_metrics
+from deepseek_v3.training.options import TrainOptions
+from deepseek_v3.training.signals import StopSignal
+from deepseek_v3.training.trainer import Trainer, TrainingError
+from deepseek_v3.weights.shards import load_tensors
+
+TEXTS = [f"passage {i}: " + " ".join(str((i * j) % 97) for j in range(60)) for i in range(23)]
+
+
+def tiny_trainer(run: Path, **changes) -> Trainer:
+    """Return a trainer over a model with every mechanism, small enough for milliseconds a step."""
+    options = TrainOptions(
+        **{
+            **dict(
+                run=str(run), seq_len=13, batch_size=6, micro_batch=2, steps=20, warmup_steps=3, lr=3e-3, fim_rate=0.3
+            ),
+            **dict(ema_decay=0.9, eval_every=7, save_every=0, eval_kilobytes=1, bias_speed=0.01, seed=5),
+            **changes,
+        }
+    )
+    tokenizer = Tokenizer.train(TEXTS, 300)
+    torch.manual_seed(options.seed)
+    model = DeepseekV3(tiny_config())
+    stream = PackedStream(TEXTS, tokenizer, options.seq_len, seed=options.seed, fim_rate=options.fim_rate, lanes=4)
+    return Trainer(model, tokenizer, stream, TEXTS[:2], options)
+
+
+def tiny_config() -> ModelConfig:
+    return ModelConfig(
+        vocab_size=307,
+        hidden_size=22,
+        intermediate_size=26,
+        moe_intermediate_size=7,
+        num_hidden_layers=2,
+        first_k_dense_replace=1,
+        num_attention_heads=2,
+        q_lora_rank=11,
+        kv_lora_rank=5,
+        qk_nope_head_dim=7,
+        qk_rope_head_dim=4,
+        v_head_dim=3,
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        n_group=3,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+    )
+
+
+def losses_of(run: Path) -> list[tuple[int, float, float, float]]:
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "step"]
+    return [(row["step"], row["loss"], row["mtp_loss"], row["grad_norm"]) for row in rows]
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Every tensor bit by bit: weights, biases, moments, averaged weights, random state; and the data cursor."""
+    for stem in ("model", "training_state"):
+        a, b = load_tensors(one, stem=stem), load_tensors(other, stem=stem)
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    states = [json.loads((folder / "training_state.json").read_text()) for folder in (one, other)]
+    for state in states:
+        del state["saved"]
+    assert states[0] == states[1]
+
+
+def test_twenty_steps_are_ten_a_stop_and_ten_bit_by_bit(tmp_path):
+    tiny_trainer(tmp_path / "whole").train()
+
+    class StopAfterTen(StopSignal):
+        def __bool__(self) -> bool:
+            return first.step >= 10
+
+    first = tiny_trainer(tmp_path / "parts")
+    import deepseek_v3.training.trainer as trainer_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "StopSignal", StopAfterTen)
+        outcome = first.train()
+    assert (outcome.step, outcome.finished) == (10, False)
+    torch.manual_seed(999)  # nothing may hang on the random state of the new process
+    second = tiny_trainer(tmp_path / "parts")
+    second.resume(newest_checkpoint(tmp_path / "parts"))
+    assert second.train().finished
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
+    assert_same_state(newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "parts"))
+
+
+def test_a_stop_between_micro_batches_rolls_the_step_back(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.run_step()
+    before, cursor = snapshot(trainer), trainer.stream.state_dict()
+
+    class SecondAsk:
+        asked = 0
+
+        def __bool__(self) -> bool:
+            self.asked += 1
+            return self.asked > 2
+
+    assert trainer.run_step(SecondAsk()) is None
+    assert (trainer.step, trainer.stream.state_dict()) == (1, cursor)
+    assert unchanged(before, snapshot(trainer))
+
+
+def snapshot(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Everything that a skipped step must not touch."""
+    from deepseek_v3.training.optimizer import moments_by_name
+
+    tensors = {**trainer.model.state_dict(), **moments_by_name(trainer.model, trainer.optimizer)}
+    tensors |= {f"averaged.{name}": value for name, value in trainer.averaged.shadow.items()}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def unchanged(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def poison(trainer: Trainer, steps: set[int], where: str) -> None:
+    """Make loss or gradient of these steps not finite."""
+    accumulate = trainer._accumulate
+
+    def poisoned(batch, settings, stop):
+        hit = trainer.step in steps
+        weight = trainer.model.norm.weight
+        handle = weight.register_hook(lambda g: g * float("inf")) if hit and where == "gradient" else None
+        kept = weight.data.clone()
+        if hit and where == "loss":
+            weight.data[0] = float("nan")
+        parts = accumulate(batch, settings, stop)
+        weight.data.copy_(kept)
+        if handle:
+            handle.remove()
+        return parts
+
+    trainer._accumulate = poisoned
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, where):
+    trainer = tiny_trainer(tmp_path)
+    trainer.run_step()
+    poison(trainer, {1}, where)
+    before = snapshot(trainer)
+    result = trainer.run_step()
+    assert (result.applied, trainer.skipped, trainer.failures, trainer.step) == (False, 1, 1, 2)
+    assert unchanged(before, snapshot(trainer))
+    assert trainer.run_step().applied
+    assert (trainer.skipped, trainer.failures) == (1, 0)
+    assert not unchanged(before, snapshot(trainer))
+
+
+def test_the_third_failure_in_a_row_stops_and_names_the_last_good_checkpoint(tmp_path):
+    trainer = tiny_trainer(tmp_path, save_every=2)
+    poison(trainer, {1, 3, 4, 5}, "loss")
+    with pytest.raises(TrainingError, match="step-00000004"):
+        trainer.train()
+    assert trainer.skipped == 4
+    assert read_training_state(newest_checkpoint(tmp_path))[1]["step"] == 4
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "skipped"] == [2, 4, 5, 6]
+
+
+def test_accumulation_does_not_change_the_step(tmp_path):
+    """Six rows at once or in three parts: the same loss and, within rounding of FP32 sums, the same gradient norm."""
+    whole = tiny_trainer(tmp_path / "a", micro_batch=6).run_step()
+    parts = tiny_trainer(tmp_path / "b", micro_batch=2).run_step()
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+    assert parts.loads == whole.loads
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    tiny_trainer(tmp_path, steps=9, save_every=2, keep=2, eval_every=0).train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000008", "step-00000009"]
+
+
+def test_the_loss_falls_and_the_averaged_weights_follow(tmp_path):
+    trainer = tiny_trainer(tmp_path, steps=30, eval_every=30)
+    trainer.train()
+    losses = [loss for _, loss, _, _ in losses_of(tmp_path)]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "averaged"] == [30]
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    tiny_trainer(tmp_path, steps=2).train()
+    other = tiny_trainer(tmp_path, steps=2, seq_len=11)
+    with pytest.raises(ValueError, match="the data changed"):
+        other.resume(newest_checkpoint(tmp_path))
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_trainer import tiny_trainer
+from deepseek_v3.training.checkpoint import list_checkpoints
+run = Path({run!r})
+trainer = tiny_trainer(run, steps=10**6, save_every={every}, eval_every=0, keep=2)
+if list_checkpoints(run):
+    trainer.resume(list_checkpoints(run)[-1])
+print("ready", flush=True)
+print(trainer.train().stopped_by, flush=True)
+"""
+
+
+def start_child(run: Path, every: int) -> subprocess.Popen:
+    code = CHILD.format(tests=str(Path(__file__).parent), run=str(run), every=every)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def test_sigterm_saves_and_ends_within_thirty_seconds(tmp_path):
+    with start_child(tmp_path, every=0) as child:
+        while not losses_of(tmp_path):
+            time.sleep(0.02)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        said, _ = child.communicate(timeout=30)
+        assert time.monotonic() - sent < 30
+    assert (child.returncode, said) == (0, "SIGTERM\n")
+    assert read_training_state(newest_checkpoint(tmp_path))[1]["step"] >= 1
+
+
+def kill_while_saving(tmp_path: Path, times: int) -> None:
+    """Kill a run that saves after every step, at random moments; each time the newest checkpoint loads and goes on."""
+    rng, reached = random.Random(7), 0
+    for _ in range(times):
+        with start_child(tmp_path, every=1) as child:
+            begun = len(losses_of(tmp_path))
+            while len(losses_of(tmp_path)) == begun:
+                time.sleep(0.005)
+            time.sleep(rng.random() * 0.3)
+            child.kill()
+            child.wait()
+        trainer = tiny_trainer(tmp_path)
+        trainer.resume(newest_checkpoint(tmp_path))
+        assert trainer.step >= reached
+        reached = trainer.step
+    assert reached > times
+
+
+def test_a_kill_while_saving_leaves_the_newest_checkpoint_whole(tmp_path):
+    kill_while_saving(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_fifty_kills_while_saving_leave_the_newest_checkpoint_whole(tmp_path):
+    kill_while_saving(tmp_path, 50)
