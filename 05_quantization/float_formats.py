@@ -39,12 +39,11 @@ class FloatFormat:
     specials: str = "ieee"
     signed: bool = True
     subnormals: bool = True
-    bias_shift: int = 0  # added to the usual bias 2^(E-1) - 1
 
     @property
     def bias(self) -> int:
         """The exponent field of 1.0."""
-        return 2 ** (self.exponent_bits - 1) - 1 + self.bias_shift
+        return 2 ** (self.exponent_bits - 1) - 1
 
     @property
     def bits(self) -> int:

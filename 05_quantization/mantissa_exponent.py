@@ -1,6 +1,6 @@
 """Seven bits to share: exponent bits buy range, mantissa bits buy accuracy, and a fine scale buys range for nothing.
 
-    relative error of a rounded normal number    about  2^-(M+1) / sqrt(3)       one mantissa bit halves it
+    relative error of rounded normal numbers     about  2^-M / sqrt(28)          one mantissa bit halves it
     range from largest to smallest normal        about  2^(2^E)                  one exponent bit squares it
 
 Which pair is best depends on how wide the numbers spread, so we look at real ones: activations, weights and gradients

@@ -40,8 +40,8 @@ from mantissa_exponent import (
 )
 from online_quantization import turn_tiles
 
-# what each tensor of training is kept in, and why                                                   V3 Fig. 6
-FLOW = (
+# what each tensor of training is kept in, and why
+FLOW = (  # V3 Fig. 6
     ("X, input of a linear layer", "E4M3", "1 x 128", "half the bytes to cache and to send, and FP8 products"),
     ("W, for the products", "E4M3", "128 x 128", "cast anew from the master after each step"),
     ("dY, gradient of the output", "E4M3", "1 x 128 and 128 x 1", "E4M3 too: the tile brings the range"),

@@ -81,7 +81,7 @@ def test_without_promotion_the_error_grows_with_k_and_with_it_does_not():
     assert plain[2] > 9 * cured[2]
 
 
-def test_the_promotion_happens_every_128_elements():
+def test_the_promotion_happens_every_128_elements():  # V3 Fig. 7
     """One large product in the first group: with promotion its unit is forgotten after 128 elements, not before."""
     a, b = np.full((1, 256), 0.0625, np.float32), np.ones((1, 256), np.float32)
     a[0, 0] = 448.0

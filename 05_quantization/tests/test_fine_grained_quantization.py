@@ -108,7 +108,7 @@ def test_the_product_lies_within_its_derived_bound(shape, power_of_two, rng):
     assert bound.mean() < 0.2 * (np.abs(x) @ np.abs(weight).T).mean()  # and the bound is not an empty one
 
 
-def test_the_product_is_that_of_the_dequantized_matrices(rng):
+def test_the_product_is_that_of_the_dequantized_matrices(rng):  # V3 Fig. 7
     """Scales out of the inner sum or multiplied in first: the same number, up to FP32 sums."""
     x_q = fg.quantize_activation(rng.standard_normal((7, 300)))
     weight_q = fg.quantize_weight(rng.standard_normal((257, 300)))
@@ -116,7 +116,7 @@ def test_the_product_is_that_of_the_dequantized_matrices(rng):
     np.testing.assert_allclose(fg.multiply_quantized(x_q, weight_q), want, rtol=0, atol=1e-6 * np.abs(want).max())
 
 
-def test_an_activation_has_one_scale_for_each_token_and_128_channels(rng):
+def test_an_activation_has_one_scale_for_each_token_and_128_channels(rng):  # V3 Fig. 7
     assert fg.quantize_activation(rng.standard_normal((131, 300))).scales.shape == (131, 3)
     assert fg.quantize_weight(rng.standard_normal((131, 300))).scales.shape == (2, 3)
     assert fg.quantize_tensor(rng.standard_normal((131, 300))).scales.shape == (1, 1)

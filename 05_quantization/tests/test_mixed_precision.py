@@ -22,7 +22,7 @@ def operands(rng, n=131, d=257, f=129):
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
-def test_all_three_products_lie_within_their_bounds(power_of_two, rng):
+def test_all_three_products_lie_within_their_bounds(power_of_two, rng):  # V3 Fig. 6
     x, weight, dy = operands(rng)
     recipe = mp.Recipe(power_of_two=power_of_two)
     y, cache = mp.fp8_forward(x, weight, recipe)

@@ -1,11 +1,13 @@
-"""Chapter 05 against PyTorch's own 8-bit types, and against the package's quantizer bit for bit where it exists."""
+"""Chapter 05 against PyTorch's own 8-bit types, and against the package's quantizer bit for bit."""
 
 import fine_grained_quantization as fg
 import mixed_precision as mp
 import numpy as np
 import pytest
 import torch
-from float_formats import BF16, E4M3, E5M2, FP16, OVERFLOW_TO_NAN, SATURATE, decode, encode
+from float_formats import BF16, E4M3, E5M2, FP16, OVERFLOW_TO_NAN, SATURATE, decode, encode, round_to
+
+from deepseek_v3.fp8 import quantize as package
 
 TYPES = {"E4M3": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
 EIGHT_BITS = pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=lambda f: f.name)
@@ -104,3 +106,35 @@ def test_the_three_products_are_those_of_torch_on_dequantized_operands(rng):
     for got, want, bits in ((y, product.detach(), 8), (dx, x_hat.grad, 8), (dweight, weight_hat.grad, 20)):
         want = want.numpy()
         np.testing.assert_allclose(got, want, rtol=2.0**-bits, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("ue8m0", [False, True])
+@pytest.mark.parametrize("shape", [(131, 576), (1, 1), (129, 127), (576, 257)])
+def test_the_packages_weight_blocks_are_the_chapters_bit_for_bit(shape, ue8m0, rng):
+    weight = (rng.standard_normal(shape) * np.exp(2 * rng.standard_normal((shape[0], 1)))).astype(np.float32)
+    weight[0] = 0
+    codes, scales = package.quantize_weight(torch.from_numpy(weight), ue8m0=ue8m0)
+    q = fg.quantize_weight(weight, power_of_two=ue8m0)
+    np.testing.assert_array_equal(scales.numpy(), q.scales)
+    np.testing.assert_array_equal(codes.view(torch.uint8).numpy(), q.codes)
+    back = package.dequantize_weight(codes, scales, torch.float32)
+    np.testing.assert_array_equal(back.numpy(), fg.dequantize(q))
+    in_bf16 = package.dequantize_weight(codes, scales, torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(in_bf16, round_to(fg.dequantize(q), BF16))
+
+
+@pytest.mark.parametrize("ue8m0", [False, True])
+@pytest.mark.parametrize("shape", [(131, 384), (1, 128), (7, 640)])
+def test_the_packages_activation_tiles_are_the_chapters_bit_for_bit(shape, ue8m0, rng):
+    x = (rng.standard_normal(shape) * np.exp(4 * rng.standard_normal((shape[0], 1)))).astype(np.float32)
+    x[0, :128] = 0
+    codes, scales = package.quantize_tiles(torch.from_numpy(x), ue8m0=ue8m0)
+    q = fg.quantize_activation(x, power_of_two=ue8m0)
+    np.testing.assert_array_equal(scales.numpy(), q.scales)
+    np.testing.assert_array_equal(codes.view(torch.uint8).numpy(), q.codes)
+    np.testing.assert_array_equal(package.dequantize_tiles(codes, scales).numpy(), fg.dequantize(q))
+
+
+def test_the_packages_cast_is_the_chapters_for_every_16_bit_number():
+    x = every_16_bit_number()
+    assert_same(encode(x, E4M3), package.cast_e4m3(torch.from_numpy(x)).view(torch.uint8).numpy(), E4M3)
