@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.causal_attention import causal_attention
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
 from deepseek_v3.model.rope import Rotation, rotate_pairs, softmax_scale
 
@@ -93,15 +94,18 @@ class MultiHeadLatentAttention(nn.Module):
         key_value_BTHE = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1))
         k_content_BTHK, value_BTHU = key_value_BTHE.split([self.content_width, self.value_width], -1)
         rope_BTHR = rope_BTR.unsqueeze(2).expand(-1, -1, self.heads, -1)
-        query_BHSK = torch.cat((q_content_BSHK, q_rope_BSHR), -1).transpose(1, 2)
-        key_BHTK = torch.cat((k_content_BTHK, rope_BTHR), -1).transpose(1, 2)
-        # PyTorch's fused attention wants one width; zeros in the value's last columns change nothing and are cut off.
-        padding = self.content_width + self.rope_width - self.value_width
-        value_BHTU = F.pad(value_BTHU, (0, max(padding, 0))).transpose(1, 2)
+        query_BSHW = torch.cat((q_content_BSHK, q_rope_BSHR), -1)
+        key_BTHW = torch.cat((k_content_BTHK, rope_BTHR), -1)
+        if mask_ST is None:
+            return causal_attention(query_BSHW, key_BTHW, value_BTHU, self.scale)
         out_BHSU = F.scaled_dot_product_attention(
-            query_BHSK, key_BHTK, value_BHTU, attn_mask=mask_ST, is_causal=mask_ST is None, scale=self.scale
+            query_BSHW.transpose(1, 2),
+            key_BTHW.transpose(1, 2),
+            value_BTHU.transpose(1, 2),
+            attn_mask=mask_ST,
+            scale=self.scale,
         )
-        return out_BHSU.transpose(1, 2)[..., : self.value_width]
+        return out_BHSU.transpose(1, 2)
 
     def attend_absorbed(
         self, q_content_BSHK: Tensor, q_rope_BSHR: Tensor, latent_BTW: Tensor, mask_ST: Tensor | None
