@@ -24,6 +24,7 @@ from decoupled_rope import (
     place_tokens,
     project_queries_backward,
     project_queries_forward,
+    refuse_wrong_layer,
 )
 from kv_cache import (
     TokenCache,
@@ -31,7 +32,6 @@ from kv_cache import (
     attend_forward,
     gradient_error,
     merge_heads,
-    refuse_misfit,
     split_heads,
     weight_gradient,
 )
@@ -53,7 +53,7 @@ def absorbed_attention_forward(
     The scale stays that of the joint head width: absorbing is a rearrangement, the scores are the same numbers.
     Arguments as in `decoupled_attention_forward`; the two forms may share one cache.
     """
-    refuse_misfit(x_BSD, config.hidden_size)
+    refuse_wrong_layer(x_BSD, weights, config)
     K = config.qk_nope_head_dim
     angles_BSP = place_tokens(x_BSD, config, positions, past)
     q_BHSX, query_cache = project_queries_forward(x_BSD, weights, config, angles_BSP)

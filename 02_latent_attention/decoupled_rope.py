@@ -61,6 +61,22 @@ class MLAConfig:
         return rope_angles(np.atleast_2d(positions), frequencies_P)
 
 
+def weight_shapes(config: MLAConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes [out, in] of the released tensors of one layer, by name."""
+    c, H = config, config.num_attention_heads
+    query = H * (c.qk_nope_head_dim + c.qk_rope_head_dim)
+    shapes = {
+        "kv_a_proj_with_mqa": (c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size),
+        "kv_a_layernorm": (c.kv_lora_rank,),
+        "kv_b_proj": (H * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank),
+        "o_proj": (c.hidden_size, H * c.v_head_dim),
+    }
+    if c.q_lora_rank is None:
+        return {**shapes, "q_proj": (query, c.hidden_size)}
+    low_rank = {"q_a_proj": (c.q_lora_rank, c.hidden_size), "q_a_layernorm": (c.q_lora_rank,)}
+    return {**shapes, **low_rank, "q_b_proj": (query, c.q_lora_rank)}
+
+
 @dataclass(frozen=True)
 class MLAWeights:
     """Released names, [out, in]. Rows of q_b_proj (or q_proj) per head: K content, R rotary; of kv_a_proj_with_mqa:
@@ -78,20 +94,11 @@ class MLAWeights:
     @classmethod
     def init(cls, rng: np.random.Generator, config: MLAConfig, std: float | None = None) -> "MLAWeights":
         """Draw weights of standard deviation `std` (0.006 in V3; 1 / sqrt(fan-in) when None), norms at 1."""
-        c, H = config, config.num_attention_heads
-        shapes = {
-            "kv_a_proj_with_mqa": (c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size),
-            "kv_b_proj": (H * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank),
-            "o_proj": (c.hidden_size, H * c.v_head_dim),
+        drawn = {
+            name: np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) * (std or shape[1] ** -0.5)
+            for name, shape in weight_shapes(config).items()
         }
-        if c.q_lora_rank is None:
-            shapes["q_proj"] = (H * (c.qk_nope_head_dim + c.qk_rope_head_dim), c.hidden_size)
-        else:
-            shapes["q_a_proj"] = (c.q_lora_rank, c.hidden_size)
-            shapes["q_b_proj"] = (H * (c.qk_nope_head_dim + c.qk_rope_head_dim), c.q_lora_rank)
-        drawn = {name: rng.standard_normal(s) * (std or s[1] ** -0.5) for name, s in shapes.items()}
-        norms = {} if c.q_lora_rank is None else {"q_a_layernorm": np.ones(c.q_lora_rank)}
-        return cls(**drawn, **norms, kv_a_layernorm=np.ones(c.kv_lora_rank))
+        return cls(**drawn)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights that exist, by released name."""
@@ -165,6 +172,16 @@ def compress_tokens_backward(dlatent_BSC: np.ndarray, dk_rope_BSR: np.ndarray, c
     return draw_BSX @ weights.kv_a_proj_with_mqa, grads
 
 
+def refuse_wrong_layer(x_BSD: np.ndarray, weights: MLAWeights, config: MLAConfig) -> None:
+    """Raise ValueError unless hidden states and every weight have the shapes that the config asks for."""
+    refuse_misfit(x_BSD, config.hidden_size)
+    have, want = {name: array.shape for name, array in weights.arrays().items()}, weight_shapes(config)
+    wrong = [n for n in sorted(have.keys() | want.keys()) if have.get(n) != want.get(n)]
+    if wrong:
+        listed = "; ".join(f"{n} is {have.get(n, 'missing')}, expected {want.get(n, 'none')}" for n in wrong)
+        raise ValueError(f"the weights do not fit the config: {listed}")
+
+
 def place_tokens(x_BSD: np.ndarray, config: MLAConfig, positions, past: TokenCache | None) -> np.ndarray:
     """Angles of the new tokens: behind the past by default, or at `positions` [S] or [B, S]."""
     B, S, _ = x_BSD.shape
@@ -187,7 +204,7 @@ def decoupled_attention_forward(
         positions: of the new tokens, [S] or [B, S]; by default they follow the past.
         past: latents and rotary keys of earlier tokens; the new ones are appended.
     """
-    refuse_misfit(x_BSD, config.hidden_size)
+    refuse_wrong_layer(x_BSD, weights, config)
     K, H = config.qk_nope_head_dim, config.num_attention_heads
     angles_BSP = place_tokens(x_BSD, config, positions, past)
     q_BHSX, query_cache = project_queries_forward(x_BSD, weights, config, angles_BSP)

@@ -12,6 +12,7 @@ from decoupled_rope import (
     normalize_latent_backward,
     normalize_latent_forward,
     split_scores,
+    weight_shapes,
 )
 from kv_cache import TokenCache
 from yarn import V3_SCALING, rotary_frequencies
@@ -211,3 +212,25 @@ def test_bad_configs_and_positions_are_refused_with_the_mend(rng):
         decoupled_attention_forward(x, weights, CONFIG, positions=np.arange(4))
     with pytest.raises(ValueError, match=r"expected \[B, S, 11\]"):
         decoupled_attention_forward(x[..., :3], weights, CONFIG)
+
+
+def test_weights_that_do_not_fit_the_config_are_named_with_both_shapes(rng):
+    weights, x, _ = draw(rng, CONFIG)
+    with pytest.raises(ValueError, match=r"kv_b_proj is \(54, 7\), expected \(36, 7\); o_proj is \(11, 39\)"):
+        decoupled_attention_forward(x, weights, replace(CONFIG, v_head_dim=7))
+    with pytest.raises(
+        ValueError, match=r"q_a_proj is \(6, 11\), expected none; .* q_proj is missing, expected \(27, 11\)"
+    ):
+        decoupled_attention_forward(x, weights, PLAIN_QUERY)
+
+
+def test_the_shapes_of_the_released_checkpoint():
+    v3 = MLAConfig(
+        7168, 128, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, q_lora_rank=1536
+    )
+    shapes = weight_shapes(v3)
+    assert shapes["kv_a_proj_with_mqa"] == (576, 7168)
+    assert shapes["kv_b_proj"] == (32768, 512)
+    assert shapes["q_b_proj"] == (24576, 1536)
+    assert shapes["o_proj"] == (7168, 16384)
+    assert sum(int(np.prod(s)) for s in shapes.values()) == 187_107_328
