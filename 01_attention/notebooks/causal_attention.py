@@ -143,6 +143,8 @@ def train(attend, n_steps=400, rate=20.0):
 honest, _ = train(attend_causally_forward)
 leaky, cheat = train(attend_forward)
 guess = np.log(VOCABULARY)
+assert leaky[-50:].mean() < 0.8 * guess < honest[-50:].mean()
+finding = "Without the mask the loss falls below what is possible"
 print(f"guessing {guess:.3f}, causal {honest[-50:].mean():.3f}, without mask {leaky[-50:].mean():.3f}")
 
 # %%
@@ -156,8 +158,6 @@ ax.text(395, leaky[-50:].mean() + 0.12, "without mask", color=COLORS["ink"], ha=
 shows.imshow(self_attend_forward(draw_texts(1)[0][0], cheat)[1][1][3], cmap=colormap("ink"), vmin=0, vmax=1)
 shows.set(xlabel="asked", ylabel="asks", title="what it learned")
 shows.grid(visible=False)
-assert leaky[-50:].mean() < 0.8 * guess < honest[-50:].mean()
-finding = "Without the mask the loss falls below what is possible"
 fig.suptitle(finding, fontweight="bold", x=0.01, ha="left", fontsize=13)
 plt.show()
 

@@ -30,26 +30,24 @@ wrong = counted.reshape(2, 2, 3)  # the same shape, without exchanging the axes
 tone = np.array([[0.75] * 3 + [0.25] * 3] * 2)  # dark: what belongs to head 0
 
 
-def draw_numbers(ax, x, y, numbers, tones, cell=0.8):
+# %%
+def draw_numbers(ax, x, y, numbers, tones, text, kind="content"):
     """Cells tinted by their head, with the counted numbers in them."""
-    outline = matrix(ax, x, y, tones, cell=cell, limit=1.0)
+    outline = matrix(ax, x, y, tones, cell=0.8, limit=1.0)
+    note(ax, outline.x, y + 0.4, text, kind, size=10)
     for (r, c), n in np.ndenumerate(numbers):
-        note(ax, x + (c + 0.5) * cell, y - (r + 0.5) * cell, str(n), size=9.5)
+        note(ax, x + (c + 0.5) * 0.8, y - (r + 0.5) * 0.8, str(n), size=9.5)
     return outline
 
 
 # %%
 fig, ax = board(22, 6.5, "Cut, then exchange: a head holds a piece of every token")
-start = draw_numbers(ax, 0.8, 4.1, counted[0], tone)
-note(ax, 3.2, 4.6, "[S, H K] = [2, 6]   rows are tokens", size=10)
+start = draw_numbers(ax, 0.8, 4.1, counted[0], tone, "[S, H K]: rows are tokens")
 for h in range(2):
     y = 5.8 - 2.9 * h
-    end = draw_numbers(ax, 9.2, y, right[h], tone[:, 3 * h : 3 * h + 3])
+    end = draw_numbers(ax, 9.2, y, right[h], tone[:, 3 * h : 3 * h + 3], f"head {h}: [S, K]")
     arrow(ax, (start.x + start.width / 2, start.y), (end.x - end.width / 2, end.y))
-    note(ax, 10.4, y + 0.4, f"head {h}: [S, K]", "content", size=10)
-    where = wrong[h].ravel()
-    draw_numbers(ax, 16.4, y, wrong[h], tone.ravel()[where].reshape(2, 3))
-    note(ax, 17.6, y + 0.4, f"“head {h}”", "ink", size=10)
+    draw_numbers(ax, 16.4, y, wrong[h], tone.ravel()[wrong[h]], f"“head {h}”", "ink")
 note(ax, 10.4, 0.6, "reshape(B, S, H, K)\n.transpose(0, 2, 1, 3)", "content", size=10)
 note(ax, 17.6, 0.6, "reshape(B, H, S, K)\nhead 0 is all of token 0", "ink", size=10)
 plt.show()

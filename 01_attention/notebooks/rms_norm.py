@@ -34,6 +34,7 @@ angle = np.linspace(0, 2 * np.pi, 200)
 circle = np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
 
+# %%
 def draw_arrows(ax, start, end, color):
     """Arrows from each row of `start` to the same row of `end`."""
     for a, b in zip(start, end):
@@ -75,20 +76,23 @@ plt.show()
 # **5. The factor $1 / r$.** Long rows get small gradients, short rows large ones, as a long lever turns slowly.
 
 # %%
-fig, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
 x, dy = np.array([[2.6, 1.2]]), np.array([[0.5, 1.1]])
 y, cache = rms_norm_forward(x, np.ones(2), eps=0.0)
 dx, _ = rms_norm_backward(dy, cache)
-ax.plot(*circle.T, color=COLORS["ink"], linewidth=1)
-for start, end, color, label, place in (
+assert abs(np.sum(dx * x)) < 1e-12
+arrows = [  # from, to, colour, label, and where it stands
     (0 * x, x, COLORS["ink"], "x", (2.7, 1.1)),
     (y, y + dy, COLORS["ink"], "dy", (1.75, 1.85)),
     (x, x + 2 * dx, COLORS["content"], "dx, drawn twice as long", (2.5, 1.9)),
-):
+]
+
+# %%
+fig, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
+ax.plot(*circle.T, color=COLORS["ink"], linewidth=1)
+for start, end, color, label, place in arrows:
     draw_arrows(ax, start, end, color)
     ax.text(*place, label, color=color)
 ax.set(xlim=(-1.6, 4.6), ylim=(-1.6, 2.6), aspect="equal")
-assert abs(np.sum(dx * x)) < 1e-12
 ax.set_title("No gradient points along x")
 plt.show()
 

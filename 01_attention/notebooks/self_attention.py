@@ -34,21 +34,26 @@ out, (_, _, _, prob) = attend_forward(query, key, value)
 score = score_keys(query, key)
 
 # %%
+parts = [  # label, numbers, upper left corner, format
+    ("query  [1, 4]", query, 0.4, 3.1, ".0f"),
+    ("key$^T$  [4, 2]", key.T, 5.2, 4.3, ".1f"),
+    ("score  [1, 2]", score, 9.4, 3.1, ".1f"),
+    ("shares  [1, 2]", prob, 13.6, 3.1, ".2f"),
+    ("value  [2, 2]", value, 16.6, 3.5, ".0f"),
+    ("out  [1, 2]", out, 19.2, 3.1, ".0f"),
+]
+notes = [(2.0, "what I look for"), (6.0, "what each offers"), (10.2, "how well it fits"), (14.4, "1 : 3")]
+
+# %%
 fig, ax = board(21, 5.2, "One query asks two keys and takes the mean of two values")
-q = matrix(ax, 0.4, 3.1, query, cell=0.8, numbers=".0f", label="query  [1, 4]")
-k = matrix(ax, 5.2, 4.3, key.T, cell=0.8, numbers=".1f", label="key$^T$  [4, 2]")
-note(ax, 4.4, 2.7, "×", size=15)
-s = matrix(ax, 9.4, 3.1, score, cell=0.8, numbers=".1f", label="score  [1, 2]")
-p = matrix(ax, 13.6, 3.1, prob, cell=0.8, numbers=".2f", label="shares  [1, 2]")
-v = matrix(ax, 16.6, 3.5, value, cell=0.8, numbers=".0f", label="value  [2, 2]")
-note(ax, 15.9, 2.7, "×", size=15)
-o = matrix(ax, 19.2, 3.1, out, cell=0.8, numbers=".0f", label="out  [1, 2]")
-arrow(ax, k, s)
-arrow(ax, s, p)
-arrow(ax, v, o)
+drawn = [matrix(ax, x, y, array, cell=0.8, numbers=form, label=label) for label, array, x, y, form in parts]
+for start, end in ((1, 2), (2, 3), (4, 5)):
+    arrow(ax, drawn[start], drawn[end])
+for x in (4.4, 15.9):
+    note(ax, x, 2.7, "×", size=15)
 note(ax, 8.2, 2.1, r"$/\sqrt{4}$", size=12)
 note(ax, 12.25, 2.2, "softmax", size=10)
-for x, text in ((2.0, "what I look for"), (6.0, "what each offers"), (10.2, "how well it fits"), (14.4, "1 : 3")):
+for x, text in notes:
     note(ax, x, 0.5, text, "ink")
 note(ax, 18.6, 0.5, r"$\frac{1}{4}(4, 0) + \frac{3}{4}(0, 8) = (1, 6)$", "content", size=12)
 plt.show()
@@ -124,6 +129,9 @@ unscaled = np.array([look(q @ k.T) for q, k in pairs])
 
 # %%
 at = list(widths).index(128)  # the content width of a DeepSeek-V3 head
+finding = f"At width 128 a query looks at {scaled[at, 0]:.0f} keys with the scale and at {unscaled[at, 0]:.1f} without"
+
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
 for column, (ax, label) in enumerate(zip(axes, ("keys looked at, of 16", "slope that gets through"))):
     ax.plot(widths, scaled[:, column], "o-", color=COLORS["content"])
@@ -133,9 +141,7 @@ for column, (ax, label) in enumerate(zip(axes, ("keys looked at, of 16", "slope 
     ax.axvline(128, color="#BBBBBB", linewidth=1)
     ax.text(700, scaled[-1, column] * 0.88, r"with $1/\sqrt{K}$", color=COLORS["content"], ha="center")
     ax.text(500, unscaled[at, column] * 1.25, "without", color=COLORS["ink"])
-fig.suptitle(
-    f"At width 128 a query looks at {scaled[at, 0]:.0f} keys with the scale and at {unscaled[at, 0]:.1f} without",
-    fontweight="bold", x=0.01, ha="left", fontsize=13)  # fmt: skip
+fig.suptitle(finding, fontweight="bold", x=0.01, ha="left", fontsize=13)
 plt.show()
 
 # %% [markdown]

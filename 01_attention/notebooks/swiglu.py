@@ -23,14 +23,13 @@ fig, ax = board(20, 5.4, "One row, two branches, one product")
 x = box(ax, 1.6, 2.6, "x\n[D]", "content", height=1.2)
 gate = box(ax, 6.0, 4.2, "gate_proj\n[F, D]", width=2.8, height=1.2)
 up = box(ax, 6.0, 1.0, "up_proj\n[F, D]", width=2.8, height=1.2)
-silu = box(ax, 10.0, 4.2, "silu", "content", height=1.0)
+silu = box(ax, 10.0, 4.2, "silu\n(how much)", "content", width=2.4, height=1.2)
 times = box(ax, 12.8, 2.6, "×", "content", width=1.0, height=1.0, size=15, filled=True)
 down = box(ax, 15.6, 2.6, "down_proj\n[D, F]", width=2.8, height=1.2)
 y = box(ax, 18.8, 2.6, "y\n[D]", "content", height=1.2, width=1.6)
 for start, end in ((x, gate), (x, up), (gate, silu), (silu, times), (up, times), (times, down), (down, y)):
     arrow(ax, start, end)
-note(ax, 12.3, 4.0, "how much", "content")
-note(ax, 9.9, 1.1, "what", "content")
+note(ax, 9.9, 1.1, "(what)", "content")
 plt.show()
 
 # %% [markdown]
@@ -66,14 +65,15 @@ print("slope of silu agrees to 1e-9:", np.abs(quotient - sigmoid(a) * (1 + a * (
 # %%
 a = np.linspace(-6, 6, 601)
 s = sigmoid(a)
+slope, lowest = s * (1 + a * (1 - s)), a[np.argmin(a * s)]
+
+# %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
 left.plot(a, a * s, color=COLORS["content"])
 left.plot(a, np.maximum(a, 0), color=COLORS["ink"], linestyle="--", linewidth=1.2)
-lowest = a[np.argmin(a * s)]
 left.set(xlabel="a", title=f"silu dips to {np.min(a * s):.2f} at {lowest:.2f}")
 left.text(1.2, 4.0, "relu", color=COLORS["ink"])
 left.text(3.4, 2.2, "silu", color=COLORS["content"])
-slope = s * (1 + a * (1 - s))
 right.plot(a, slope, color=COLORS["content"])
 right.plot(a, a > 0, color=COLORS["ink"], linestyle="--", linewidth=1.2)
 right.set(xlabel="a", title=f"its slope lies between {slope.min():.2f} and {slope.max():.2f}")
@@ -119,6 +119,8 @@ gated = swiglu_forward(fresh, multiplier)[0][:, 0]
 exact = np.abs(gated - times(fresh)).max()
 needed = next(n for n, m in zip(units, missed) if m < 0.01)
 signed = LinearSegmentedColormap.from_list("signed", [COLORS["ink"], "white", COLORS["content"]])
+
+# %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
 shown = left.scatter(*fresh.T, c=gated, s=6, cmap=signed)
 fig.colorbar(shown, ax=left)
@@ -128,7 +130,6 @@ left.set(
 left.grid(visible=False)
 right.loglog(units, missed, "o-", color=COLORS["ink"])
 right.set(xlabel="ReLU units without a gate", ylabel="part of the variance missed")
-right.axhline(0.01, color=COLORS["ink"], linestyle="--", linewidth=1)
 right.set_title(f"no gate: {needed} units to miss < 1 %")
 plt.show()
 

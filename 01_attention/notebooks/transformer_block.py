@@ -16,19 +16,9 @@ import numpy as np
 from multi_head_attention import multi_head_backward, multi_head_forward
 from rms_norm import rms_norm_backward, rms_norm_forward
 from swiglu import swiglu_backward, swiglu_forward
-from transformer_block import (
-    BlockSizes,
-    BlockWeights,
-    block_backward,
-    block_forward,
-    stack_backward,
-    stack_forward,
-    tour_block,
-)
+from transformer_block import BlockSizes, BlockWeights, block_backward, block_forward, stack_forward, tour_block
 
-from utils.whiteboard import COLORS, INK, arrow, board, box, note, use_style
-
-use_style()
+from utils.whiteboard import COLORS, INK, arrow, board, box, note
 
 # %%
 fig, ax = board(24, 6.6, "Two readers beside one stream")
@@ -40,9 +30,8 @@ for x, norm, reader in ((2.2, "input_\nlayernorm", "attention"), (12.8, "post_at
     arrow(ax, (x - 0.6, 1.6), (x + 0.6, 3.9))
     arrow(ax, first, second)
     arrow(ax, second, plus)
-note(ax, 1.4, 0.7, "x", "content", size=12)
-note(ax, 11.6, 0.7, "x + attention(norm(x))", "content", size=11)
-note(ax, 22.0, 0.7, "out", "content", size=12)
+for x, text in ((1.4, "x"), (11.6, "x + attention(norm(x))"), (22.0, "out")):
+    note(ax, x, 0.7, text, "content", size=11.5)
 plt.show()
 
 # %% [markdown]
@@ -101,6 +90,9 @@ for what, axes, shape in tour_block(caches[0]):
 
 
 # %%
+lanes = 6.4 - 1.0 * np.arange(6)
+
+
 def draw_exchange(ax, x, prob, lanes):
     """Lines from the lane that is listened to, at x, to the lane that listens, at x + 1.7."""
     for s, t in np.ndindex(prob.shape):
@@ -108,7 +100,7 @@ def draw_exchange(ax, x, prob, lanes):
             ax.plot([x, x + 1.7], [lanes[t], lanes[s]], color=COLORS["content"], alpha=min(1.0, 1.5 * prob[s, t]))
 
 
-lanes = 6.4 - 1.0 * np.arange(6)
+# %%
 fig, ax = board(21, 7.8, "Lanes exchange downwards, then each thinks alone")
 for word, lane in zip(words, lanes):
     note(ax, 0.9, lane, word, size=11)
@@ -131,23 +123,20 @@ plt.show()
 
 # %%
 streams = [hidden[0], *(block.stream[-1][0] for block in caches)]
+units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in streams]
+apart = [1 - unit @ unit.T for unit in units]
+assert apart[0][0, 4] < 1e-12 < apart[1][0, 4]
+finding = f"The two “the” start equal and are {apart[-1][0, 4]:.2f} apart after four blocks"
+
+# %%
 fig, axes = plt.subplots(1, 5, figsize=(10.5, 2.9), layout="constrained")
-apart = []
-for i, (ax, rows) in enumerate(zip(axes, streams)):
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    apart.append(1 - unit @ unit.T)
-    ax.imshow(apart[-1], cmap="Blues", vmin=0, vmax=1.5)
+for i, ax in enumerate(axes):
+    ax.imshow(apart[i], cmap="Blues", vmin=0, vmax=1.5)
     ax.set_xticks(range(6), words, rotation=90)
     ax.set_yticks(range(6), words if i == 0 else [])
     ax.set_title(f"after {i}" if i else "embedding", fontsize=11)
     ax.grid(visible=False)
-assert apart[0][0, 4] < 1e-12 < apart[1][0, 4]
-fig.suptitle(
-    f"The two “the” start equal and are {apart[-1][0, 4]:.2f} apart after four blocks",
-    x=0.01,
-    ha="left",
-    fontweight="bold",
-)
+fig.suptitle(finding, x=0.01, ha="left", fontweight="bold")
 plt.show()
 
 # %% [markdown]
@@ -194,6 +183,7 @@ def post_norm_forward(x, w, n_heads):
     return x, (attention, first, mlp, second)
 
 
+# %%
 def post_norm_backward(dx, cache):
     """The same doors in reverse."""
     attention, first, mlp, second = cache
@@ -212,6 +202,7 @@ def no_stream_forward(x, w, n_heads):
     return x, (first, attention, second, mlp)
 
 
+# %%
 def no_stream_backward(dx, cache):
     """The same doors in reverse."""
     first, attention, second, mlp = cache
@@ -229,20 +220,21 @@ for name, (up, down) in wirings.items():
     print(f"{name:10} size of the stream at the end {up[-1]:6.2f}   of the gradient at the start {down[0]:.2e}")
 
 # %%
-colors = {"pre-norm": COLORS["content"], "post-norm": COLORS["ink"], "no stream": INK}
 grown = {name: down[0] / down[-1] for name, (_, down) in wirings.items()}
+assert grown["pre-norm"] < grown["post-norm"] < grown["no stream"]
+finding = (
+    f"64 blocks scale a gradient by {grown['pre-norm']:.0f} with pre-norm, by {grown['no stream']:.0e} without stream"
+)
+styles = {"pre-norm": ("-", COLORS["content"]), "post-norm": ("--", COLORS["ink"]), "no stream": (":", INK)}
+
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained")
-for name, (up, down) in wirings.items():
-    for ax, values in zip(axes, (up, down)):
-        style = {"pre-norm": "-", "post-norm": "--", "no stream": ":"}[name]
-        ax.plot(values, color=colors[name], linestyle=style, label=name)
+for name, sides in wirings.items():
+    for ax, values in zip(axes, sides):
+        ax.plot(values, linestyle=styles[name][0], color=styles[name][1], label=name)
 axes[0].set(xlabel="block", ylabel="size of the stream", ylim=0)
 axes[1].set(xlabel="block", ylabel="size of the gradient", yscale="log")
 axes[1].legend()
-assert grown["pre-norm"] < grown["post-norm"] < grown["no stream"]
-finding = (
-    f"64 blocks scale a gradient by {grown['pre-norm']:.0f} with pre-norm, by {grown['no stream']:.0e} without a stream"
-)
 fig.suptitle(finding, x=0.01, ha="left", fontweight="bold")
 plt.show()
 
