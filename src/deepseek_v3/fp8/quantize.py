@@ -1,0 +1,139 @@
+"""E4M3 with fine-grained scales: 128 x 128 blocks for weights, 1 x 128 tiles for activations.
+
+    scale = max|x| / 448        code = cast(clamp(x / scale, -448, 448))        x ~ code * scale
+
+The released tensors call the scale `weight_scale_inv`, and still it multiplies. A scale may be rounded up to a power of
+two (`ue8m0`, as V3.1 stores them) before dividing, never after. A block of zeros has scale 1e-4 / 448: no 0 / 0.
+Blocks at the edges are smaller than 128: their scale is that of what is there.
+
+Letters: O rows (out), I columns (in), N tokens, D width.
+Source: arXiv:2412.19437, section 3.3.2; the released kernels act_quant and weight_dequant.
+"""
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+E4M3_MAX = 448.0
+TINIEST_AMAX = 1e-4  # what a smaller maximum counts as: the released kernel's floor
+E4M3_NAN = 0x7F  # and 0xFF: the only codes that are no numbers
+
+
+def count_blocks(length: int) -> int:
+    """Blocks of 128 that cover `length`, the last one perhaps in part."""
+    return -(-length // BLOCK)
+
+
+def scale_from_amax(amax: Tensor, *, ue8m0: bool = False) -> Tensor:
+    """FP32 scales that bring `amax` to 448; powers of two, rounded up, if `ue8m0`."""
+    scale = amax.float().clamp_min(TINIEST_AMAX) / E4M3_MAX
+    if not ue8m0:
+        return scale
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
+    return torch.ldexp(torch.ones_like(scale), torch.where(mantissa == 0.5, exponent - 1, exponent))
+
+
+def cast_e4m3(x: Tensor) -> Tensor:
+    """Round to E4M3, ties to even, saturating at +-448 (a cast alone may give NaN)."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def block_scales(weight_OI: Tensor, *, ue8m0: bool = False) -> Tensor:
+    """FP32 scale of every 128 x 128 block, [ceil(O / 128), ceil(I / 128)].
+
+    Raises:
+        ValueError: not a matrix, or a value that is not finite.
+    """
+    if weight_OI.dim() != 2:
+        raise ValueError(f"a weight of shape {tuple(weight_OI.shape)} must be a matrix [out, in]")
+    rows, columns = weight_OI.shape
+    amax = weight_OI.new_zeros((count_blocks(rows), count_blocks(columns)), dtype=torch.float32)
+    for i in range(amax.shape[0]):
+        column_amax = weight_OI[i * BLOCK : (i + 1) * BLOCK].abs().amax(0).float()
+        padded = torch.nn.functional.pad(column_amax, (0, -columns % BLOCK))
+        amax[i] = padded.view(-1, BLOCK).amax(1)
+    if not torch.isfinite(amax).all():
+        raise ValueError("a weight with NaN or infinity has no FP8 form; find out where training broke")
+    return scale_from_amax(amax, ue8m0=ue8m0)
+
+
+def quantize_weight(weight_OI: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantise a matrix by 128 x 128 blocks.
+
+    Returns:
+        code_OI: E4M3.
+        scale: FP32, what each block is multiplied by to return (`weight_scale_inv`).
+    Raises:
+        ValueError: as `block_scales`.
+    """
+    scale = block_scales(weight_OI, ue8m0=ue8m0)
+    return quantize_with_scales(weight_OI, scale), scale
+
+
+def quantize_with_scales(weight_OI: Tensor, scale: Tensor) -> Tensor:
+    """E4M3 codes of a matrix under given block scales."""
+    code_OI = torch.empty(weight_OI.shape, dtype=torch.float8_e4m3fn, device=weight_OI.device)
+    for i, scale_row in enumerate(scale):
+        rows = slice(i * BLOCK, (i + 1) * BLOCK)
+        code_OI[rows] = cast_e4m3(weight_OI[rows].float() / spread_scales(scale_row, weight_OI.shape[1]))
+    return code_OI
+
+
+def spread_scales(scale_row: Tensor, columns: int) -> Tensor:
+    """Repeat the scales of one row of blocks for each of its columns."""
+    return scale_row.repeat_interleave(BLOCK)[:columns]
+
+
+def dequantize_weight(code_OI: Tensor, scale: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Undo `quantize_weight`: float32(code) * scale, rounded once to `dtype`.
+
+    Raises:
+        ValueError: the scales do not cover the matrix.
+    """
+    out_OI = torch.empty(code_OI.shape, dtype=dtype, device=code_OI.device)
+    dequantize_into(code_OI, scale, out_OI)
+    return out_OI
+
+
+def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
+    """`dequantize_weight` into memory that is there already (rows of a larger tensor, say)."""
+    check_scale_shape(code_OI, scale)
+    for i, scale_row in enumerate(scale):
+        rows = slice(i * BLOCK, (i + 1) * BLOCK)
+        out_OI[rows] = code_OI[rows].float() * spread_scales(scale_row, code_OI.shape[1])
+
+
+def check_scale_shape(code_OI: Tensor, scale: Tensor) -> None:
+    """Refuse scales that do not cover the matrix."""
+    rows, columns = code_OI.shape
+    needed = (count_blocks(rows), count_blocks(columns))
+    if tuple(scale.shape) != needed:
+        raise ValueError(f"scales of shape {tuple(scale.shape)} do not cover {rows} x {columns}; needed: {needed}")
+
+
+def quantize_tiles(x_ND: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantise activations by 1 x 128 tiles along the last axis, each with its own scale.
+
+    Returns:
+        code_ND: E4M3.
+        scale: FP32 [..., D / 128].
+    Raises:
+        ValueError: the last axis is not a multiple of 128.
+    """
+    width = x_ND.shape[-1]
+    if width % BLOCK:
+        raise ValueError(f"width {width} is not a multiple of {BLOCK}; pad it to {width + -width % BLOCK}")
+    tiles = x_ND.unflatten(-1, (-1, BLOCK)).float()
+    scale = scale_from_amax(tiles.abs().amax(-1), ue8m0=ue8m0)
+    return cast_e4m3(tiles / scale[..., None]).flatten(-2), scale
+
+
+def dequantize_tiles(code_ND: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Undo `quantize_tiles`: float32(code) * scale, rounded once to `dtype`."""
+    return (code_ND.unflatten(-1, (-1, BLOCK)).float() * scale[..., None]).flatten(-2).to(dtype)
+
+
+def find_nan_code(code_OI: Tensor) -> int | None:
+    """Flat position of the first code that is no number, or None."""
+    bad = (code_OI.contiguous().view(torch.uint8).flatten() & E4M3_NAN) == E4M3_NAN
+    return int(bad.int().argmax()) if bool(bad.any()) else None

@@ -1,0 +1,197 @@
+"""A checkpoint folder opened for reading: its config, its tensors, and whether the two fit.
+
+    with Checkpoint("DIR") as checkpoint:
+        checkpoint.check()
+        weight = checkpoint.weight("model.layers.0.self_attn.o_proj.weight", torch.bfloat16)
+
+Nothing from the folder is executed or unpickled: config.json, headers and numbers are all that is looked at.
+"""
+
+from math import prod
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.quantize import dequantize_weight, find_nan_code
+from deepseek_v3.weights.errors import (
+    ConfigFileError,
+    DtypeError,
+    MissingTensorError,
+    ScaleError,
+    ShapeError,
+    UnexpectedTensorError,
+)
+from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, mtp_layer_of, scale_name, scale_shape
+from deepseek_v3.weights.safetensors_file import SafetensorsFile, TensorEntry
+from deepseek_v3.weights.shards import locate_tensors
+from deepseek_v3.weights.strict_json import read_json
+
+CONFIG = "config.json"
+MAX_CONFIG_BYTES = 2**20
+FLOATS = ("F32", "BF16", "F16", "F64")
+FP8 = "F8_E4M3"
+
+
+def read_config(folder: str | PathLike) -> ModelConfig:
+    """Read the config.json of a folder.
+
+    Raises:
+        ConfigFileError: unreadable, or a model that this package does not build.
+    """
+    path = Path(folder) / CONFIG
+    values = read_json(path, MAX_CONFIG_BYTES, ConfigFileError)
+    try:
+        return ModelConfig.from_dict(values)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ConfigFileError(str(error) or type(error).__name__, file=path) from None
+
+
+class Checkpoint:
+    """Config and located tensors of a folder; use as a context manager.
+
+    Attributes:
+        config: with `num_nextn_predict_layers` 0 if the MTP layers were not asked for.
+        entries: where every tensor lies, by released name; MTP layers that were not asked for are left out.
+        files: the shard that holds each tensor.
+    """
+
+    def __init__(self, folder: str | PathLike, *, mtp: bool = True, follow_links: bool = False):
+        self.folder = Path(folder)
+        self.config = read_config(folder)
+        located = locate_tensors(folder, follow_links=follow_links)
+        self.files: dict[str, Path] = {}
+        self.entries: dict[str, TensorEntry] = {}
+        for file, entries in located.items():
+            for name, entry in entries.items():
+                if name in self.entries:
+                    raise UnexpectedTensorError(f"occurs in {self.files[name].name} too", file=file, tensor=name)
+                if mtp or not mtp_layer_of(name, self.config):
+                    self.entries[name], self.files[name] = entry, file
+        if not mtp:
+            self.config = self.config.replace(num_nextn_predict_layers=0)
+        self._open: dict[Path, SafetensorsFile] = {}
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        self._open.clear()
+
+    def release(self) -> None:
+        """Let the system forget the pages read so far."""
+        for shard in self._open.values():
+            shard.release()
+
+    def check(self) -> list[Slot]:
+        """Hold names, shapes and number formats against the config; return its slots.
+
+        Raises:
+            CheckpointError: of the subclass that says what does not fit, at the first tensor where it does not.
+        """
+        slots = []
+        known: set[str] = set()
+        for slot in iterate_slots(self.config):  # stops at the first that is missing, however many a config claims
+            self._check_slot(slot)
+            slots.append(slot)
+            known.add(slot.name)
+            if self.is_fp8(slot):
+                known.add(scale_name(slot.name))
+        for name in self.entries:
+            if name not in known:
+                self._refuse_unexpected(name)
+        return slots
+
+    def is_fp8(self, slot: Slot) -> bool:
+        """Whether the slot's weight is stored in FP8."""
+        return self.entries[slot.name].dtype == FP8
+
+    def view(self, name: str) -> Tensor:
+        """Show the stored tensor without copying it."""
+        file = self.files[name]
+        if file not in self._open:
+            self._open[file] = SafetensorsFile(file)
+        return self._open[file].view(name)
+
+    def weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return the weight in `dtype`, dequantised if it is stored in FP8 (its scale may lie in another shard).
+
+        Raises:
+            ScaleError: a scale that is not a positive finite number, or an FP8 code that is no number.
+        """
+        stored = self.view(name)
+        if self.entries[name].dtype != FP8:
+            return stored.to(dtype)
+        self.check_codes(name)
+        return dequantize_weight(stored, self.view(scale_name(name)).float(), dtype)
+
+    def check_codes(self, name: str) -> None:
+        """Refuse block scales and FP8 codes that are no usable numbers."""
+        scale = self.view(scale_name(name)).float()
+        good = torch.isfinite(scale) & (scale > 0)
+        if not bool(good.all()):
+            i = int((~good).int().flatten().argmax())
+            row, column = divmod(i, scale.shape[1])
+            raise ScaleError(
+                f"block ({row}, {column}) has the scale {scale.flatten()[i].item()}, not a positive finite number",
+                file=self.files[scale_name(name)],
+                tensor=scale_name(name),
+                mend="take the file from a good copy",
+            )
+        if (position := find_nan_code(self.view(name))) is not None:
+            row, column = divmod(position, self.entries[name].shape[1])
+            raise ScaleError(f"element ({row}, {column}) is the FP8 code NaN", file=self.files[name], tensor=name)
+
+    def _check_slot(self, slot: Slot) -> None:
+        entry = self.entries.get(slot.name)
+        if entry is None:
+            mend = "the config and the files are of different models, or a shard is missing"
+            if mtp_layer_of(slot.name, self.config):
+                mend = "the MTP layer was dropped (Transformers does so); load without it: mtp=False, --without-mtp"
+            raise MissingTensorError("is missing", file=self.folder, tensor=slot.name, mend=mend)
+        place = {"file": self.files[slot.name], "tensor": slot.name}
+        if entry.shape != slot.shape:
+            raise ShapeError(f"has the shape {list(entry.shape)}, {CONFIG} says {list(slot.shape)}", **place)
+        if entry.dtype == FP8 and slot.fp8:
+            self._check_scale(slot)
+        elif slot.fp32 and entry.dtype not in ("F32", "F64"):
+            raise DtypeError(f"is stored in {entry.dtype}; the selection bias must be F32", **place)
+        elif entry.dtype not in FLOATS:
+            allowed = (*FLOATS, FP8) if slot.fp8 else FLOATS
+            raise DtypeError(f"is stored in {entry.dtype}; its place allows {', '.join(allowed)}", **place)
+
+    def _check_scale(self, slot: Slot) -> None:
+        name = scale_name(slot.name)
+        entry = self.entries.get(name)
+        if entry is None:
+            mend = "without its block scales an FP8 weight has no value"
+            raise ScaleError("is missing in every shard", file=self.folder, tensor=name, mend=mend)
+        place = {"file": self.files[name], "tensor": name}
+        if entry.dtype not in ("F32", "F8_E8M0"):
+            raise DtypeError(f"is stored in {entry.dtype}; block scales are F32 (or F8_E8M0)", **place)
+        if entry.shape != scale_shape(slot.shape):
+            needed = list(scale_shape(slot.shape))
+            raise ShapeError(f"has the shape {list(entry.shape)}, blocks of 128 x 128 need {needed}", **place)
+
+    def _refuse_unexpected(self, name: str) -> None:
+        mend = "the config and the files are of different models"
+        if name.endswith(SCALE_SUFFIX):
+            mend = "its weight is not stored in FP8"
+        elif mtp_layer_of(name, self.config):
+            mend = "an MTP layer that the config does not count; load without it (mtp=False, --without-mtp)"
+        elif ".indexer." in name:
+            mend = "a V3.2 checkpoint with sparse attention, which this package does not build"
+        raise UnexpectedTensorError("is unexpected", file=self.files[name], tensor=name, mend=mend)
+
+
+def count_bytes(entries: dict[str, TensorEntry]) -> int:
+    """Bytes of data that the entries span."""
+    return sum(entry.n_bytes for entry in entries.values())
+
+
+def count_elements(entry: TensorEntry) -> int:
+    """Elements of a tensor, from its header."""
+    return prod(entry.shape)

@@ -1,0 +1,104 @@
+"""Write a model as a released checkpoint: config.json, shards with an index, tokenizer.json, manifest; all or nothing.
+
+save_model(model, "DIR")                                   as it is in memory
+save_model(model, "DIR", dtype=torch.bfloat16)             as DeepSeek's BF16 conversions
+save_model(model, "DIR", dtype=torch.bfloat16, fp8=True)   as released: E4M3 with 128 x 128 block scales
+"""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.quantize import block_scales, quantize_with_scales
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.weights.errors import CheckpointError
+from deepseek_v3.weights.folder import atomic_folder
+from deepseek_v3.weights.load import place_of
+from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, scale_name, scale_shape
+from deepseek_v3.weights.shards import Spec, plan_shards, write_shards
+
+RELEASED_FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+METADATA = {"format": "pt"}  # what `transformers` looks for
+
+
+def save_model(
+    model: DeepseekV3,
+    folder: str | PathLike,
+    tokenizer: Any = None,
+    *,
+    dtype: torch.dtype | None = None,
+    fp8: bool = False,
+    shard_bytes: int | None = None,
+    extra: Callable[[Any], None] | None = None,
+) -> None:
+    """Replace `folder` by a checkpoint of this model, MTP layers included.
+
+    Args:
+        tokenizer: has `save(folder)`, which writes tokenizer.json.
+        dtype: of the stored weights; None keeps the model's. The selection bias is always stored in FP32.
+        fp8: quantise the projections by 128 x 128 blocks; the rest is stored in `dtype`.
+        shard_bytes: data bytes per file, 4 GB unless told.
+        extra: writes further files into the folder (a run's training state) before it is swapped in.
+    Raises:
+        SaveError: no room, no permission, another writer; the folder is then as it was.
+    """
+    dtype = dtype or model.embed_tokens.weight.dtype
+    state = model.state_dict()
+    specs = list_specs(list(iterate_slots(model.config)), dtype, fp8=fp8)
+    plan = plan_shards(specs, shard_bytes=shard_bytes)
+    slots = {slot.name: slot for slot in iterate_slots(model.config)}
+
+    def fetch(name: str) -> Tensor:
+        slot = slots[name.removesuffix(SCALE_SUFFIX)]
+        return encode_tensor(place_of(slot, state).detach(), slot, name, dtype, fp8=fp8)
+
+    with atomic_folder(folder, n_bytes=plan.total_size) as beside:
+        released_config(model.config, dtype, fp8=fp8).to_json(beside / "config.json")
+        write_shards(plan, fetch, beside, metadata=METADATA)
+        if tokenizer is not None:
+            tokenizer.save(beside)
+        if extra is not None:
+            extra(beside)
+
+
+def released_config(config: ModelConfig, dtype: torch.dtype, *, fp8: bool) -> ModelConfig:
+    """The config.json that goes with weights stored so."""
+    return config.replace(
+        torch_dtype=str(dtype).removeprefix("torch."), quantization_config=RELEASED_FP8 if fp8 else None
+    )
+
+
+def list_specs(slots: list[Slot], dtype: torch.dtype, *, fp8: bool) -> list[Spec]:
+    """Name, stored dtype and shape of everything that will be written, scales beside their weights."""
+    if not dtype.is_floating_point or dtype.itemsize == 1:
+        raise CheckpointError(f"dtype={dtype} is not a weight's format; use float32, bfloat16, float16 (and fp8=True)")
+    specs: list[Spec] = []
+    for slot in slots:
+        quantised = fp8 and slot.fp8
+        stored = torch.float32 if slot.fp32 else torch.float8_e4m3fn if quantised else dtype
+        specs.append((slot.name, stored, slot.shape))
+        if quantised:
+            specs.append((scale_name(slot.name), torch.float32, scale_shape(slot.shape)))
+    return specs
+
+
+def encode_tensor(weight: Tensor, slot: Slot, name: str, dtype: torch.dtype, *, fp8: bool) -> Tensor:
+    """Bring a weight into its stored form: the weight itself, its FP8 codes, or (by `name`) its block scales.
+
+    Raises:
+        CheckpointError: a weight that has no FP8 form.
+    """
+    if slot.fp32:
+        return weight.float()
+    if not (fp8 and slot.fp8):
+        return weight.to(dtype)
+    weight = weight.to(dtype)
+    try:
+        scale = block_scales(weight)
+    except ValueError as error:
+        raise CheckpointError(str(error), tensor=slot.name) from None
+    return scale if name.endswith(SCALE_SUFFIX) else quantize_with_scales(weight, scale)
