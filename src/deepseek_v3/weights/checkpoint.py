@@ -95,7 +95,7 @@ class Checkpoint:
         slots = []
         known: set[str] = set()
         for slot in iterate_slots(self.config):  # stops at the first that is missing, however many a config claims
-            self._check_slot(slot)
+            self.check_slot(slot)
             slots.append(slot)
             known.add(slot.name)
             if self.is_fp8(slot):
@@ -145,7 +145,8 @@ class Checkpoint:
             row, column = divmod(position, self.entries[name].shape[1])
             raise ScaleError(f"element ({row}, {column}) is the FP8 code NaN", file=self.files[name], tensor=name)
 
-    def _check_slot(self, slot: Slot) -> None:
+    def check_slot(self, slot: Slot) -> None:
+        """Refuse a tensor that is missing, or of another shape or format than its slot."""
         entry = self.entries.get(slot.name)
         if entry is None:
             mend = "the config and the files are of different models, or a shard is missing"

@@ -96,7 +96,6 @@ def encode_tensor(weight: Tensor, slot: Slot, name: str, dtype: torch.dtype, *, 
         return weight.float()
     if not (fp8 and slot.fp8):
         return weight.to(dtype)
-    weight = weight.to(dtype)
     try:
         scale = block_scales(weight)
     except ValueError as error:

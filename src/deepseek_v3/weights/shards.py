@@ -72,27 +72,37 @@ def plan_shards(specs: Iterable[Spec], *, stem: str = "model", shard_bytes: int 
 
 def write_shards(
     plan: ShardPlan,
-    fetch: Callable[[str], torch.Tensor],
+    fetch: Callable[[str], torch.Tensor | Iterable[torch.Tensor]],
     folder: Path,
     *,
     stem: str = "model",
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write the planned files one after another, fetching one tensor at a time; then the index, if more than one."""
+    """Write the planned files, fetching one tensor (or its rows, piece by piece) at a time; an index if several."""
     for file, specs in plan.files.items():
         head, order = layout_header(specs, metadata)
         expected = {name: (dtype, shape) for name, dtype, shape in specs}
         with (folder / file).open("wb") as stream:
             stream.write(head)
             for name in order:
-                tensor = fetch(name).detach()
-                assert (tensor.dtype, tuple(tensor.shape)) == expected[name], f"{name} is not as planned"
-                flat = tensor.cpu().contiguous().reshape(-1)
-                stream.write(memoryview(flat.view(torch.uint8).numpy()))
+                dtype, shape = expected[name]
+                pieces = fetch(name)
+                elements = 0
+                for piece in [pieces] if isinstance(pieces, torch.Tensor) else pieces:
+                    assert piece.dtype == dtype, f"{name} was planned as {dtype}, not {piece.dtype}"
+                    stream.write(raw_bytes(piece))
+                    elements += piece.numel()
+                assert elements == prod(shape), f"{name} was planned with {prod(shape)} elements, not {elements}"
     if len(plan.files) > 1:
         weight_map = {name: file for file, specs in plan.files.items() for name, _, _ in specs}
         index = {"metadata": {"total_size": plan.total_size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="ascii")
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor as they are stored."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def write_tensors(
