@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.attention import ABSORB_UP_TO
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.moe import Experts
@@ -126,8 +127,8 @@ class DeepseekV3(nn.Module):
             return rotation_at(positions, self.frequency_R, self.rope_magnitude), None
         positions = cache.positions(count)
         rotation = rotation_at(positions, self.frequency_R, self.rope_magnitude)
-        if count == 1 and positions.dim() == 1:
-            return rotation, None  # one query that sees every slot
+        if positions.dim() == 1 and (count == 1 or count > ABSORB_UP_TO):
+            return rotation, None  # one query sees every slot, and the expanded form is causal by itself
         slot_T = torch.arange(max(cache.lengths) + count, device=positions.device)
         mask = slot_T <= positions[..., None]
         return rotation, mask if mask.dim() == 2 else mask.unsqueeze(1)
