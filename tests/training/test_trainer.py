@@ -29,14 +29,8 @@ TEXTS = [f"passage {i}: " + " ".join(str((i * j) % 97) for j in range(60)) for i
 def tiny_trainer(run: Path, **changes) -> Trainer:
     """Return a trainer over a model with every mechanism, small enough for milliseconds a step."""
     options = TrainOptions(
-        **{
-            **dict(
-                run=str(run), seq_len=13, batch_size=6, micro_batch=2, steps=20, warmup_steps=3, lr=3e-3, fim_rate=0.3
-            ),
-            **dict(ema_decay=0.9, eval_every=7, save_every=0, eval_kilobytes=1, bias_speed=0.01, seed=5),
-            **changes,
-        }
-    )
+        run=str(run), seed=5, warmup_steps=3, lr=3e-3, fim_rate=0.3, ema_decay=0.9, save_every=0, bias_speed=0.01
+    ).replace(**{"seq_len": 13, "batch_size": 6, "micro_batch": 2, "steps": 20, "eval_every": 7, **changes})
     tokenizer = Tokenizer.train(TEXTS, 300)
     torch.manual_seed(options.seed)
     model = DeepseekV3(tiny_config())
@@ -211,62 +205,90 @@ def test_resuming_with_other_data_is_refused(tmp_path):
         other.resume(newest_checkpoint(tmp_path))
 
 
-CHILD = """
-import sys
+NURSERY = """
+import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_trainer import tiny_trainer
 from deepseek_v3.training.checkpoint import list_checkpoints
 run = Path({run!r})
-trainer = tiny_trainer(run, steps=10**6, save_every={every}, eval_every=0, keep=2)
-if list_checkpoints(run):
-    trainer.resume(list_checkpoints(run)[-1])
-print("ready", flush=True)
-print(trainer.train().stopped_by, flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        trainer = tiny_trainer(run, steps=10**6, save_every=int(line), eval_every=0, keep=2)
+        if list_checkpoints(run):
+            trainer.resume(list_checkpoints(run)[-1])
+        print(trainer.train().stopped_by, flush=True)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
-def start_child(run: Path, every: int) -> subprocess.Popen:
-    code = CHILD.format(tests=str(Path(__file__).parent), run=str(run), every=every)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    return child
+class Nursery:
+    """A process that has everything imported and starts runs by forking, one at a time."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        code = NURSERY.format(tests=str(Path(__file__).parent), run=str(run))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], **pipes, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+    def start(self, save_every: int) -> int:
+        """Start a run and return its process id once it has done a step more than its checkpoint."""
+        reached = int(list_checkpoints(self.run)[-1].name[5:]) if list_checkpoints(self.run) else 0
+        print(save_every, file=self.process.stdin, flush=True)
+        child = int(self.process.stdout.readline())
+        while not any(step > reached for step, *_ in losses_of(self.run)):
+            assert self.process.poll() is None
+            time.sleep(0.005)
+        return child
+
+    def read(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+        self.process.stdout.close()
 
 
 def test_sigterm_saves_and_ends_within_thirty_seconds(tmp_path):
-    with start_child(tmp_path, every=0) as child:
-        while not losses_of(tmp_path):
-            time.sleep(0.02)
+    with Nursery(tmp_path) as nursery:
+        child = nursery.start(save_every=0)
         sent = time.monotonic()
-        child.send_signal(signal.SIGTERM)
-        said, _ = child.communicate(timeout=30)
+        os.kill(child, signal.SIGTERM)
+        assert nursery.read() == "SIGTERM"
+        assert nursery.read() == "0"
         assert time.monotonic() - sent < 30
-    assert (child.returncode, said) == (0, "SIGTERM\n")
     assert read_training_state(newest_checkpoint(tmp_path))[1]["step"] >= 1
 
 
 def kill_while_saving(tmp_path: Path, times: int) -> None:
     """Kill a run that saves after every step, at random moments; each time the newest checkpoint loads and goes on."""
     rng, reached = random.Random(7), 0
-    for _ in range(times):
-        with start_child(tmp_path, every=1) as child:
-            begun = len(losses_of(tmp_path))
-            while len(losses_of(tmp_path)) == begun:
+    with Nursery(tmp_path) as nursery:
+        for _ in range(times):
+            child = nursery.start(save_every=1)
+            begun = time.monotonic()
+            while not (tmp_path / "checkpoints" / f"step-{reached + 1:08d}").exists():
                 time.sleep(0.005)
-            time.sleep(rng.random() * 0.3)
-            child.kill()
-            child.wait()
-        trainer = tiny_trainer(tmp_path)
-        trainer.resume(newest_checkpoint(tmp_path))
-        assert trainer.step >= reached
-        reached = trainer.step
-    assert reached > times
+            time.sleep(rng.random() * 2 * (time.monotonic() - begun))  # the next save is about as long
+            os.kill(child, signal.SIGKILL)
+            assert nursery.read() == str(int(signal.SIGKILL))
+            trainer = tiny_trainer(tmp_path)
+            trainer.resume(newest_checkpoint(tmp_path))
+            assert trainer.step > reached
+            reached = trainer.step
 
 
 def test_a_kill_while_saving_leaves_the_newest_checkpoint_whole(tmp_path):
-    kill_while_saving(tmp_path, 2)
+    kill_while_saving(tmp_path, 5)
 
 
 @pytest.mark.slow

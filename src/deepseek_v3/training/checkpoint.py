@@ -10,14 +10,17 @@ A folder is written beside, flushed to disk and renamed: a checkpoint that is th
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from deepseek_v3.weights.folder import atomic_folder, recover_folder
+from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.weights.folder import recover_folder
+from deepseek_v3.weights.load import load_weights
 from deepseek_v3.weights.manifest import verify_manifest
+from deepseek_v3.weights.save import save_model
 from deepseek_v3.weights.shards import read_tensors, write_tensors
 
 STATE = "training_state"
@@ -47,27 +50,27 @@ def list_checkpoints(run: str | Path) -> list[Path]:
 def write_checkpoint(
     run: str | Path,
     step: int,
-    write_model: Callable[[Path], None],
+    model: DeepseekV3,
+    tokenizer: Tokenizer | None,
     tensors: dict[str, Tensor],
     state: dict[str, Any],
     *,
     keep: int,
-    n_bytes: int,
 ) -> Path:
     """Write one checkpoint and delete all but the newest `keep`.
 
     Args:
-        write_model: writes config, weights and tokenizer into the folder that it is given.
-        tensors, state: whatever else going on needs; `state` as JSON can hold it.
-        n_bytes: what will be written, about: asked of the disk beforehand.
+        tensors, state: whatever going on needs besides the model; `state` as JSON can hold it.
     Raises:
         SaveError: no room or no permission; every older checkpoint still stands.
     """
     target = checkpoint_folder(run, step)
-    with atomic_folder(target, n_bytes=n_bytes) as folder:
-        write_model(folder)
+
+    def write_state(folder: Path) -> None:
         write_tensors(tensors, folder, stem=STATE)
         (folder / f"{STATE}.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+    save_model(model, target, tokenizer, extra=write_state)
     for old in list_checkpoints(run)[:-keep]:
         if old != target:
             remove_checkpoint(old)
@@ -87,6 +90,17 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     verify_manifest(folder)
     state = json.loads((folder / f"{STATE}.json").read_text(encoding="utf-8"))
     return read_tensors(folder, stem=STATE), state
+
+
+def read_checkpoint(model: DeepseekV3, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the weights into the model and return the training state; nothing changes if anything is refused.
+
+    Raises:
+        CheckpointError: damaged, or of another config; ResumeError: weights without the state of a training.
+    """
+    tensors, state = read_training_state(folder)
+    load_weights(model, folder, skip_verify=False)
+    return tensors, state
 
 
 def newest_checkpoint(run: str | Path) -> Path:

@@ -22,12 +22,11 @@ from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.training.balance import LoadCounter, max_violation
-from deepseek_v3.training.checkpoint import newest_checkpoint, read_training_state, write_checkpoint
+from deepseek_v3.training.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
 from deepseek_v3.training.evaluate import Measurement, measure_model
 from deepseek_v3.training.loss import IGNORED, LossParts, make_labels, pretraining_loss
 from deepseek_v3.training.machine import autocast_for, flops_per_token
 from deepseek_v3.training.metrics import MetricsLog
-from deepseek_v3.training.model_files import read_model, write_model
 from deepseek_v3.training.optimizer import (
     AveragedWeights,
     build_optimizer,
@@ -339,16 +338,7 @@ class Trainer:
             "precision": self.machine.precision,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        n_bytes = 4 * sum(p.numel() for p in self.model.parameters()) + sum(t.nbytes for t in tensors.values())
-        return write_checkpoint(
-            self.run,
-            self.step,
-            lambda folder: write_model(self.model, folder, self.tokenizer),
-            tensors,
-            state,
-            keep=self.options.keep,
-            n_bytes=n_bytes,
-        )
+        return write_checkpoint(self.run, self.step, self.model, self.tokenizer, tensors, state, keep=self.options.keep)
 
     def resume(self, folder: Path) -> None:
         """Go to where a checkpoint stood.
@@ -356,9 +346,8 @@ class Trainer:
         Raises:
             CheckpointError, ResumeError, DataError: damaged, without training state, or of other data.
         """
-        tensors, state = read_training_state(folder)
+        tensors, state = read_checkpoint(self.model, folder)
         self.stream.load_state_dict(state["stream"])
-        read_model(self.model, folder)
         restore_moments(self.model, self.optimizer, tensors)
         if self.averaged:
             for name, value in self.averaged.shadow.items():
