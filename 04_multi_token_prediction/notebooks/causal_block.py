@@ -16,17 +16,20 @@ from utils.whiteboard import COLORS, arrow, board, box, matrix, note, use_style
 use_style()
 
 # %%
-fig, ax = board(13, 3.6, "Two residual steps: look back, then think")
-x, y = box(ax, 0.7, 1.3, "x", "content", width=0.9), box(ax, 12.3, 1.3, "y", "content", width=0.9)
-n1, att = box(ax, 2.4, 2.4, "norm", "ink", width=1.2), box(ax, 4.5, 2.4, "attention", "content", width=1.9)
-plus1 = box(ax, 6.5, 1.3, "+", "ink", width=0.7)
-n2, mlp = box(ax, 8.1, 2.4, "norm", "ink", width=1.2), box(ax, 10.0, 2.4, "relu² MLP", "content", width=1.8)
-plus2 = box(ax, 11.2, 1.3, "+", "ink", width=0.6)
-position = box(ax, 4.5, 3.3, "position", "rope", width=1.5, height=0.5)
-for a, b in ((x, n1), (n1, att), (att, plus1), (plus1, n2), (n2, mlp), (mlp, plus2), (plus2, y), (position, att)):
-    arrow(ax, a, b, kind="rope" if a is position else "ink")
-arrow(ax, x, plus1)
-arrow(ax, plus1, plus2)
+places = {
+    "x": (0.7, 1.3, "content", 0.9), "norm": (2.4, 2.4, "ink", 1.2), "attention": (4.5, 2.4, "content", 1.9),
+    "+": (6.5, 1.3, "ink", 0.7), "norm ": (8.1, 2.4, "ink", 1.2), "relu² MLP": (10.0, 2.4, "content", 1.8),
+    "+ ": (11.2, 1.3, "ink", 0.6), "y": (12.3, 1.3, "content", 0.9), "position": (4.5, 3.5, "rope", 1.5),
+}  # fmt: skip
+lines = ["x > norm", "norm > attention", "attention > +", "+ > norm ", "norm  > relu² MLP", "relu² MLP > + "]
+lines += ["+  > y", "x > +", "+ > + ", "position > attention"]
+
+# %%
+fig, ax = board(13, 4.0, "Two residual steps: look back, then think")
+boxes = {t: box(ax, x, y, t.strip(), kind, width=w, height=0.7) for t, (x, y, kind, w) in places.items()}
+for line in lines:
+    start, end = line.split(" > ")
+    arrow(ax, boxes[start], boxes[end], kind="rope" if start == "position" else "ink")
 note(ax, 6.5, 0.45, "a = x + o_proj attention(norm(x))        y = a + down_proj relu(up_proj norm(a))²")
 plt.show()
 
@@ -120,6 +123,7 @@ print(f"by hand {dx[0, 1, 2]:.9f}, central difference {(up - down) / 1.2e-5:.9f}
 #
 # <details><summary>Solution</summary>
 #
-# The block is causal: keys and values of row t depend on rows up to t. Forgetting later rows cannot change earlier ones.
+# The block is causal: keys and values of row t depend on rows up to t. Forgetting later rows cannot change earlier
+# ones.
 #
 # </details>

@@ -15,23 +15,33 @@ from utils.whiteboard import COLORS, arrow, board, box, matrix, note, use_style
 use_style()
 
 # %%
-fig, ax = board(15, 5.2, "One depth: main model in blue, module in crimson, shared parts filled")
-main = box(ax, 1.6, 1.6, "main model", "content", width=2.2, height=1.2)
-norm = box(ax, 4.2, 1.6, "final norm", "content", width=1.7)
-head0 = box(ax, 4.2, 4.2, "lm_head", "content", width=1.7, filled=True)
-hnorm, enorm = box(ax, 6.7, 1.6, "hnorm", "draft", width=1.4), box(ax, 6.7, 3.2, "enorm", "draft", width=1.4)
-embed = box(ax, 6.7, 4.5, "embed_tokens", "content", width=2.2, filled=True, height=0.6)
-proj = box(ax, 8.9, 2.4, "eh_proj", "draft", width=1.5)
-block = box(ax, 11.0, 2.4, "block", "draft", width=1.4)
-last = box(ax, 13.3, 2.4, "shared_head\n.norm", "draft", width=1.9)
-head1 = box(ax, 13.3, 4.2, "lm_head", "content", width=1.7, filled=True)
-for a, b in ((main, norm), (norm, head0), (norm, hnorm), (embed, enorm), (hnorm, proj), (enorm, proj), (proj, block)):
-    arrow(ax, a, b)
-for a, b, text in ((block, last, ""), (last, head1, ""), ((1.6, 0.3), main, "$t_0 .. t_i$"), ((6.7, 5.2), embed, "")):
-    arrow(ax, a, b, text)
-for x, y, text in ((4.2, 4.95, "$t_{i+1}$"), (13.3, 4.95, "$t_{i+2}$"), (7.3, 5.0, "$t_{i+1}$"), (5.5, 1.3, "$h_i$")):
+places = {
+    "main model": (1.6, 1.6, "content", 2.2), "final norm": (4.2, 1.6, "content", 1.7),
+    "hnorm": (6.7, 1.6, "draft", 1.4), "enorm": (6.7, 3.1, "draft", 1.4), "eh_proj": (8.9, 2.4, "draft", 1.5),
+    "block": (11.0, 2.4, "draft", 1.4), "shared_head\n.norm": (13.3, 2.4, "draft", 2.0),
+    "lm_head": (4.2, 4.3, "content", 1.7), "embed_tokens": (6.7, 4.5, "content", 2.2),
+    "lm_head ": (13.3, 4.3, "content", 1.7),
+}  # fmt: skip
+lines = ["main model > final norm", "final norm > hnorm", "final norm > lm_head", "embed_tokens > enorm"]
+lines += ["hnorm > eh_proj", "enorm > eh_proj", "eh_proj > block", "block > shared_head\n.norm"]
+
+# %%
+fig, ax = board(15, 5.4, "One depth: main model in blue, module in crimson, shared parts filled")
+boxes = {
+    t: box(ax, x, y, t.strip(), kind, width=w, filled=t.strip() in ("lm_head", "embed_tokens"))
+    for t, (x, y, kind, w) in places.items()
+}
+for line in [*lines, "shared_head\n.norm > lm_head "]:
+    arrow(ax, *(boxes[name] for name in line.split(" > ")))
+labels = [
+    (1.6, 0.85, "$t_0\\ ...\\ t_i$"),
+    (4.2, 5.05, "$t_{i+1}$"),
+    (6.7, 5.25, "$t_{i+1}$"),
+    (13.3, 5.05, "$t_{i+2}$"),
+]
+for x, y, text in [*labels, (5.45, 1.25, "$h_i$")]:
     note(ax, x, y, text, size=12)
-note(ax, 11.0, 1.4, "position i, like $h_i$", "rope")
+note(ax, 11.0, 1.6, "position i, like $h_i$", "rope")
 plt.show()
 
 # %% [markdown]
@@ -39,7 +49,8 @@ plt.show()
 #
 # 1. **Normalize apart.** $h_i$ and $\mathrm{Emb}(t_{i+k})$ come from different places and differ in size by far. Each
 #    gets its own RMSNorm: `hnorm`, `enorm`.
-# 2. **Join and project**, Eq. (21): $h'^k_i = M_k\,[\,\mathrm{RMSNorm}(h^{k-1}_i)\,;\,\mathrm{RMSNorm}(\mathrm{Emb}(t_{i+k}))\,]$,
+# 2. **Join and project**, Eq. (21):
+#    $h'^k_i = M_k\,[\,\mathrm{RMSNorm}(h^{k-1}_i)\,;\,\mathrm{RMSNorm}(\mathrm{Emb}(t_{i+k}))\,]$,
 #    with $M_k$ of shape $D \times 2D$.
 # 3. **One block**, Eq. (22): $h^k = \mathrm{TRM}_k(h')$. It is causal: row $i$ sees the pairs up to $i$, thus the
 #    tokens up to $t_{i+k}$, and its target is $t_{i+k+1}$. Nothing leaks.
@@ -52,12 +63,12 @@ plt.show()
 # %%
 rng = np.random.default_rng(1)
 eh_proj = rng.standard_normal((3, 6))
-fig, ax = board(13, 4.2, "The same numbers, in two orders: swap_order exchanges the halves")
-matrix(ax, 0.6, 2.9, eh_proj[:, :3], "content", cell=0.62, label="reads the embedding", numbers=".1f", limit=2)
-matrix(ax, 2.6, 2.9, eh_proj[:, 3:], "draft", cell=0.62, label="reads the hidden row", numbers=".1f", limit=2)
+fig, ax = board(13, 3.8, "The same numbers, in two orders: swap_order exchanges the halves")
+matrix(ax, 0.6, 2.9, eh_proj[:, :3], "content", cell=0.62, label="embedding", numbers=".1f", limit=2)
+matrix(ax, 2.6, 2.9, eh_proj[:, 3:], "draft", cell=0.62, label="hidden row", numbers=".1f", limit=2)
 swapped = swap_order(eh_proj)
-matrix(ax, 8.0, 2.9, swapped[:, :3], "draft", cell=0.62, label="reads the hidden row", numbers=".1f", limit=2)
-matrix(ax, 10.0, 2.9, swapped[:, 3:], "content", cell=0.62, label="reads the embedding", numbers=".1f", limit=2)
+matrix(ax, 8.0, 2.9, swapped[:, :3], "draft", cell=0.62, label="hidden row", numbers=".1f", limit=2)
+matrix(ax, 10.0, 2.9, swapped[:, 3:], "content", cell=0.62, label="embedding", numbers=".1f", limit=2)
 arrow(ax, (4.8, 2.0), (7.7, 2.0), "swap_order")
 note(ax, 2.5, 0.6, "released:  eh_proj [ e ; h ]")
 note(ax, 9.9, 0.6, "paper:  M [ h ; e ]")
@@ -77,9 +88,17 @@ print(f"halves exchanged: differs by {np.abs(a - b).max():.1e}; forgotten: by {n
 #
 # The module does not care what the block is. Here it is a running sum, whose gradient is a running sum from the end.
 
+
 # %%
-run = lambda x, position: (x.cumsum(axis=1), None)
-back = lambda dy, cache: (dy[:, ::-1].cumsum(axis=1)[:, ::-1], None)
+def run(x, position):
+    return x.cumsum(axis=1), None
+
+
+def back(dy, cache):
+    return dy[:, ::-1].cumsum(axis=1)[:, ::-1], None
+
+
+# %%
 at, dout = np.arange(5)[None], rng.standard_normal((1, 5, 6))
 _, cache = mtp_forward(weights, hidden, embedding, at, run)
 dhidden, dembedding, dweights, _ = mtp_backward(dout, cache, back)
@@ -105,7 +124,7 @@ for scale in scales:
 fig, ax = plt.subplots()
 ax.loglog(scales, with_norm, "o-", color=COLORS["draft"], label="normalized apart (Eq. 21)")
 ax.loglog(scales, without, "o-", color=COLORS["ink"], label="joined as they are")
-ax.set(xlabel="size of the hidden row, embedding = 1", ylabel="change of the pair when the token changes")
+ax.set(xlabel="size of the hidden row, embedding = 1", ylabel="relative change with the token")
 ax.legend()
 ax.set_title(f"At 64 times the size the token's say falls from {with_norm[10]:.2f} to {without[10]:.3f} without norms")
 plt.show()
