@@ -239,11 +239,11 @@ fig.suptitle(finding, x=0.01, ha="left", fontweight="bold")
 plt.show()
 
 # %% [markdown]
-# Read the right board from right to left, as the gradient travels. Here, with random weights, the product of
-# Jacobians *grows*; with smaller weights it would shrink. Either way it is exponential in the depth without a stream,
-# milder with the norm on the stream, and close to flat with the norm in the branch: there the stream's growth (left)
-# makes each later answer, and each later Jacobian, a smaller part of the whole. This is a measurement at the start of
-# training, on random weights and one seed; it says nothing about where training ends.
+# Read the right board from right to left, as the gradient travels. Without a stream the product of Jacobians grows by
+# about the same factor in every block, a straight line on this scale. With the norm on the stream it still grows,
+# more slowly. With the norm in the branch most of the growth is in the first few blocks: further on the stream has
+# become large (left), so each answer, and each Jacobian, is a small part of the whole. This is a measurement at the
+# start of training, on random weights and one seed; it says nothing about where training ends.
 #
 # ## What the chapter has built
 #
