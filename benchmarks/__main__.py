@@ -1,0 +1,7 @@
+"""`make bench`: every comparison in one run."""
+
+from benchmarks import decode, training
+
+if __name__ == "__main__":
+    training.main()
+    decode.main()
