@@ -1,0 +1,79 @@
+"""From logits to a token: temperature, top-k, top-p, and one seeded draw.
+
+    rule = SamplingRule(temperature=0.8, top_k=40, top_p=0.95)
+    token = draw_token(rule.probabilities(logits_V), generator)
+
+Letters: V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """How a token is chosen; temperature 0 takes the likeliest.
+
+    Attributes:
+        top_k: only the k likeliest tokens stay; 0 keeps all.
+        top_p: only the likeliest tokens stay that together reach this probability; 1 keeps all.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or a positive number")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 (all tokens) or at least 1")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+    def probabilities(self, logits_V: Tensor) -> Tensor:
+        """Return the distribution that a token is drawn from, FP32 (FP64 for FP64 logits), over the last axis.
+
+        Temperature first, then top-k, then top-p among what is left, then normalised.
+        """
+        logits_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
+        if self.greedy:
+            return torch.zeros_like(logits_V).scatter_(-1, logits_V.argmax(-1, keepdim=True), 1.0)
+        top = logits_V.amax(-1, keepdim=True)  # so that a tiny temperature cannot overflow
+        probability_V = ((logits_V - top) / self.temperature).softmax(-1)
+        if self.top_k in range(1, logits_V.shape[-1]) or self.top_p < 1:
+            probability_V = self._cut_tail(probability_V)
+        return probability_V
+
+    def _cut_tail(self, probability_V: Tensor) -> Tensor:
+        sorted_V, order_V = probability_V.sort(-1, descending=True, stable=True)
+        if self.top_k:
+            sorted_V[..., self.top_k :] = 0
+            sorted_V /= sorted_V.sum(-1, keepdim=True)
+        if self.top_p < 1:
+            before_V = sorted_V.cumsum(-1) - sorted_V  # mass of the likelier tokens: the first one always stays
+            sorted_V = sorted_V.masked_fill(before_V >= self.top_p, 0)
+        kept_V = torch.zeros_like(probability_V).scatter_(-1, order_V, sorted_V)
+        return kept_V / kept_V.sum(-1, keepdim=True)
+
+
+def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a source of randomness: the same draws for the same seed, fresh ones for None."""
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def draw_token(probability_V: Tensor, generator: torch.Generator) -> int:
+    """Draw one token from a distribution [V]."""
+    return int(torch.multinomial(probability_V, 1, generator=generator))
