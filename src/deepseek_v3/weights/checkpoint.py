@@ -17,6 +17,7 @@ from torch import Tensor
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.quantize import dequantize_weight, find_nan_code
 from deepseek_v3.weights.errors import (
+    CheckpointError,
     ConfigFileError,
     DtypeError,
     MissingTensorError,
@@ -117,16 +118,32 @@ class Checkpoint:
         return self._open[file].view(name)
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return the weight in `dtype`, dequantised if it is stored in FP8 (its scale may lie in another shard).
-
-        Raises:
-            ScaleError: a scale that is not a positive finite number, or an FP8 code that is no number.
-        """
+        """Return the weight in `dtype`, dequantised if it is stored in FP8 (its scale may lie in another shard)."""
         stored = self.view(name)
         if self.entries[name].dtype != FP8:
             return stored.to(dtype)
-        self.check_codes(name)
         return dequantize_weight(stored, self.view(scale_name(name)).float(), dtype)
+
+    def check_numbers(self, slots: list[Slot]) -> None:
+        """Look at the numbers that can be wrong: block scales, FP8 codes, and the MTP layer's copies.
+
+        Raises:
+            CheckpointError: a scale or code that is no usable number, or a copy that differs from its original.
+        """
+        originals = {slot.memory: slot.name for slot in slots if not slot.copy}
+        for slot in slots:
+            if self.is_fp8(slot):
+                self.check_codes(slot.name)
+            elif slot.copy:
+                self._check_copy(slot.name, originals[slot.memory])
+            self.release()
+
+    def _check_copy(self, name: str, original: str) -> None:
+        for copied, kept in zip(self.view(name).split(4096), self.view(original).split(4096)):
+            if copied.dtype != kept.dtype or not torch.equal(copied.view(torch.uint8), kept.view(torch.uint8)):
+                problem = f"differs from {original}, of which it is the MTP layer's copy"
+                mend = "take the file from a good copy, or load without the MTP layer (mtp=False, --without-mtp)"
+                raise CheckpointError(problem, file=self.files[name], tensor=name, mend=mend)
 
     def check_codes(self, name: str) -> None:
         """Refuse block scales and FP8 codes that are no usable numbers."""

@@ -7,7 +7,7 @@ that already have the asked form are copied byte by byte, so FP8 to FP8 changes 
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -55,7 +55,9 @@ def convert_checkpoint(
     recover_folder(source)
     verify_manifest(source, skip=skip_verify)
     with Checkpoint(source, mtp=mtp, follow_links=follow_links) as checkpoint:
-        stream = _Stream(checkpoint, checkpoint.check(), to, advance)
+        slots = checkpoint.check()
+        checkpoint.check_numbers(slots)
+        stream = _Stream(checkpoint, slots, to, advance)
         plan = plan_shards(stream.list_specs(), shard_bytes=shard_bytes)
         with atomic_folder(target, n_bytes=plan.total_size) as beside:
             stream.released_config().to_json(beside / "config.json")
@@ -108,8 +110,6 @@ class _Stream:
         entry = self.checkpoint.entries[slot.name]
         is_scale = name.endswith(SCALE_SUFFIX)
         dtype = self.stored_dtype(slot)
-        if entry.dtype == FP8 and not is_scale:
-            self.checkpoint.check_codes(slot.name)
         for rows in _split_rows(slot.shape):
             yield self._piece(slot, rows, dtype, is_scale)
             if not is_scale and self.advance is not None:
@@ -133,7 +133,7 @@ class _Stream:
         return scale if is_scale else quantize_with_scales(stored, scale)
 
 
-def _split_rows(shape: tuple[int, ...]) -> Iterator[slice]:
+def _split_rows(shape: Sequence[int]) -> Iterator[slice]:
     """Cut a tensor into runs of rows that are whole blocks of 128, of about PIECE_ELEMENTS each."""
     width = shape[1] if len(shape) > 1 else 1
     step = max(PIECE_ELEMENTS // (width * BLOCK), 1) * BLOCK

@@ -46,11 +46,16 @@ def load_model(
     Raises:
         CheckpointError: of the subclass that says what is wrong, where, and what to do.
     """
+    if dtype is not None and (not dtype.is_floating_point or dtype.itemsize == 1):
+        raise CheckpointError(f"dtype={dtype} is not a format to compute in; use float32, bfloat16 or float64")
     recover_folder(folder)
     verify_manifest(folder, skip=skip_verify)
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
-        dtype = dtype or getattr(torch, checkpoint.config.torch_dtype)
+        checkpoint.check_numbers(slots)
+        if dtype is None:
+            dtype = getattr(torch, checkpoint.config.torch_dtype)
+        assert dtype is not None
         config = checkpoint.config.replace(quantization_config=None, torch_dtype=str(dtype).removeprefix("torch."))
         model = build_empty(config, dtype)
         fill_model(model, checkpoint, slots)
@@ -74,9 +79,7 @@ def load_weights(
         raise ConfigFileError(f"{difference}; build the model from this config", file=Path(folder) / "config.json")
     with Checkpoint(folder, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
-        for slot in slots:
-            if checkpoint.is_fp8(slot):
-                checkpoint.check_codes(slot.name)
+        checkpoint.check_numbers(slots)
         fill_model(model, checkpoint, slots)
 
 
@@ -91,16 +94,13 @@ def first_difference(found: ModelConfig, wanted: ModelConfig) -> str:
 
 
 def build_empty(config: ModelConfig, dtype: torch.dtype) -> DeepseekV3:
-    """Allocate a model without drawing its weights.
-
-    Raises:
-        CheckpointError: a dtype that weights cannot have.
-    """
-    if not dtype.is_floating_point or dtype.itemsize == 1:
-        raise CheckpointError(f"dtype={dtype} is not a format to compute in; use float32, bfloat16 or float64")
+    """Allocate a model without drawing its weights."""
     with torch.device("meta"):
         model = DeepseekV3(config)
-    return model.to(dtype).to_empty(device="cpu")
+    model = model.to(dtype).to_empty(device="cpu")
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight  # allocating parted them
+    return model
 
 
 @torch.no_grad()
