@@ -1,8 +1,8 @@
 """Training and prefill against transformers: python -m benchmarks.training
 
-One step is forward, cross-entropy and backward on 8 rows of 512 tokens of the `nano` model without MTP modules (the peer
-trains none). Prefill is 2,048 tokens into an empty cache, the logits of the last token only. Every setting of the peer
-is timed and the fastest one counts.
+One step is forward, cross-entropy and backward on 8 rows of 512 tokens of the `nano` model without MTP modules (the
+peer trains none). Prefill is 2,048 tokens into an empty cache, the logits of the last token only. Every setting of the
+peer is timed and the fastest one counts.
 """
 
 from collections.abc import Callable
@@ -113,10 +113,8 @@ def main(rounds: int = 7) -> None:
     weights = count.active - 2 * count.embedding  # one row of logits only
     flops = PROMPT * (2 * weights + attention_flops(config, PROMPT / 2))
     report(f"prefill, {PROMPT} tokens", prefill_contenders(), flops, rounds)
-    print(
-        "\n  bound by: matrix products for the most part (see the shares); the rest is memory traffic of norms, rotation,"
-    )
-    print("  softmax and the sorting of rows.")
+    print("\n  bound by: matrix products for the most part (see the shares);")
+    print("  the rest is memory traffic of norms, rotation, softmax and the sorting of rows.")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,8 @@ class ModelConfig:
         if model_type == "deepseek_v2" and "topk_method" not in values:
             values.setdefault("scoring_func", "softmax")
             values["topk_method"] = "greedy"
-        return cls(**{k: v for k, v in values.items() if v is not None or "None" in str(fields[k].type)})
+        kept: dict[str, Any] = {k: v for k, v in values.items() if v is not None or "None" in str(fields[k].type)}
+        return cls(**kept)
 
     def replace(self, **changes: Any) -> "ModelConfig":
         """Return a changed copy, checked again.

@@ -73,7 +73,7 @@ class _CausalAttention(torch.autograd.Function):
             dout_slab = dout[:, start:stop]
             dvalue[:, :seen].baddbmm_(weight.mT, dout_slab)
             dweight = torch.bmm(dout_slab, value[:, :seen].mT)
-            dscore = torch._softmax_backward_data(dweight, weight, -1, weight.dtype)
+            dscore = torch.ops.aten._softmax_backward_data(dweight, weight, -1, weight.dtype)
             slab = dquery[:, start:stop]
             torch.baddbmm(slab, dscore, key[:, :seen], beta=0, alpha=ctx.scale, out=slab)
             dkey[:, :seen].baddbmm_(dscore.mT, query[:, start:stop], alpha=ctx.scale)
