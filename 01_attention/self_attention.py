@@ -51,9 +51,7 @@ def score_keys(query_SK: np.ndarray, key_TK: np.ndarray) -> np.ndarray:
 
 def share_attention(score_ST: np.ndarray) -> np.ndarray:
     """Turn each row of scores into shares by softmax: positive, with sum one; a score of -inf gets exactly nothing."""
-    top = score_ST.max(
-        axis=-1, keepdims=True
-    )  # the largest exponent becomes 0: no overflow, and the shares are the same
+    top = score_ST.max(axis=-1, keepdims=True)  # the largest exponent becomes 0: no overflow, the same shares
     raised = np.exp(score_ST - top)
     return raised / raised.sum(axis=-1, keepdims=True)
 
@@ -114,10 +112,11 @@ def self_attend_forward(
     Raises:
         ValueError: the matrices read another width than hidden_SD has.
     """
-    if hidden_SD.shape[-1] != weights.q_proj.shape[1]:
-        raise ValueError(
-            f"hidden has width {hidden_SD.shape[-1]}, q_proj reads {weights.q_proj.shape[1]}; pass [..., S, D]"
-        )
+    for name, matrix in vars(weights).items():
+        if hidden_SD.shape[-1] != matrix.shape[1]:
+            raise ValueError(
+                f"hidden has width {hidden_SD.shape[-1]}, {name} reads {matrix.shape[1]}; pass [..., S, D]"
+            )
     query_SK, key_SK, value_SU = (hidden_SD @ w.T for w in (weights.q_proj, weights.k_proj, weights.v_proj))
     out_SU, attend_cache = attend(query_SK, key_SK, value_SU)
     return out_SU, (hidden_SD, attend_cache, weights)

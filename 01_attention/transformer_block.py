@@ -72,7 +72,7 @@ def block_forward(hidden_BSD: np.ndarray, weights: BlockWeights, n_heads: int) -
     """
     normed_BSD, attention_norm = rms_norm_forward(hidden_BSD, weights.input_layernorm)
     attended_BSD, attention = multi_head_forward(normed_BSD, weights.self_attn, n_heads)
-    between_BSD = hidden_BSD + attended_BSD
+    between_BSD = hidden_BSD + attended_BSD  # V3 Fig. 2
     normed_BSD, mlp_norm = rms_norm_forward(between_BSD, weights.post_attention_layernorm)
     thought_BSD, mlp = swiglu_forward(normed_BSD, weights.mlp)
     out_BSD = between_BSD + thought_BSD

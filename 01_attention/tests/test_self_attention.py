@@ -136,5 +136,7 @@ def test_shapes_that_do_not_fit_are_refused_with_their_numbers(rng):
     weights = SelfAttentionWeights.init(rng, 5, 3, 2)
     with pytest.raises(ValueError, match="width 7, q_proj reads 5"):
         self_attend_forward(np.ones((3, 7)), weights)
+    with pytest.raises(ValueError, match="width 5, v_proj reads 7"):
+        self_attend_forward(np.ones((3, 5)), replace(weights, v_proj=np.ones((2, 7))))
     with pytest.raises(ValueError, match="same number of rows"):
         self_attend_forward(np.ones((3, 5)), replace(weights, k_proj=np.ones((2, 5))))

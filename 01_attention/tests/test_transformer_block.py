@@ -62,7 +62,7 @@ def test_the_block_is_two_additions_of_what_a_normed_reader_says(rng):
     between = hidden + multi_head_forward(rms_norm_forward(hidden, weights.input_layernorm)[0], weights.self_attn, 3)[0]
     normed = rms_norm_forward(between, weights.post_attention_layernorm)[0]
     want = between + swiglu_forward(normed, weights.mlp)[0]
-    np.testing.assert_allclose(block_forward(hidden, weights, 3)[0], want, rtol=1e-12)
+    np.testing.assert_allclose(block_forward(hidden, weights, 3)[0], want, rtol=1e-12)  # V3 Fig. 2
 
 
 def test_what_a_reader_adds_does_not_depend_on_the_length_of_the_stream(rng):
