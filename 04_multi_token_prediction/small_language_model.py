@@ -63,6 +63,18 @@ def draw_windows(
     return text.tokens[place], text.document[place]
 
 
+def draw_prompts(rng: np.random.Generator, text: PackedText, n_prompts: int, n_tokens: int = 24) -> list[list[int]]:
+    """Cut prompts out of running prose: places without line breaks, double spaces or tables."""
+    prompts: list[list[int]] = []
+    while len(prompts) < n_prompts:
+        place = int(rng.integers(0, len(text.tokens) - n_tokens))
+        piece = text.tokens[place : place + n_tokens]
+        prose = decode(piece)
+        if prose.replace(" ", "").isalpha() and "  " not in prose:
+            prompts.append(piece.tolist())
+    return prompts
+
+
 @dataclass(frozen=True)
 class SmallModel:
     """The main model, and its MTP modules with a block each; embedding and head exist once."""

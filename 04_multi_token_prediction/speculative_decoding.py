@@ -261,7 +261,7 @@ def main() -> None:
         f"100,000 checked drafts come out as {(np.bincount(out.token_NK1[:, 0]) / 100_000).round(3)}: the target's p\n"
     )
 
-    from small_language_model import DecodingSession, SmallModel, cast_arrays, decode, read_topics, train
+    from small_language_model import DecodingSession, SmallModel, cast_arrays, decode, draw_prompts, read_topics, train
 
     n_steps, model, unseen = (
         int(sys.argv[1]) if len(sys.argv) > 1 else 150,
@@ -273,7 +273,7 @@ def main() -> None:
         f"{n_steps} steps on pydoc_data.topics: main loss {losses[0]:.2f}, module {losses[1]:.2f}; float64 from here on"
     )
     model = cast_arrays(model, np.float64)
-    prompts = [unseen.tokens[i : i + 24].tolist() for i in rng.integers(0, len(unseen.tokens) - 24, 8)]
+    prompts = draw_prompts(rng, unseen, 8)
     plain = [plain_decode(DecodingSession(model), p, 80, GreedyRule()) for p in prompts]
     for n_drafts in (1, 2, 3):
         reports = [speculative_decode(DecodingSession(model), p, 80, GreedyRule(), n_drafts) for p in prompts]

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread
 
 import matplotlib.pyplot as plt
 import numpy as np
-from small_language_model import DecodingSession, SmallModel, cast_arrays, decode, read_topics, train
+from small_language_model import DecodingSession, SmallModel, cast_arrays, decode, draw_prompts, read_topics, train
 from speculative_decoding import (
     GreedyRule,
     Report,
@@ -49,10 +49,10 @@ def draw_step(ax, y, drafts, answers, n_accepted):
 
 
 # %%
-fig, ax = board(13.5, 5.2, "One main pass over x and two drafts: each answer judges the draft to its right")
-draw_step(ax, 3.0, ["the", "cat"], ["the", "cat", "sat"], 2)
+fig, ax = board(13.5, 5.4, "One main pass over x and two drafts: each answer judges the draft to its right")
+draw_step(ax, 3.4, ["the", "cat"], ["the", "cat", "sat"], 2)
 draw_step(ax, 0.5, ["the", "dog"], ["the", "cat", "…"], 1)
-note(ax, 7.5, 2.2, "below, the second draft was not what the main model would have said: it and its cache rows go")
+note(ax, 7.0, 2.55, "below, the second draft was not what the main model would have said: it and its cache rows go")
 plt.show()
 
 # %% [markdown]
@@ -159,7 +159,7 @@ rng = np.random.default_rng(0)
 model = SmallModel.init(rng)
 losses = train(model, read_topics(), 400)[-10:].mean(axis=0)
 model, unseen = cast_arrays(model, np.float64), read_topics(held_out=True)
-prompts = [unseen.tokens[i : i + 24].tolist() for i in rng.integers(0, len(unseen.tokens) - 24, 8)]
+prompts = draw_prompts(rng, unseen, 8)
 plain = [plain_decode(DecodingSession(model), prompt, 80, GreedyRule()) for prompt in prompts]
 print(f"main loss {losses[0]:.2f}, module {losses[1]:.2f}")
 print(repr(decode(plain[0][:24])), "->", repr(decode(plain[0][24:])))

@@ -15,6 +15,7 @@ from small_language_model import (
     PackedText,
     SmallModel,
     decode,
+    draw_prompts,
     draw_windows,
     encode,
     loss_and_gradients,
@@ -58,6 +59,13 @@ def test_the_two_sides_of_the_split_share_no_topic_and_documents_are_numbered():
     start = decode(unseen.tokens[:80])
     assert start not in decode(seen.tokens)
     assert 0 <= seen.tokens.min() <= seen.tokens.max() < VOCAB_SIZE
+
+
+def test_prompts_are_pieces_of_prose(rng):
+    text = read_topics(held_out=True)
+    prompts = draw_prompts(rng, text, 5, 17)
+    assert [len(p) for p in prompts] == [17] * 5
+    assert all(decode(p) in decode(text.tokens) and decode(p).replace(" ", "").isalpha() for p in prompts)
 
 
 @pytest.mark.parametrize("ahead", [None, (parallel_loss_forward, parallel_loss_backward)], ids=["chain", "parallel"])
