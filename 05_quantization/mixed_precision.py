@@ -166,7 +166,7 @@ def compare_training(steps: int, seeds: tuple[int, ...] = (0, 1, 2), recipe: Rec
     return results
 
 
-def main(*, seeds: tuple[int, ...] = (0,), steps: int = 60) -> None:
+def main(*, seeds: tuple[int, ...] = (0,), steps: int = 40) -> None:
     """Print the flow of formats, the error of the three products, and both trainings."""
     for what, kept, granularity, why in FLOW:
         print(f"{what:36} {kept:12} {granularity:20} {why}")

@@ -82,7 +82,7 @@ for axis, start in ((top, 0), (bottom, 1)):
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.grid(visible=False)
-top.set_title(f"Half of E4M3's {len(values)} numbers lie below {half:.3g}, though they reach to {values[-1]:.0f}")
+top.set_title(f"Half of E4M3's {len(values)} non-negative numbers lie below {half:.3g}; the last is {values[-1]:.0f}")
 bottom.set_xscale("log", base=2)
 bottom.set_xlabel("the same numbers on a logarithmic ruler; crimson: the seven subnormals")
 fig.tight_layout()
