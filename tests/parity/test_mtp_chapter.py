@@ -8,10 +8,21 @@ import torch
 from causal_block import BlockWeights, block_backward, block_forward
 from mtp_module import MtpWeights, mtp_backward, mtp_forward, swap_order
 from mtp_pretraining import Depth, depth_targets, mtp_loss_backward, mtp_loss_forward
+from speculative_decoding import (
+    GreedyRule,
+    plain_decode,
+    residual_distribution,
+    softmax,
+    speculative_decode,
+    verify_greedily,
+)
 from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.serving.sampler import SamplingRule, make_generator
+from deepseek_v3.serving.speculative import judge_drafts
 from deepseek_v3.training.loss import make_labels
 from utils.gradient_check import relative_error
 
@@ -151,3 +162,74 @@ def test_the_compact_block_equals_autograd_through_fused_attention(rng):
     assert_equal(dx, leaf.grad)
     for name, tensor in w.items():
         assert_equal(getattr(dweights, name), tensor.grad)
+
+
+class PackageSession:
+    """The package's model, latent caches and first MTP module, behind the three methods of the chapter's decoder."""
+
+    def __init__(self, model, capacity=64):
+        self.model = model
+        self.main = LatentCache(model.config, 1, capacity, dtype=torch.float64)
+        self.module = LatentCache(model.config, 1, capacity, layers=1, dtype=torch.float64)
+
+    @torch.no_grad()
+    def read(self, tokens_S):
+        hidden = self.model.hidden_states(torch.tensor([list(tokens_S)]), cache=self.main)
+        return self.model.lm_head(hidden)[0].numpy(), hidden[0].numpy()
+
+    @torch.no_grad()
+    def draft(self, hidden_SD, tokens_S):
+        rotation, mask = self.model.place_tokens(len(hidden_SD), self.module)
+        embedding = self.model.embed_tokens(torch.tensor([list(tokens_S)]))
+        pair = torch.tensor(hidden_SD)[None], embedding
+        out = self.model.mtp[0](*pair, rotation, cache=self.module, layer=0, mask_ST=mask)
+        self.module.advance(len(hidden_SD))
+        return self.model.lm_head(out)[0].numpy(), out[0].numpy()
+
+    def roll_back(self, n_target, n_draft):
+        self.main.truncate([n_target])
+        self.module.truncate([n_draft])
+
+
+def agreeable(model):
+    """Let the module answer nearly as the main model would: drafts then pass and fail."""
+    with torch.no_grad():
+        for block in [*model.layers, *(m.block for m in model.mtp)]:
+            for parameter in block.parameters():
+                parameter *= 0.3
+        model.mtp[0].eh_proj.weight.zero_()
+        model.mtp[0].eh_proj.weight[:, :D] = torch.eye(D)  # the embedding, as the main model's first layer gets it
+    return model
+
+
+@pytest.mark.parametrize("n_drafts", [1, 3])
+def test_the_chapters_decoder_drives_the_packages_model_and_the_text_is_the_same(model, rng, n_drafts):
+    model, accepted, steps = agreeable(model), 0, 0
+    for _ in range(6):
+        prompt = rng.integers(0, V, 5).tolist()
+        report = speculative_decode(PackageSession(model), prompt, 20, GreedyRule(), n_drafts)
+        assert report.tokens == plain_decode(PackageSession(model), prompt, 20, GreedyRule())
+        accepted, steps = accepted + sum(report.n_accepted), steps + len(report.n_accepted)
+    assert 0 < accepted < n_drafts * steps  # both ways were taken
+
+
+def test_greedy_verdicts_are_the_packages(rng):
+    for _ in range(100):
+        logits, drafts = rng.standard_normal((4, 3)), rng.integers(0, 3, 3)
+        token, n_accepted = verify_greedily(drafts[None], logits[None])
+        stand, last = judge_drafts(torch.tensor(logits), drafts.tolist(), [], SamplingRule(), make_generator(0))
+        assert (n_accepted[0], token[0, n_accepted[0]]) == (stand, last)
+
+
+def test_shaped_distributions_and_residual_are_the_packages(rng):
+    logits = rng.standard_normal((7, V))
+    assert_equal(softmax(logits, 0.7), SamplingRule(temperature=0.7).probabilities(torch.tensor(logits)))
+    p, q = softmax(rng.standard_normal((2, 3)))
+    seen = np.zeros(3)
+    for seed in range(300):  # a draft that p hardly knows: nearly always replaced by a draw from the residual
+        weak = np.array([p[:2].sum() - 1e-9, 1e-9, p[2]])
+        verdict = judge_drafts(
+            torch.tensor(np.log([weak, weak])), [1], [torch.tensor(q)], SamplingRule(1.0), make_generator(seed)
+        )
+        seen[verdict[1]] += 1
+    assert seen / 300 == pytest.approx(residual_distribution(weak, q), abs=0.1)  # 3.5 sigma of a share
