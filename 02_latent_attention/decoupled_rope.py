@@ -253,7 +253,7 @@ def main() -> None:
     """Why plain RoPE would break the absorption, in numbers; the layer's shapes; the gradient check."""
     rng = np.random.default_rng(0)
     w_uk_KC, w_q_KD = rng.standard_normal((4, 3)), rng.standard_normal((4, 6))
-    print("RoPE between W_Q and W_UK: the matrix to absorb would be W_Q^T R(m - n) W_UK, one for every distance")
+    print("RoPE between W_Q and W_UK: the matrix to absorb would be W_Q^T R(n - m) W_UK, one for every distance")
     for distance in (0, 1, 2):
         turned = rotate_pairs_forward(np.eye(4), np.tile(distance * np.array([1.0, 0.1]), (4, 1)))[0]
         print(f"  m - n = {distance}: first entries {(w_q_KD.T @ turned @ w_uk_KC)[0].round(3)}")
