@@ -71,7 +71,7 @@ config = MLAConfig(D, 2, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4
 
 def draw_weights(rng, without):
     weights = MLAWeights.init(rng, config)
-    queries, keys = weights.q_proj.reshape(2, 12, D), weights.kv_b_proj.reshape(2, 16, 16)
+    queries, keys = weights.q_proj.reshape(2, -1, D), weights.kv_b_proj.reshape(2, -1, 16)
     if without == "rope":
         queries[:, 8:], weights.kv_a_proj_with_mqa[16:] = 0, 0
     if without == "content":
@@ -131,7 +131,7 @@ for name, kind in [("nothing", "latent"), ("content", "rope"), ("rope", "content
 ax.axhline(blind, color="#999999", lw=1, ls="--", label="best possible without order")
 ax.set(xlabel="step", ylabel="right answers (mean of 50 steps)", ylim=(0, 1.02))
 ax.set_title(f"Both parts: {whole:.0f}% right; content alone {no_rope:.0f}%, rope alone {no_content:.0f}%")
-ax.legend(loc="center right")
+ax.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
