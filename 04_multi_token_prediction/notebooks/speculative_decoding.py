@@ -151,13 +151,13 @@ plt.show()
 # %% [markdown]
 # ## The laboratory
 #
-# Train the small model until its draft is useful (400 steps), then write 80 characters after each of 8 held-out
+# Train the small model until its draft is useful (600 steps), then write 80 characters after each of 8 held-out
 # prompts, all inside the window length it was trained on. Float64, so that rounding cannot decide between two tokens.
 
 # %%
 rng = np.random.default_rng(0)
 model = SmallModel.init(rng)
-losses = train(model, read_topics(), 400)[-10:].mean(axis=0)
+losses = train(model, read_topics(), 600)[-10:].mean(axis=0)
 model, unseen = cast_arrays(model, np.float64), read_topics(held_out=True)
 prompts = draw_prompts(rng, unseen, 8)
 plain = [plain_decode(DecodingSession(model), prompt, 80, GreedyRule()) for prompt in prompts]
@@ -198,8 +198,10 @@ plt.show()
 
 # %% [markdown]
 # A module trained for one step ahead is run on its *own* output for the second draft and later: rows it has never seen
-# in training. The dashed line assumes that this does no harm. Greedy text of a small model also repeats itself, and
-# repetitions are easy to draft: the sampled figure is the more honest one.
+# in training. The dashed line assumes that this does no harm, and that drafts pass independently. Neither holds. Greedy
+# text of a small model also runs in circles: then the length of a step can fall in step with the circle, so that the
+# same easy (or the same hard) place is drafted every time, and the greedy curve may stand still from one $K$ to the next
+# and jump after it. Repetitions are easy to draft, too. The sampled figure is the honest one.
 #
 # ## A trap: longer than the training window
 
