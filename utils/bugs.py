@@ -81,7 +81,7 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="bug-") as scratch:
         copy = Path(scratch)
-        ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks")
+        ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks", "node_modules")
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(root / name, copy / name)
         folders = ["utils", bug.folder] if bug.folder != "." else ["utils", "src", "tests"]
