@@ -138,9 +138,9 @@ plt.show()
 # Content alone climbs to what is possible without order, and stops. Rope alone is not blind to content, for its key
 # comes from the hidden state too; but four numbers cannot hold 24 names apart. Together they do it.
 #
-# This is a toy: one layer, 24 names, a rotary part made narrow on purpose. With a wide one (try `qk_rope_head_dim=8`
-# and 4 names) rope alone does nearly as well as both: ordinary RoPE attention is a good layer. It is the *cache* that
-# pays for its width.
+# This is a toy: one layer, 24 names, a rotary part made narrow on purpose. With `qk_rope_head_dim=8` and `N_KEYS = 4`
+# the same `train` ends at 99.8% whole, 45.8% without rope and 99.2% without content: ordinary RoPE attention is a good
+# layer. It is the *cache* that pays for its width.
 #
 # ## Exercises
 #
