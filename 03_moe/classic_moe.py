@@ -2,7 +2,7 @@
 
 Run:       python classic_moe.py
 Notebook:  classic_moe.ipynb
-Source:    GShard (arXiv:2006.16668), Switch (arXiv:2101.03961) Eqs. (1) to (3); expert choice (arXiv:2202.09368);
+Source:    GShard (arXiv:2006.16668), Switch (arXiv:2101.03961); expert choice (arXiv:2202.09368);
            hash layers (arXiv:2106.04426)
 Letters:   N tokens, D model width, E experts, A activated per token, F expert hidden, P places of an expert (capacity)
 
@@ -46,7 +46,7 @@ class ClassicMoE:
 def expert_places(n_tokens: int, n_experts: int, n_activated: int, capacity_factor: float) -> int:
     """P = ceil(capacity_factor * N * A / E): the average load, times some room.
 
-    Source: arXiv:2101.03961, Eq. (3).
+    Source: arXiv:2101.03961, section 2.2.
     """
     return max(1, ceil(capacity_factor * n_tokens * n_activated / n_experts))
 

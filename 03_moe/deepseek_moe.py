@@ -211,7 +211,7 @@ def routed_experts_backward(dy_ND: np.ndarray, cache: tuple) -> tuple[np.ndarray
     dy_sorted = danswer[order]
     dx_sorted = np.empty_like(dy_sorted)
     names = ("gate_proj", "up_proj", "down_proj")
-    dexperts = SwiGLUExperts(*(np.zeros_like(getattr(experts, name)) for name in names))
+    dexperts = SwiGLUExperts(*(np.zeros(a.shape, a.dtype) for a in (getattr(experts, name) for name in names)))
     for (e, run), kept in zip(runs, caches):
         dx_sorted[run], *dmatrices = swiglu_slice_backward(dy_sorted[run], kept)
         for name, dmatrix in zip(names, dmatrices):

@@ -2,7 +2,7 @@
 
 Run:       python expert_routing.py
 Notebook:  expert_routing.ipynb
-Source:    DeepSeek-V3 (arXiv:2412.19437) Eqs. (13) to (15); the softmax gate: DeepSeek-V2 (arXiv:2405.04434) Eq. (22)
+Source:    DeepSeek-V3 (arXiv:2412.19437) Eqs. (13) to (15); the softmax gate: DeepSeek-V2 (arXiv:2405.04434)
 Letters:   N tokens, D model width, E routed experts, A experts activated per token
 
 A router is one linear layer and a choice. The choice of the A best of E is flat almost everywhere: no gradient passes.
@@ -94,7 +94,7 @@ def normalize_gates_backward(dgate_NA: np.ndarray, cache: tuple) -> np.ndarray:
 def softmax_gate_forward(x_ND: np.ndarray, weight_ED: np.ndarray, n_activated: int) -> tuple[Routing, tuple]:
     """Route as Switch and DeepSeek-V2 do: softmax over all experts, gates are the raw chosen probabilities.
 
-    Source: arXiv:2405.04434, Eqs. (21) and (22).
+    Source: arXiv:2405.04434, section 2.2.1.
     """
     score_NE, score_cache = softmax_scores_forward(x_ND @ weight_ED.T)
     index_NA = choose_top_experts(score_NE, n_activated)

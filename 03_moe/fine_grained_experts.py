@@ -2,7 +2,7 @@
 
 Run:       python fine_grained_experts.py
 Notebook:  fine_grained_experts.ipynb
-Source:    DeepSeekMoE (arXiv:2401.06066) Eqs. (6) to (11); DeepSeek-V3 (arXiv:2412.19437) Eq. (12)
+Source:    DeepSeekMoE (arXiv:2401.06066) sections 3.1, 3.2; DeepSeek-V3 (arXiv:2412.19437) Eq. (12)
 Letters:   N tokens, D model width, E routed experts, A activated per token, F expert hidden; m the number of cuts
 
 Cut every expert into m along its hidden width and activate m times as many: not a parameter, not a product is added,
@@ -146,7 +146,7 @@ def every_expert_backward(dy_NED: np.ndarray, cache: tuple) -> tuple[np.ndarray,
 def fine_grained_forward(x_ND, weight_ED, routed: SwiGLUExperts, shared: SwiGLUExperts, n_activated: int):
     """The DeepSeekMoE layer: y = sum over shared of FFN(x) + sum over chosen of g_i FFN_i(x).
 
-    Source: arXiv:2401.06066, Eqs. (9) to (11), without the residual.
+    Source: arXiv:2401.06066, section 3.2, without the residual.
     """
     routing, gate_cache = softmax_gate_forward(x_ND, weight_ED, n_activated)
     gate_NE = scatter_to_experts(routing.gate_NA, routing.index_NA, len(weight_ED))  # zeros where not chosen

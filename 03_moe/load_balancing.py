@@ -2,7 +2,7 @@
 
 Run:       python load_balancing.py
 Notebook:  load_balancing.ipynb
-Source:    DeepSeek-V2 (arXiv:2405.04434) Eqs. (23) to (31); DeepSeek-V3 (arXiv:2412.19437) Eqs. (17) to (20)
+Source:    DeepSeek-V2 (arXiv:2405.04434) section 2.2.3; DeepSeek-V3 (arXiv:2412.19437) Eqs. (17) to (20)
 Letters:   B sequences, S tokens of each, N tokens, E routed experts, A activated per token
 
 Every auxiliary loss here is alpha * sum_i f_i P_i: f counts choices (flat, no gradient), P averages scores (smooth).
@@ -22,7 +22,7 @@ def expert_balance_forward(score_NE: np.ndarray, index_NA: np.ndarray, alpha: fl
     Args:
         score_NE: softmax scores, rows sum to one, of one sequence (or of whatever set is to be balanced).
         index_NA: the experts that were chosen.
-    Source: arXiv:2405.04434, Eqs. (23) to (25).
+    Source: arXiv:2405.04434, section 2.2.3, expert-level balance loss.
     """
     n_tokens, n_experts = score_NE.shape
     frequency_E = count_load(index_NA, n_experts) * n_experts / index_NA.size
@@ -44,7 +44,7 @@ def device_balance_forward(score_NE, index_NA, n_devices: int, alpha: float) -> 
         n_devices: experts lie on devices in equal, contiguous runs.
     Raises:
         ValueError: the experts do not divide evenly over the devices.
-    Source: arXiv:2405.04434, Eqs. (26) to (28).
+    Source: arXiv:2405.04434, section 2.2.3, device-level balance loss.
     """
     n_tokens, n_experts = score_NE.shape
     per_device = experts_per_device(n_experts, n_devices)
@@ -62,7 +62,7 @@ def communication_balance_forward(score_NE, index_NA, n_devices, device_limit, a
 
     Args:
         device_limit: M, the most devices that one token may be sent to.
-    Source: arXiv:2405.04434, Eqs. (29) to (31), with D devices.
+    Source: arXiv:2405.04434, section 2.2.3, communication balance loss, with D devices.
     """
     n_tokens, n_experts = score_NE.shape
     per_device = experts_per_device(n_experts, n_devices)

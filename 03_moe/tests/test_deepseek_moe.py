@@ -166,6 +166,20 @@ def test_runs_cover_all_choices_and_hold_one_expert_each(rng):
     assert all((index.ravel()[order[run]] == e).all() for e, run in runs)
 
 
+def test_every_visited_expert_runs_once_however_many_tokens_come(rng, monkeypatch):
+    """Not a loop over tokens: the number of products does not grow with the batch."""
+    import deepseek_moe
+
+    calls = []
+    one_slice = deepseek_moe.swiglu_slice_forward
+    monkeypatch.setattr(deepseek_moe, "swiglu_slice_forward", lambda x, *w: (calls.append(len(x)), one_slice(x, *w))[1])
+    experts, x = SwiGLUExperts.init(rng, 7, 3, 2), rng.normal(size=(101, 3))
+    index = np.stack([np.arange(101) % 5, np.arange(101) % 5 + 1], axis=1)  # nobody visits expert 6
+    routed_experts_forward(x, Routing(index, np.ones((101, 2))), experts)
+    assert len(calls) == 6
+    assert sum(calls) == 202
+
+
 def test_tokens_do_not_see_each_other(rng):
     weights, x = build_layer(rng, GOLDEN, 5, 3), rng.normal(size=(11, 5))
     whole, _ = deepseek_moe_forward(x, weights, GOLDEN)
