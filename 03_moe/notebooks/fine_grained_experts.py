@@ -114,9 +114,7 @@ fig, ax = plt.subplots(figsize=(9, 3.3))
 labels = ["4 experts,\n1 active", "8 experts,\n2 active", "12 experts,\n3 active", "24 experts,\n6 active"]
 ax.bar(labels, np.array(covered) * 100, color=COLORS["routed"], width=0.6)
 ax.set_ylabel("needed features found, %")
-ax.set_title(
-    f"At equal cost, one wide expert holds {covered[0]:.0%} of what a token needs, thin ones {covered[-1]:.0%}"
-)
+ax.set_title(f"At equal cost, a wide expert covers {covered[0]:.0%} of the need, thin ones {covered[-1]:.0%}")
 assert covered[0] < covered[-1]
 plt.show()
 
