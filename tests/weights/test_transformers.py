@@ -19,8 +19,10 @@ TOLERANCE = 1e-5  # float32 log-probabilities, sums in another order
 # Its grouped products want rows of whole 16 bytes, and its config a width that the heads divide.
 SIZES = {
     "hidden_size": 44,
+    "kv_lora_rank": 14,
     "moe_intermediate_size": 20,
     "num_attention_heads": 4,
+    "qk_nope_head_dim": 10,
     "qk_rope_head_dim": 8,
     "num_nextn_predict_layers": 0,
 }
