@@ -15,7 +15,7 @@ from mtp_module import norm_rows_backward, norm_rows_forward
 
 
 @dataclass(frozen=True)
-class BlockWeights:
+class CompactBlock:
     """One block; gradients come back in the same shape of dataclass."""
 
     input_layernorm: np.ndarray  # [D]
@@ -26,7 +26,7 @@ class BlockWeights:
     down_proj: np.ndarray  # [D, F]
 
     @classmethod
-    def init(cls, rng: np.random.Generator, D: int, F: int, dtype: type = np.float64) -> "BlockWeights":
+    def init(cls, rng: np.random.Generator, D: int, F: int, dtype: type = np.float64) -> "CompactBlock":
         """Draw matrices that keep the scale of their input; what is added to the residual stream starts smaller."""
 
         def draw(n_out: int, n_in: int, gain: float = 1.0) -> np.ndarray:
@@ -65,12 +65,12 @@ def rotate(x_BHSK: np.ndarray, position_BS: np.ndarray, sign: float = 1.0) -> np
     return (turned * np.exp(1j * angle).astype(turned.dtype)).view(x_BHSK.dtype)
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+def sum_outer_products(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Sum dy x^T over all rows: the gradient of W in y = x W^T."""
     return dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
-def block_forward(w: BlockWeights, x_BSD, position_BS, n_heads: int, kv: KeyValueCache | None = None):
+def compact_block_forward(w: CompactBlock, x_BSD, position_BS, n_heads: int, kv: KeyValueCache | None = None):
     """Run the block on S rows, after the rows that `kv` holds, if given: (y_BSD, cache)."""
     B, S, D = x_BSD.shape
     n1, n1_cache = norm_rows_forward(x_BSD, w.input_layernorm)
@@ -91,7 +91,7 @@ def block_forward(w: BlockWeights, x_BSD, position_BS, n_heads: int, kv: KeyValu
     return y_BSD, (w, position_BS, n1, n1_cache, q, k, v, scale, prob, mixed, n2, n2_cache, up)
 
 
-def block_backward(dy_BSD: np.ndarray, cache: tuple) -> tuple[np.ndarray, BlockWeights]:
+def compact_block_backward(dy_BSD: np.ndarray, cache: tuple) -> tuple[np.ndarray, CompactBlock]:
     """Differentiate a forward pass without cache: (dx_BSD, gradients)."""
     w, position_BS, n1, n1_cache, q, k, v, scale, prob, mixed, n2, n2_cache, up = cache
     dup = (dy_BSD @ w.down_proj) * (2 * up)  # relu's own gate is in `up`, which is zero where it is shut
@@ -103,13 +103,13 @@ def block_backward(dy_BSD: np.ndarray, cache: tuple) -> tuple[np.ndarray, BlockW
     dq, dk = rotate(dscore @ k, position_BS, -1.0), rotate(dscore.swapaxes(-1, -2) @ q, position_BS, -1.0)
     dqkv = np.stack([dq, dk, prob.swapaxes(-1, -2) @ dmixed]).transpose(1, 3, 0, 2, 4).reshape(*n1.shape[:2], -1)
     dx_BSD, dinput = norm_rows_backward(dqkv @ w.qkv_proj, n1_cache)
-    gradients = BlockWeights(
+    gradients = CompactBlock(
         dinput,
-        weight_gradient(dqkv, n1),
-        weight_gradient(da_BSD, mixed),
+        sum_outer_products(dqkv, n1),
+        sum_outer_products(da_BSD, mixed),
         dpost,
-        weight_gradient(dup, n2),
-        weight_gradient(dy_BSD, up * up),
+        sum_outer_products(dup, n2),
+        sum_outer_products(dy_BSD, up * up),
     )
     return dx_BSD + da_BSD, gradients
 
@@ -117,20 +117,20 @@ def block_backward(dy_BSD: np.ndarray, cache: tuple) -> tuple[np.ndarray, BlockW
 def main() -> None:
     """Print that the future is not seen, that the cache changes nothing, and one gradient."""
     rng = np.random.default_rng(0)
-    w, x, at = BlockWeights.init(rng, 6, 11), rng.standard_normal((1, 5, 6)), np.arange(5)[None]
-    y, cache = block_forward(w, x, at, 3)
+    w, x, at = CompactBlock.init(rng, 6, 11), rng.standard_normal((1, 5, 6)), np.arange(5)[None]
+    y, cache = compact_block_forward(w, x, at, 3)
     changed = x.copy()
     changed[0, 3] += 1
-    moved = np.abs(block_forward(w, changed, at, 3)[0] - y).max(axis=(0, 2))
+    moved = np.abs(compact_block_forward(w, changed, at, 3)[0] - y).max(axis=(0, 2))
     print(f"row 3 changed; the rows moved by {moved.round(3)}: the past does not see it")
     kv = KeyValueCache()
-    parts = [block_forward(w, x[:, i:j], at[:, i:j], 3, kv)[0] for i, j in ((0, 2), (2, 5))]
+    parts = [compact_block_forward(w, x[:, i:j], at[:, i:j], 3, kv)[0] for i, j in ((0, 2), (2, 5))]
     print(f"two rows, then three through the cache: differs by {np.abs(np.concatenate(parts, 1) - y).max():.1e}")
-    dx, worst = block_backward(y, cache)[0], 0.0  # of the loss |y|^2 / 2
+    dx, worst = compact_block_backward(y, cache)[0], 0.0  # of the loss |y|^2 / 2
     for index in np.ndindex(x.shape):
         step = np.zeros_like(x)
         step[index] = 6e-6
-        up, down = ((block_forward(w, x + sign * step, at, 3)[0] ** 2).sum() / 2 for sign in (1, -1))
+        up, down = ((compact_block_forward(w, x + sign * step, at, 3)[0] ** 2).sum() / 2 for sign in (1, -1))
         worst = max(worst, abs((up - down) / 1.2e-5 - dx[index]))
     print(f"dx: largest difference from central differences {worst:.1e}")
 

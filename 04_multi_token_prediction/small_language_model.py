@@ -19,7 +19,7 @@ from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import numpy as np
-from causal_block import BlockWeights, KeyValueCache, block_backward, block_forward
+from causal_block import CompactBlock, KeyValueCache, compact_block_backward, compact_block_forward
 from cross_entropy import head_loss_backward, head_loss_forward
 from mtp_module import MtpWeights, mtp_forward, norm_rows_backward, norm_rows_forward
 from mtp_pretraining import Depth, depth_targets, mtp_loss_backward, mtp_loss_forward, scatter_rows
@@ -28,12 +28,12 @@ ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 VOCAB_SIZE = len(ALPHABET)  # 96
 
 
-def encode(text: str) -> np.ndarray:
+def encode_text(text: str) -> np.ndarray:
     """Turn text into token numbers; characters outside the alphabet are left out."""
     return np.array([0 if c == "\n" else ord(c) - 31 for c in text if c == "\n" or " " <= c <= "~"], dtype=np.int64)
 
 
-def decode(tokens: np.ndarray) -> str:
+def decode_text(tokens: np.ndarray) -> str:
     """Turn token numbers back into text."""
     return "".join(ALPHABET[t] for t in tokens)
 
@@ -49,7 +49,7 @@ class PackedText(NamedTuple):
 def read_topics(*, held_out: bool = False) -> PackedText:
     """Pack the topics of one side of the split, in the order of their names."""
     names = [n for n in sorted(topics) if (zlib.crc32(n.encode()) % 10 == 0) == held_out]
-    texts = [encode(topics[n].strip() + "\n") for n in names]
+    texts = [encode_text(topics[n].strip() + "\n") for n in names]
     tokens = np.concatenate(texts)
     document = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
     return PackedText(tokens, document, hashlib.sha256(tokens.astype(np.uint8).tobytes()).hexdigest()[:12])
@@ -69,7 +69,7 @@ def draw_prompts(rng: np.random.Generator, text: PackedText, n_prompts: int, n_t
     while len(prompts) < n_prompts:
         place = int(rng.integers(0, len(text.tokens) - n_tokens))
         piece = text.tokens[place : place + n_tokens]
-        prose = decode(piece)
+        prose = decode_text(piece)
         if prose.replace(" ", "").isalpha() and "  " not in prose:
             prompts.append(piece.tolist())
     return prompts
@@ -80,11 +80,11 @@ class SmallModel:
     """The main model, and its MTP modules with a block each; embedding and head exist once."""
 
     embed_tokens: np.ndarray  # [V, D]
-    layers: tuple[BlockWeights, ...]
+    layers: tuple[CompactBlock, ...]
     norm: np.ndarray  # [D]
     lm_head: np.ndarray  # [V, D]
     mtp: tuple[MtpWeights, ...]
-    mtp_blocks: tuple[BlockWeights, ...]
+    mtp_blocks: tuple[CompactBlock, ...]
     n_heads: int
 
     @classmethod
@@ -101,7 +101,7 @@ class SmallModel:
     ) -> "SmallModel":
         """Draw a model; the MLP is four times as wide as the model."""
         V, D = vocab_size, hidden_size
-        block = lambda: BlockWeights.init(rng, D, 4 * D, dtype)  # noqa: E731
+        block = lambda: CompactBlock.init(rng, D, 4 * D, dtype)  # noqa: E731
         embed = rng.standard_normal((V, D)).astype(dtype) * dtype(0.5)
         head = (rng.standard_normal((V, D)) / np.sqrt(D)).astype(dtype) * dtype(0.3)
         layers = tuple(block() for _ in range(n_layers))
@@ -137,19 +137,19 @@ def main_forward(model: SmallModel, tokens_BT: np.ndarray) -> tuple[np.ndarray, 
     x = model.embed_tokens[tokens_BT]
     position_BT, caches = np.broadcast_to(np.arange(x.shape[1]), tokens_BT.shape), []
     for layer in model.layers:
-        x, cache = block_forward(layer, x, position_BT, model.n_heads)
+        x, cache = compact_block_forward(layer, x, position_BT, model.n_heads)
         caches.append(cache)
     hidden_BTD, norm_cache = norm_rows_forward(x, model.norm)
     return hidden_BTD, (tokens_BT, caches, norm_cache)
 
 
-def main_backward(dhidden_BTD: np.ndarray, cache: tuple) -> tuple[np.ndarray, list[BlockWeights], np.ndarray]:
+def main_backward(dhidden_BTD: np.ndarray, cache: tuple) -> tuple[np.ndarray, list[CompactBlock], np.ndarray]:
     """Differentiate the main model: (d of the embedding rows, of the layers, of the final norm)."""
     _, caches, norm_cache = cache
     dx, dnorm = norm_rows_backward(dhidden_BTD, norm_cache)
     dlayers = []
     for block_cache in reversed(caches):
-        dx, dlayer = block_backward(dx, block_cache)
+        dx, dlayer = compact_block_backward(dx, block_cache)
         dlayers.insert(0, dlayer)
     return dx, dlayers, dnorm
 
@@ -172,8 +172,8 @@ def loss_and_gradients(
     hidden, main_cache = main_forward(model, tokens_BS[:, :-1])
     target = depth_targets(tokens_BS, 0, document_BS)
     main_loss, head_cache = head_loss_forward(hidden, model.lm_head, target)
-    run_block = partial(block_forward, n_heads=model.n_heads)
-    depths = [Depth(w, partial(run_block, b), block_backward) for w, b in zip(model.mtp, model.mtp_blocks)]
+    run_block = partial(compact_block_forward, n_heads=model.n_heads)
+    depths = [Depth(w, partial(run_block, b), compact_block_backward) for w, b in zip(model.mtp, model.mtp_blocks)]
     shared = model.embed_tokens, model.lm_head
     _, losses, ahead_cache = ahead[0](depths, *shared, hidden, tokens_BS, document_BS, weight)
     d = ahead[1](1.0, ahead_cache)
@@ -208,7 +208,7 @@ class AdamW:
             array -= array.dtype.type(rate) * (mean / (np.sqrt(square) + array.dtype.type(1e-8)) + decay)
 
 
-def train(
+def train_model(
     model: SmallModel,
     text: PackedText,
     n_steps: int,
@@ -244,7 +244,7 @@ class DecodingSession:
         x = self.model.embed_tokens[np.asarray(tokens_S)][None]
         position = self.target_caches[0].length + np.arange(x.shape[1])[None]
         for layer, cache in zip(self.model.layers, self.target_caches):
-            x, _ = block_forward(layer, x, position, self.model.n_heads, cache)
+            x, _ = compact_block_forward(layer, x, position, self.model.n_heads, cache)
         hidden = norm_rows_forward(x, self.model.norm)[0][0]
         return hidden @ self.model.lm_head.T, hidden
 
@@ -252,7 +252,9 @@ class DecodingSession:
         """Feed (hidden row i, token i + 1) pairs to the MTP module, after those in its cache: (logits_SV, out_SD)."""
         embedding = self.model.embed_tokens[np.asarray(tokens_S)][None]
         position = self.draft_cache.length + np.arange(len(hidden_SD))[None]
-        run_block = partial(block_forward, self.model.mtp_blocks[0], n_heads=self.model.n_heads, kv=self.draft_cache)
+        run_block = partial(
+            compact_block_forward, self.model.mtp_blocks[0], n_heads=self.model.n_heads, kv=self.draft_cache
+        )
         out = mtp_forward(self.model.mtp[0], hidden_SD[None], embedding, position, run_block)[0][0]
         return out @ self.model.lm_head.T, out
 
@@ -269,7 +271,7 @@ def main() -> None:
     model = SmallModel.init(np.random.default_rng(0))
     n_parameters = sum(a.size for _, a in name_arrays(model))
     print(f"{len(text.tokens):,} characters of pydoc_data.topics (digest {text.digest}), {n_parameters:,} parameters")
-    history = train(model, text, 150)
+    history = train_model(model, text, 150)
     for step in (0, 20, 60, 149):
         print(f"step {step:>3}: main loss {history[step, 0]:.3f}, one token further {history[step, 1]:.3f}")
     windows = draw_windows(np.random.default_rng(1), unseen, 32, 130)

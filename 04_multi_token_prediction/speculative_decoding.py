@@ -261,22 +261,19 @@ def main() -> None:
         f"100,000 checked drafts come out as {(np.bincount(out.token_NK1[:, 0]) / 100_000).round(3)}: the target's p\n"
     )
 
-    from small_language_model import DecodingSession, SmallModel, cast_arrays, decode, draw_prompts, read_topics, train
+    import small_language_model as small
 
-    n_steps, model, unseen = (
-        int(sys.argv[1]) if len(sys.argv) > 1 else 150,
-        SmallModel.init(rng),
-        read_topics(held_out=True),
-    )
-    losses = train(model, read_topics(), n_steps)[-10:].mean(axis=0)
+    n_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 150
+    model, unseen = small.SmallModel.init(rng), small.read_topics(held_out=True)
+    losses = small.train_model(model, small.read_topics(), n_steps)[-10:].mean(axis=0)
     print(
         f"{n_steps} steps on pydoc_data.topics: main loss {losses[0]:.2f}, module {losses[1]:.2f}; float64 from here on"
     )
-    model = cast_arrays(model, np.float64)
-    prompts = draw_prompts(rng, unseen, 8)
-    plain = [plain_decode(DecodingSession(model), p, 80, GreedyRule()) for p in prompts]
+    model = small.cast_arrays(model, np.float64)
+    prompts = small.draw_prompts(rng, unseen, 8)
+    plain = [plain_decode(small.DecodingSession(model), p, 80, GreedyRule()) for p in prompts]
     for n_drafts in (1, 2, 3):
-        reports = [speculative_decode(DecodingSession(model), p, 80, GreedyRule(), n_drafts) for p in prompts]
+        reports = [speculative_decode(small.DecodingSession(model), p, 80, GreedyRule(), n_drafts) for p in prompts]
         joint = Report([], [], [n for r in reports for n in r.n_accepted])
         expected = expected_tokens_per_step(joint.acceptance, n_drafts)
         print(
@@ -284,10 +281,10 @@ def main() -> None:
             f"(independent drafts: {expected:.2f}), identical to plain greedy: {[r.tokens for r in reports] == plain}"
         )
     rule = SamplingRule(rng)
-    reports = [speculative_decode(DecodingSession(model), p, 80, rule) for p in prompts]
+    reports = [speculative_decode(small.DecodingSession(model), p, 80, rule) for p in prompts]
     joint = Report([], [], [n for r in reports for n in r.n_accepted])
     print(f"sampling, 1 drafted: acceptance {joint.acceptance:.2f}, {joint.tokens_per_step:.2f} tokens per step")
-    print(f"after {decode(prompts[0])!r} it writes {decode(plain[0][24:])!r}")
+    print(f"after {small.decode_text(prompts[0])!r} it writes {small.decode_text(plain[0][24:])!r}")
 
 
 if __name__ == "__main__":

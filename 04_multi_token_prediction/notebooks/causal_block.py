@@ -9,7 +9,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from causal_block import BlockWeights, KeyValueCache, block_backward, block_forward
+from causal_block import CompactBlock, KeyValueCache, compact_block_backward, compact_block_forward
 
 from utils.whiteboard import COLORS, arrow, board, box, matrix, note, use_style
 
@@ -44,13 +44,13 @@ plt.show()
 
 # %%
 rng = np.random.default_rng(0)
-w, x, at = BlockWeights.init(rng, 6, 11), rng.standard_normal((1, 5, 6)), np.arange(5)[None]
-whole, _ = block_forward(w, x, at, 3)
+w, x, at = CompactBlock.init(rng, 6, 11), rng.standard_normal((1, 5, 6)), np.arange(5)[None]
+whole, _ = compact_block_forward(w, x, at, 3)
 kv = KeyValueCache()
-first, _ = block_forward(w, x[:, :2], at[:, :2], 3, kv)
-block_forward(w, rng.standard_normal((1, 2, 6)), at[:, 2:4], 3, kv)  # two rows on trial
+first, _ = compact_block_forward(w, x[:, :2], at[:, :2], 3, kv)
+compact_block_forward(w, rng.standard_normal((1, 2, 6)), at[:, 2:4], 3, kv)  # two rows on trial
 kv.truncate(2)  # rejected
-rest, _ = block_forward(w, x[:, 2:], at[:, 2:], 3, kv)
+rest, _ = compact_block_forward(w, x[:, 2:], at[:, 2:], 3, kv)
 print("cached, with two rows tried and forgotten, differs by", np.abs(np.concatenate([first, rest], 1) - whole).max())
 
 # %%
@@ -58,7 +58,7 @@ seen = np.zeros((5, 5))
 for t in range(5):
     other = x.copy()
     other[0, t] += 1
-    seen[:, t] = np.abs(block_forward(w, other, at, 3)[0] - whole).max(axis=(0, 2))
+    seen[:, t] = np.abs(compact_block_forward(w, other, at, 3)[0] - whole).max(axis=(0, 2))
 seen[np.triu_indices(5, 1)] = np.where(seen[np.triu_indices(5, 1)] == 0, np.nan, seen[np.triu_indices(5, 1)])
 fig, ax = board(10, 5, "How much output row s moves when input row t is changed: nothing above the diagonal")
 matrix(ax, 3.6, 4.3, seen, "content", cell=0.75, label="changed input row t = 0 .. 4", numbers=".2f", limit=3)
@@ -77,9 +77,9 @@ plt.show()
 # %%
 shifts, all_rows, last_row = range(9), [], []
 for c in shifts:
-    all_rows.append(np.abs(block_forward(w, x, at + c, 3)[0] - whole).max())
+    all_rows.append(np.abs(compact_block_forward(w, x, at + c, 3)[0] - whole).max())
     moved = at + c * (np.arange(5) == 4)
-    last_row.append(np.abs(block_forward(w, x, moved, 3)[0] - whole).max())
+    last_row.append(np.abs(compact_block_forward(w, x, moved, 3)[0] - whole).max())
 fig, ax = plt.subplots()
 ax.semilogy(shifts, np.maximum(all_rows, 1e-17), "o-", color=COLORS["rope"], label="all rows shifted")
 ax.semilogy(shifts, np.maximum(last_row, 1e-17), "o-", color=COLORS["draft"], label="only the last row shifted")
@@ -95,11 +95,11 @@ plt.show()
 # slope `2 relu(u)`, so the gate comes for free. One check, on the loss $|y|^2 / 2$ whose $dy$ is $y$:
 
 # %%
-y, cache = block_forward(w, x, at, 3)
-dx, dweights = block_backward(y, cache)
+y, cache = compact_block_forward(w, x, at, 3)
+dx, dweights = compact_block_backward(y, cache)
 step = np.zeros_like(x)
 step[0, 1, 2] = 6e-6
-up, down = ((block_forward(w, x + s * step, at, 3)[0] ** 2).sum() / 2 for s in (1, -1))
+up, down = ((compact_block_forward(w, x + s * step, at, 3)[0] ** 2).sum() / 2 for s in (1, -1))
 print(f"by hand {dx[0, 1, 2]:.9f}, central difference {(up - down) / 1.2e-5:.9f}")
 
 # %% [markdown]

@@ -23,7 +23,7 @@ from mtp_pretraining import (
     parallel_loss_backward,
     parallel_loss_forward,
 )
-from small_language_model import SmallModel, draw_windows, loss_and_gradients, read_topics, train
+from small_language_model import SmallModel, draw_windows, loss_and_gradients, read_topics, train_model
 
 from utils.whiteboard import COLORS, arrow, board, box, note, use_style
 
@@ -140,7 +140,7 @@ def held_out(objective, seed, n_steps=120):
     n_depths = 0 if objective == "nothing" else 2
     model = SmallModel.init(np.random.default_rng(seed), hidden_size=32, n_layers=1, n_depths=n_depths)
     options = {"ahead": ahead.get(objective, ahead["chain"])}
-    train(model, read_topics(), n_steps, seed=seed, n_windows=8, n_tokens=66, **options)
+    train_model(model, read_topics(), n_steps, seed=seed, n_windows=8, n_tokens=66, **options)
     windows = draw_windows(np.random.default_rng(7), read_topics(held_out=True), 32, 66)
     return loss_and_gradients(model, *windows, **options)[0]
 

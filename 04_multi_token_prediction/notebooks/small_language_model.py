@@ -12,7 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread
 
 import matplotlib.pyplot as plt
 import numpy as np
-from small_language_model import SmallModel, decode, draw_windows, loss_and_gradients, name_arrays, read_topics, train
+from small_language_model import (
+    SmallModel,
+    decode_text,
+    draw_windows,
+    loss_and_gradients,
+    name_arrays,
+    read_topics,
+    train_model,
+)
 
 from utils.whiteboard import COLORS, arrow, bars, board, box, note, use_style
 
@@ -21,7 +29,7 @@ use_style()
 # %%
 seen, unseen = read_topics(), read_topics(held_out=True)
 print(f"{len(seen.tokens):,} characters to learn from, {len(unseen.tokens):,} held out, digest {seen.digest}")
-print(decode(unseen.tokens[:240]))
+print(decode_text(unseen.tokens[:240]))
 
 # %%
 places = {
@@ -42,7 +50,7 @@ plt.show()
 
 # %%
 model = SmallModel.init(np.random.default_rng(0))
-history = train(model, seen, 150)
+history = train_model(model, seen, 150)
 smooth = np.array([history[max(0, s - 9) : s + 1].mean(axis=0) for s in range(len(history))])
 fig, ax = plt.subplots()
 ax.plot(smooth[:, 0], color=COLORS["content"], label="main model: the next token")
@@ -72,10 +80,10 @@ plt.show()
 windows = draw_windows(np.random.default_rng(1), unseen, 24, 130)
 two, module = loss_and_gradients(model, *windows)[0]
 deeper = SmallModel.init(np.random.default_rng(0), n_layers=3, n_depths=0)
-train(deeper, seen, 150)
+train_model(deeper, seen, 150)
 three = loss_and_gradients(deeper, *windows)[0][0]
 bare = SmallModel.init(np.random.default_rng(0), n_layers=0)
-train(bare, seen, 150)
+train_model(bare, seen, 150)
 pair = loss_and_gradients(bare, *windows)[0][1]
 
 # %%

@@ -12,7 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread
 
 import matplotlib.pyplot as plt
 import numpy as np
-from small_language_model import DecodingSession, SmallModel, cast_arrays, decode, draw_prompts, read_topics, train
+from small_language_model import (
+    DecodingSession,
+    SmallModel,
+    cast_arrays,
+    decode_text,
+    draw_prompts,
+    read_topics,
+    train_model,
+)
 from speculative_decoding import (
     GreedyRule,
     Report,
@@ -157,12 +165,14 @@ plt.show()
 # %%
 rng = np.random.default_rng(0)
 model = SmallModel.init(rng)
-losses = train(model, read_topics(), 600)[-10:].mean(axis=0)
+losses = train_model(model, read_topics(), 600)[-10:].mean(axis=0)
 model, unseen = cast_arrays(model, np.float64), read_topics(held_out=True)
 prompts = draw_prompts(rng, unseen, 8)
 plain = [plain_decode(DecodingSession(model), prompt, 80, GreedyRule()) for prompt in prompts]
 print(f"main loss {losses[0]:.2f}, module {losses[1]:.2f}")
-print(repr(decode(plain[0][:24])), "->", repr(decode(plain[0][24:])))
+print("greedy: ", repr(decode_text(plain[0][:24])), "->", repr(decode_text(plain[0][24:])))
+text = speculative_decode(DecodingSession(model), prompts[0], 80, SamplingRule(np.random.default_rng(8), 0.7)).tokens
+print("sampled:", repr(decode_text(text[:24])), "->", repr(decode_text(text[24:])))
 
 
 # %%
@@ -200,8 +210,8 @@ plt.show()
 # A module trained for one step ahead is run on its *own* output for the second draft and later: rows it has never seen
 # in training. The dashed line assumes that this does no harm, and that drafts pass independently. Neither holds. Greedy
 # text of a small model also runs in circles: then the length of a step can fall in step with the circle, so that the
-# same easy (or the same hard) place is drafted every time, and the greedy curve may stand still from one $K$ to the next
-# and jump after it. Repetitions are easy to draft, too. The sampled figure is the honest one.
+# same easy (or the same hard) place is drafted every time, and the greedy curve may stand still from one $K$ to the
+# next, or jump. Repetitions are easy to draft, too. The sampled figure is the honest one.
 #
 # ## A trap: longer than the training window
 

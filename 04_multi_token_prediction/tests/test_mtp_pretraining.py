@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from causal_block import BlockWeights, block_backward, block_forward
+from causal_block import CompactBlock, compact_block_backward, compact_block_forward
 from cross_entropy import IGNORE
 from mtp_module import MtpWeights
 from mtp_pretraining import (
@@ -22,7 +22,7 @@ from mtp_pretraining import (
 B, S, D, V = 2, 7, 6, 5
 T = S - 1
 MODULE = tuple(MtpWeights.__dataclass_fields__)
-BLOCK = tuple(BlockWeights.__dataclass_fields__)
+BLOCK = tuple(CompactBlock.__dataclass_fields__)
 BOTH = pytest.mark.parametrize(
     ("forward", "backward"),
     [(mtp_loss_forward, mtp_loss_backward), (parallel_loss_forward, parallel_loss_backward)],
@@ -44,10 +44,10 @@ def make_depths(rng, n_depths):
     """Modules with a real block each, and norms away from one."""
     depths, blocks = [], []
     for _ in range(n_depths):
-        weights, block = MtpWeights.init(rng, D), BlockWeights.init(rng, D, 3)
+        weights, block = MtpWeights.init(rng, D), CompactBlock.init(rng, D, 3)
         for norm in (weights.enorm, weights.hnorm, weights.shared_head_norm):
             norm += 0.3 * rng.standard_normal(D)
-        depths.append(Depth(weights, partial(block_forward, block, n_heads=3), block_backward))
+        depths.append(Depth(weights, partial(compact_block_forward, block, n_heads=3), compact_block_backward))
         blocks.append(block)
     return depths, blocks
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from causal_block import block_backward, block_forward
+from causal_block import compact_block_backward, compact_block_forward
 from mtp_module import mtp_forward
 from mtp_pretraining import Depth, mtp_loss_forward, parallel_loss_backward, parallel_loss_forward
 from small_language_model import (
@@ -14,15 +14,15 @@ from small_language_model import (
     DecodingSession,
     PackedText,
     SmallModel,
-    decode,
+    decode_text,
     draw_prompts,
     draw_windows,
-    encode,
+    encode_text,
     loss_and_gradients,
     main_forward,
     name_arrays,
     read_topics,
-    train,
+    train_model,
 )
 
 V = 7
@@ -40,14 +40,14 @@ def trained():
     rng = np.random.default_rng(3)
     text = cycle_text(rng, 4000)
     model = SmallModel.init(rng, vocab_size=V, hidden_size=16, n_heads=2, n_layers=1)
-    train(model, text, 120, n_windows=8, n_tokens=18, rate=1e-2)
+    train_model(model, text, 120, n_windows=8, n_tokens=18, rate=1e-2)
     return model, draw_windows(rng, text, 64, 18)
 
 
 def test_text_survives_encoding():
     text = 'if x == "~":\n    return [1, 2]\n'
-    assert decode(encode(text)) == text
-    assert decode(encode("a\tbé—c")) == "abc"
+    assert decode_text(encode_text(text)) == text
+    assert decode_text(encode_text("a\tbé—c")) == "abc"
     assert (len(set(ALPHABET)), VOCAB_SIZE) == (96, 96)
 
 
@@ -56,8 +56,8 @@ def test_the_two_sides_of_the_split_share_no_topic_and_documents_are_numbered():
     assert seen.digest != unseen.digest
     assert len(seen.tokens) > 3 * len(unseen.tokens) > 10_000
     assert set(np.diff(seen.document)) == {0, 1}
-    start = decode(unseen.tokens[:80])
-    assert start not in decode(seen.tokens)
+    start = decode_text(unseen.tokens[:80])
+    assert start not in decode_text(seen.tokens)
     assert 0 <= seen.tokens.min() <= seen.tokens.max() < VOCAB_SIZE
 
 
@@ -65,7 +65,9 @@ def test_prompts_are_pieces_of_prose(rng):
     text = read_topics(held_out=True)
     prompts = draw_prompts(rng, text, 5, 17)
     assert [len(p) for p in prompts] == [17] * 5
-    assert all(decode(p) in decode(text.tokens) and decode(p).replace(" ", "").isalpha() for p in prompts)
+    assert all(
+        decode_text(p) in decode_text(text.tokens) and decode_text(p).replace(" ", "").isalpha() for p in prompts
+    )
 
 
 @pytest.mark.parametrize("ahead", [None, (parallel_loss_forward, parallel_loss_backward)], ids=["chain", "parallel"])
@@ -99,7 +101,7 @@ def test_the_gradients_have_the_names_and_shapes_of_the_weights(rng):
 def test_the_copy_canary_on_random_tokens_nobody_beats_chance(rng):
     model = SmallModel.init(rng, vocab_size=V, hidden_size=16, n_heads=2, n_layers=1, n_depths=2)
     noise = PackedText(rng.integers(0, V, 100_000), np.zeros(100_000, int), "")
-    history = train(model, noise, 80, n_windows=16, n_tokens=18, rate=1e-2)[-20:].mean(axis=0)
+    history = train_model(model, noise, 80, n_windows=16, n_tokens=18, rate=1e-2)[-20:].mean(axis=0)
     terms = np.array([17, 16, 15]) / 17  # T - k terms over T
     assert (history > terms * np.log(V) - 0.02).all(), f"{history} is below chance: a target leaks into its own row"
     assert (history < terms * np.log(V) + 0.2).all()
@@ -108,8 +110,8 @@ def test_the_copy_canary_on_random_tokens_nobody_beats_chance(rng):
 def test_the_module_uses_the_token_that_it_is_given(trained):
     model, (tokens, _) = trained
     hidden, _ = main_forward(model, tokens[:, :-1])
-    block = partial(block_forward, model.mtp_blocks[0], n_heads=model.n_heads)
-    depths = [Depth(model.mtp[0], block, block_backward)]
+    block = partial(compact_block_forward, model.mtp_blocks[0], n_heads=model.n_heads)
+    depths = [Depth(model.mtp[0], block, compact_block_backward)]
     right, wrong = (
         mtp_loss_forward(depths, embed, model.lm_head, hidden, tokens)[1][0]
         for embed in (model.embed_tokens, np.roll(model.embed_tokens, 3, axis=0))
@@ -122,7 +124,7 @@ def test_the_module_uses_the_hidden_row(trained):
     model, (tokens, _) = trained
     hidden, _ = main_forward(model, tokens[:, :-1])
     embedding, at = model.embed_tokens[tokens[:, 1:-1]], np.broadcast_to(np.arange(16), (len(tokens), 16))
-    run_block = partial(block_forward, model.mtp_blocks[0], n_heads=model.n_heads)
+    run_block = partial(compact_block_forward, model.mtp_blocks[0], n_heads=model.n_heads)
     right, wrong = (
         mtp_forward(model.mtp[0], h, embedding, at, run_block)[0] for h in (hidden[:, :-1], hidden[::-1, :-1])
     )
@@ -142,7 +144,7 @@ def test_what_the_session_drafts_is_what_the_module_was_trained_to_predict(train
     model, (tokens, _) = trained
     hidden, _ = main_forward(model, tokens[:1, :11])
     at = np.arange(11)[None]
-    run_block = partial(block_forward, model.mtp_blocks[0], n_heads=model.n_heads)
+    run_block = partial(compact_block_forward, model.mtp_blocks[0], n_heads=model.n_heads)
     want = mtp_forward(model.mtp[0], hidden, model.embed_tokens[tokens[:1, 1:12]], at, run_block)[0][0]
     session = DecodingSession(model)
     parts = [session.draft(hidden[0, a:b], tokens[0, a + 1 : b + 1])[1] for a, b in ((0, 3), (3, 11))]
@@ -161,7 +163,7 @@ def test_rolled_back_rows_are_gone_from_every_cache(trained):
 
 def test_training_is_repeatable_and_learns(rng):
     text = read_topics()
-    runs = [train(SmallModel.init(np.random.default_rng(1), hidden_size=16), text, 25) for _ in range(2)]
+    runs = [train_model(SmallModel.init(np.random.default_rng(1), hidden_size=16), text, 25) for _ in range(2)]
     assert np.array_equal(*runs)
     assert (runs[0][-3:].mean(axis=0) < runs[0][0] - 0.4).all()
 

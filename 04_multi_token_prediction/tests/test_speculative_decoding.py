@@ -4,7 +4,15 @@ from functools import cache
 
 import numpy as np
 import pytest
-from small_language_model import DecodingSession, PackedText, SmallModel, cast_arrays, draw_prompts, read_topics, train
+from small_language_model import (
+    DecodingSession,
+    PackedText,
+    SmallModel,
+    cast_arrays,
+    draw_prompts,
+    read_topics,
+    train_model,
+)
 from speculative_decoding import (
     GreedyRule,
     Report,
@@ -95,7 +103,7 @@ def trained():
     rng = np.random.default_rng(3)
     text = PackedText((1 + (rng.random(4000) < 0.3)).cumsum() % 7, np.zeros(4000, int), "")
     model = SmallModel.init(rng, vocab_size=7, hidden_size=16, n_heads=2, n_layers=1, dtype=np.float64)
-    train(model, text, 12, n_windows=8, n_tokens=18, rate=1e-2)
+    train_model(model, text, 12, n_windows=8, n_tokens=18, rate=1e-2)
     return model
 
 
@@ -221,7 +229,7 @@ def test_greedy_text_of_a_trained_model_is_identical_on_500_prompts(trained):
 def test_after_400_steps_on_real_text_the_draft_is_useful_and_the_text_unchanged():
     rng, unseen = np.random.default_rng(0), read_topics(held_out=True)
     model = SmallModel.init(rng)
-    train(model, read_topics(), 400)
+    train_model(model, read_topics(), 400)
     model, first = cast_arrays(model, np.float64), []
     for prompt in draw_prompts(rng, unseen, 6):
         report = speculative_decode(DecodingSession(model), prompt, 60, GreedyRule(), 2)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from causal_block import BlockWeights, block_backward, block_forward
+from causal_block import CompactBlock, compact_block_backward, compact_block_forward
 from mtp_module import MtpWeights, mtp_backward, mtp_forward, swap_order
 from mtp_pretraining import Depth, depth_targets, mtp_loss_backward, mtp_loss_forward
 from speculative_decoding import (
@@ -140,9 +140,9 @@ def test_the_targets_are_the_packages_labels(rng, depth):
 
 
 def test_the_compact_block_equals_autograd_through_fused_attention(rng):
-    weights, x, dy = BlockWeights.init(rng, 6, 11), *rng.standard_normal((2, B, S, 6))
+    weights, x, dy = CompactBlock.init(rng, 6, 11), *rng.standard_normal((2, B, S, 6))
     at = np.broadcast_to(np.arange(S), (B, S))
-    w = {n: torch.tensor(getattr(weights, n), requires_grad=True) for n in BlockWeights.__dataclass_fields__}
+    w = {n: torch.tensor(getattr(weights, n), requires_grad=True) for n in CompactBlock.__dataclass_fields__}
     leaf = torch.tensor(x, requires_grad=True)
 
     def turn(z):
@@ -156,8 +156,8 @@ def test_the_compact_block_equals_autograd_through_fused_attention(rng):
     up = F.rms_norm(a, (6,), w["post_attention_layernorm"], 1e-6) @ w["up_proj"].T
     want = a + up.relu().square() @ w["down_proj"].T
     want.backward(torch.tensor(dy))
-    y, cache = partial(block_forward, n_heads=3)(weights, x, at)
-    dx, dweights = block_backward(dy, cache)
+    y, cache = partial(compact_block_forward, n_heads=3)(weights, x, at)
+    dx, dweights = compact_block_backward(dy, cache)
     assert_equal(y, want)
     assert_equal(dx, leaf.grad)
     for name, tensor in w.items():
@@ -223,7 +223,8 @@ def test_greedy_verdicts_are_the_packages(rng):
 
 def test_shaped_distributions_and_residual_are_the_packages(rng):
     logits = rng.standard_normal((7, V))
-    assert_equal(softmax(logits, 0.7), SamplingRule(temperature=0.7).probabilities(torch.tensor(logits)))
+    for top_k in (0, 1, 5):
+        assert_equal(softmax(logits, 0.7, top_k), SamplingRule(0.7, top_k).probabilities(torch.tensor(logits)))
     p, q = softmax(rng.standard_normal((2, 3)))
     seen = np.zeros(3)
     for seed in range(300):  # a draft that p hardly knows: nearly always replaced by a draw from the residual
