@@ -1,0 +1,267 @@
+"""`make demo`: train a small DeepSeek-V3 on the text that every Python carries, show what it learned, let it write.
+
+The number of steps follows from the speed of this machine, so that it takes at most five minutes on two cores.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deepseek_v3.training.trainer import Trainer
+
+CODE_PROMPT = "def read_lines(path, encoding=None):\n    "
+PROSE_PROMPT = "The statement is used to"
+FEWEST_STEPS = 60
+PROBE_STEPS = 6
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Train a small model on real text in minutes and show what it learned.
+
+    Attributes:
+        run: the run folder; a former demo in it is replaced.
+        minutes: of training; measuring, comparing and writing take about one more.
+        max_steps: a fast machine stops here.
+        steps: exactly so many steps, whatever the time; 0 follows the minutes.
+        seed: of weights and data order.
+    """
+
+    run: str = "runs/demo"
+    minutes: float = 3.4
+    max_steps: int = 1200
+    steps: int = 0
+    seed: int = 0
+
+
+def run_demo(options: DemoOptions | None = None) -> int:
+    """Train, measure, compare, write; returns the exit code."""
+    from rich.console import Console
+
+    from deepseek_v3.train import STOPPED, continue_text
+    from deepseek_v3.training.progress import choose_progress
+    from deepseek_v3.training.session import prepare_training
+
+    options = options or DemoOptions()
+    started = time.perf_counter()
+    console = Console(highlight=False)
+    console.print("[bold]DeepSeek-V3 from scratch[/]: latent attention, routed experts, multi-token prediction\n")
+    clear_former_demo(options.run)
+    trainer = prepare_training(demo_recipe(options), sampler=continue_text, progress=choose_progress())
+    plan_steps(trainer, options, console)
+    trained = time.perf_counter()
+    outcome = trainer.train()
+    if not outcome.finished:
+        console.print(f"stopped by {outcome.stopped_by}; go on with: deepseek-v3 train --run {options.run} --resume")
+        return STOPPED.get(outcome.stopped_by, 1)
+    training_s = time.perf_counter() - trained
+    console.print("comparing with a 5-gram, gzip and xz on the same bytes ...")
+    facts = gather_facts(trainer, training_s)
+    show_facts(facts, trainer, console)
+    console.print(f"[dim]all in {time.perf_counter() - started:.0f} s, {training_s:.0f} s of them training[/]")
+    return 0
+
+
+def demo_recipe(options: DemoOptions):
+    """Return the training options: the report's shape of every schedule, in the proportions of a run of minutes."""
+    from deepseek_v3.training.options import TrainOptions
+
+    return TrainOptions(
+        run=options.run,
+        preset="demo",
+        seed=options.seed,
+        steps=options.steps or options.max_steps,
+        seq_len=256,
+        batch_size=4,
+        micro_batch=4,
+        lr=3e-3,
+        warmup_steps=40,
+        constant_fraction=0.5,
+        bias_speed=0.01,
+        save_every=0,
+        keep=1,
+        eval_kilobytes=48,
+        sample_prompts=(CODE_PROMPT, PROSE_PROMPT),
+    )
+
+
+def clear_former_demo(run: str) -> None:
+    """Delete the folder of a former demo, and nothing that is not one."""
+    import shutil
+    from pathlib import Path
+
+    from deepseek_v3.training.options import OptionsError
+    from deepseek_v3.training.session import OPTIONS
+
+    folder = Path(run)
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / OPTIONS).is_file():
+        raise OptionsError(f"{run} holds something that is no run; name another folder with --run")
+    shutil.rmtree(folder)
+
+
+def plan_steps(trainer: "Trainer", options: DemoOptions, console: "Console") -> None:
+    """Time a few steps on a copy of the model, then fit the schedule to the minutes."""
+    import copy
+
+    from deepseek_v3.data.packing import PackedStream
+    from deepseek_v3.training.session import record_steps
+    from deepseek_v3.training.trainer import Trainer
+
+    steps = options.steps
+    if not steps:
+        stream = PackedStream(trainer.stream.texts[:32], trainer.tokenizer, trainer.options.seq_len, lanes=8)
+        probe = Trainer(
+            copy.deepcopy(trainer.model), trainer.tokenizer, stream, [], trainer.options, machine=trainer.machine
+        )
+        probe.run_step()
+        begun = time.perf_counter()
+        for _ in range(PROBE_STEPS):
+            probe.run_step()
+        step_s = (time.perf_counter() - begun) / PROBE_STEPS
+        steps = max(FEWEST_STEPS, min(options.max_steps, int(options.minutes * 60 / step_s)))
+        console.print(f"a step takes {step_s:.2f} s here: {steps} steps in about {steps * step_s / 60:.1f} minutes\n")
+    trainer.options = trainer.options.replace(
+        steps=steps, warmup_steps=min(40, -(-steps // 5)), eval_every=max(1, -(-steps // 4))
+    )
+    record_steps(trainer.options)
+
+
+def gather_facts(trainer: "Trainer", training_s: float) -> dict[str, Any]:
+    """Measure everything that the page states, in this very run."""
+    from deepseek_v3.training.evaluate import compressed_bits_per_byte
+    from deepseek_v3.training.metrics import read_metrics
+    from deepseek_v3.training.ngram import ByteNgram
+
+    rows = read_metrics(trainer.run / "metrics.jsonl")
+    heldout = [row for row in rows if row["kind"] == "heldout"]
+    steps = [row for row in rows if row["kind"] == "step"]
+    seen = trainer.stream.seen_texts()
+    return {
+        "start": heldout[0]["bits_per_byte"],
+        "end": heldout[-1]["bits_per_byte"],
+        "acceptance": heldout[-1]["mtp_acceptance"],
+        "max_vio": (steps[0]["max_vio"], sum(row["max_vio"] for row in steps[-20:]) / len(steps[-20:])),
+        "ngram": ByteNgram(seen, order=5).bits_per_byte(trainer.heldout),
+        "seen_bytes": sum(len(text.encode("utf-8", "replace")) for text in seen),
+        "heldout_bytes": sum(len(text.encode("utf-8", "replace")) for text in trainer.heldout),
+        "tokens": trainer.tokens_seen,
+        "training_rate": trainer.tokens_seen / training_s,
+        "share_of_peak": steps[len(steps) // 2]["share_of_peak"],
+        **compressed_bits_per_byte(trainer.heldout),
+        **measure_writing(trainer),
+    }
+
+
+def measure_writing(trainer: "Trainer") -> dict[str, Any]:
+    """Let the model write: code, prose, and greedily with and without drafts."""
+    from deepseek_v3.serving.generate import generate
+    from deepseek_v3.serving.request import GenerationStatistics
+    from deepseek_v3.train import continue_text
+
+    model, tokenizer = trainer.model.eval(), trainer.tokenizer
+    prompt = [tokenizer.bos_id, *tokenizer.encode(CODE_PROMPT)]
+    plain, drafted = GenerationStatistics(), GenerationStatistics()
+    texts = []
+    for statistics, speculative in ((plain, False), (drafted, True)):
+        list(generate(model, prompt, max_new_tokens=8, speculative=speculative, stop_tokens=()))  # warm up
+        tokens = generate(
+            model, prompt, max_new_tokens=96, speculative=speculative, stop_tokens=(), statistics=statistics
+        )
+        texts.append(list(tokens))
+    return {
+        "plain_rate": plain.tokens_per_second,
+        "drafted_rate": drafted.tokens_per_second,
+        "drafted_share": drafted.acceptance_rate,
+        "same_text": texts[0] == texts[1],
+        "code": continue_text(model, tokenizer, CODE_PROMPT, tokens=72, temperature=0.6),
+        "prose": continue_text(model, tokenizer, PROSE_PROMPT, tokens=72, temperature=0.6),
+    }
+
+
+def show_facts(facts: dict[str, Any], trainer: "Trainer", console: "Console") -> None:
+    """Print the page and write the report with the same figures on top."""
+    from rich.panel import Panel
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+
+    from deepseek_v3.training.report import write_report
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", style="bold cyan", no_wrap=True)
+    table.add_column(style="dim")
+    for row in describe_facts(facts, trainer):
+        table.add_row(*row)
+    console.print()
+    console.print(Panel(table, title="what it learned", border_style="cyan", padding=(1, 2)))
+    code = Syntax(CODE_PROMPT + facts["code"], "python", theme="ansi_dark", word_wrap=True, background_color="default")
+    console.print(Panel(code, title="it writes Python (given: the def line)", border_style="blue"))
+    prose = Text(PROSE_PROMPT, style="bold").append(facts["prose"], style="not bold")
+    console.print(Panel(prose, title="it writes prose (given: the bold words)", border_style="blue"))
+    cards = [(name, value, why) for name, value, why in describe_facts(facts, trainer) if value and name != "held-out"]
+    report = write_report(trainer.run, cards[1:4])
+    console.print(f"\nlook at every curve, and every expert:  [bold]{report}[/]\n\n[bold]next[/]")
+    for command in next_commands(trainer.run):
+        console.print(f"  {command}", soft_wrap=True, markup=False)
+    console.print()
+
+
+def describe_facts(facts: dict[str, Any], trainer: "Trainer") -> list[tuple[str, str, str]]:
+    """Return (name, figure, explanation) of the page, in plain words."""
+    from deepseek_v3.sizing import cache_values
+
+    config = trainer.model.config
+    values = cache_values(config)
+    per_token = {kind: values[kind] * config.num_hidden_layers * 4 for kind in ("MHA", "MLA")}
+    verdict = "the model is better" if facts["end"] < facts["ngram"] else "the model is worse"
+    same = "same text" if facts["same_text"] else "another text"
+    megabytes = facts["seen_bytes"] / 1e6
+    return [
+        ("bits per byte before", f"{facts['start']:.3f}", "on held-out files, with weights as drawn"),
+        (
+            "bits per byte after",
+            f"{facts['end']:.3f}",
+            f"on the same {facts['heldout_bytes']:,} bytes; lower is better",
+        ),
+        ("a 5-gram model", f"{facts['ngram']:.3f}", f"from the {megabytes:.2f} MB that the model saw; {verdict}"),
+        ("gzip, xz", f"{facts['gzip']:.3f}, {facts['xz']:.3f}", "packing these bytes in one piece"),
+        ("", "", ""),
+        ("learned from", f"{facts['tokens']:,}", f"tokens, {facts['training_rate']:,.0f} a second"),
+        ("matrix-product peak", _percent(facts["share_of_peak"]), "of the rate measured on this machine"),
+        (
+            "balance (MaxVio)",
+            f"{facts['max_vio'][1]:.2f}",
+            "busiest expert over its share; 0 is even",
+        ),
+        ("MTP acceptance", _percent(facts["acceptance"]), "of guesses two tokens ahead are right"),
+        (
+            "cache per token",
+            f"{per_token['MLA']:,} B",
+            f"{per_token['MHA']:,} B with multi-head attention",
+        ),
+        ("writes", f"{facts['plain_rate']:,.0f} tokens/s", "one token a step"),
+        (
+            "with drafts",
+            f"{facts['drafted_rate']:,.0f} tokens/s",
+            f"{facts['drafted_share']:.0%} of drafts accepted; {same}",
+        ),
+    ]
+
+
+def next_commands(run: Any) -> list[str]:
+    """Return three commands to try."""
+    return [
+        f".venv/bin/deepseek-v3 generate {run} --prompt 'class Parser:' --speculative 1",
+        ".venv/bin/deepseek-v3 size --preset v3-671b",
+        ".venv/bin/deepseek-v3 train --data FOLDER_OF_YOUR_TEXT --preset nano --run runs/mine",
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

@@ -1,0 +1,59 @@
+"""The command `deepseek-v3 train`: where training meets generation, for the samples of the report.
+
+deepseek-v3 train --data stdlib --preset nano --run runs/first
+deepseek-v3 train --run runs/first --resume
+"""
+
+from typing import TYPE_CHECKING
+
+from deepseek_v3.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from deepseek_v3.data.tokenizer import Tokenizer
+    from deepseek_v3.model.transformer import DeepseekV3
+
+__all__ = ["TrainOptions", "continue_text", "run_train"]
+
+STOPPED = {"SIGTERM": 143, "SIGINT": 130}  # what a shell expects: 128 and the number of the signal
+
+
+def run_train(options: TrainOptions) -> int:
+    """Train or resume, then write the report; returns the exit code."""
+    from deepseek_v3.training.progress import choose_progress
+    from deepseek_v3.training.report import write_report
+    from deepseek_v3.training.session import prepare_training
+
+    trainer = prepare_training(options, sampler=continue_text, progress=choose_progress())
+    outcome = trainer.train()
+    report = write_report(trainer.run)
+    if outcome.finished:
+        print(f"\ndone: {outcome.checkpoint}\nreport: {report}")
+        print(f'try: deepseek-v3 generate {trainer.run} --prompt "def "')
+        return 0
+    print(f"\nstopped by {outcome.stopped_by} at step {outcome.step}, saved as {outcome.checkpoint}")
+    print(f"go on: deepseek-v3 train --run {trainer.run} --resume")
+    return STOPPED.get(outcome.stopped_by, 1)
+
+
+def continue_text(
+    model: "DeepseekV3",
+    tokenizer: "Tokenizer",
+    prompt: str,
+    *,
+    tokens: int = 48,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> str:
+    """Return what the model writes after a prompt."""
+    import torch
+
+    from deepseek_v3.serving.generate import generate
+
+    training = model.training
+    model.eval()
+    try:
+        start = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]])
+        new = generate(model, start, max_new_tokens=tokens, temperature=temperature, top_p=0.95, seed=seed)
+        return tokenizer.decode([int(token) for token in new])
+    finally:
+        model.train(training)

@@ -1,0 +1,170 @@
+"""From flags to a trainer that stands ready: data, tokenizer, config, model, stream, and what a run folder records.
+
+RUN/   config.json  tokenizer.json  options.json  metrics.jsonl  checkpoints/  report.html
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.data.corpus import Corpus, load_corpus
+from deepseek_v3.data.packing import PackedStream
+from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.training.checkpoint import list_checkpoints, newest_checkpoint
+from deepseek_v3.training.evaluate import cut_evenly
+from deepseek_v3.training.machine import choose_precision
+from deepseek_v3.training.options import OptionsError, TrainOptions
+from deepseek_v3.training.progress import Progress
+from deepseek_v3.training.trainer import Machine, Sampler, Trainer
+from deepseek_v3.weights.load import load_weights
+
+OPTIONS = "options.json"
+
+
+def prepare_training(
+    options: TrainOptions, *, sampler: Sampler | None = None, progress: Progress | None = None
+) -> Trainer:
+    """Build everything; a resumed run takes its recorded options, changed where a flag is not its default.
+
+    Raises:
+        OptionsError, DataError, ConfigError, CheckpointError: what cannot work, in one line.
+    """
+    run = Path(options.run)
+    if options.resume:
+        newest_checkpoint(run)
+        options = merge_options(recorded_options(run), options)
+    elif list_checkpoints(run):
+        raise OptionsError(f"{run} already holds a run; go on with --resume, or name another folder with --run")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    say = progress.note if progress else (lambda text: None)
+    corpus = load_corpus(options.data, options.heldout_fraction, options.text_key)
+    say(corpus.describe())
+    if corpus.skipped:
+        say(f"{corpus.skipped} files were not text and were left out")
+    tokenizer = prepare_tokenizer(options, corpus)
+    config = prepare_config(options, tokenizer)
+    wish = recorded_precision(run) if options.resume and options.precision == "auto" else options.precision
+    precision, peak, why = choose_precision(wish)
+    say(
+        f"precision {precision}: {why}; {peak / 1e9:,.0f} GFLOP/s in matrix products, {torch.get_num_threads()} threads"
+    )
+    torch.manual_seed(options.seed)
+    model = DeepseekV3(config)
+    if options.init_from and not options.resume:
+        load_weights(model, options.init_from)
+    texts = [document.text for document in corpus.train]
+    stream = PackedStream(texts, tokenizer, options.seq_len, seed=options.seed, fim_rate=options.fim_rate)
+    heldout = cut_evenly([document.text for document in corpus.heldout], options.eval_kilobytes * 1000)
+    machine = Machine(precision, peak)
+    trainer = Trainer(model, tokenizer, stream, heldout, options, machine=machine, sampler=sampler, progress=progress)
+    if options.resume:
+        trainer.resume(newest_checkpoint(run))
+        say(f"going on from step {trainer.step}")
+    record_run(run, options, corpus, config, tokenizer, precision)
+    return trainer
+
+
+def prepare_tokenizer(options: TrainOptions, corpus: Corpus) -> Tokenizer:
+    """Return the given tokenizer, the run's own, that of the weights to start from, or one learned from the data."""
+    if options.resume:
+        return Tokenizer.from_file(options.run)
+    if options.tokenizer:
+        return Tokenizer.from_file(options.tokenizer)
+    if options.init_from:
+        return Tokenizer.from_file(options.init_from)
+    return Tokenizer.train((document.text for document in corpus.train), base_config(options).vocab_size)
+
+
+def base_config(options: TrainOptions) -> ModelConfig:
+    """Return the config that the flags name, before the tokenizer is known."""
+    if options.resume:
+        return ModelConfig.from_json(Path(options.run) / "config.json")
+    if options.init_from:
+        config = ModelConfig.from_json(Path(options.init_from) / "config.json")
+    else:
+        config = ModelConfig.from_json(options.config) if options.config else ModelConfig.preset(options.preset)
+    return config.replace(**dict(parse_change(change) for change in options.set))
+
+
+def prepare_config(options: TrainOptions, tokenizer: Tokenizer) -> ModelConfig:
+    """Return the config to train: room for the tokenizer, its special ids, the wanted init."""
+    config = base_config(options)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise OptionsError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the config vocab_size={config.vocab_size}; "
+            f"give --set vocab_size={-(-tokenizer.vocab_size // 64) * 64}"
+        )
+    if options.seq_len > config.max_position_embeddings:
+        raise OptionsError(
+            f"--seq-len {options.seq_len} exceeds max_position_embeddings={config.max_position_embeddings} (see --set)"
+        )
+    changes: dict[str, Any] = {"initializer_range": options.init_std} if options.init_std else {}
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    return config.replace(**ids, **changes, torch_dtype="float32", quantization_config=None)
+
+
+def parse_change(change: str) -> tuple[str, Any]:
+    """Read `key=value`; the value as JSON, else as a word."""
+    key, separator, value = change.partition("=")
+    if not separator:
+        raise OptionsError(f"--set {change!r} must be key=value, e.g. --set num_hidden_layers=4")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value
+
+
+def record_run(
+    run: Path, options: TrainOptions, corpus: Corpus, config: ModelConfig, tokenizer: Tokenizer, precision: str
+) -> None:
+    """Write what the run is made of beside its checkpoints."""
+    run.mkdir(parents=True, exist_ok=True)
+    config.to_json(run / "config.json")
+    tokenizer.save(run)
+    values = {**dataclasses.asdict(options), "resume": False}
+    record = {"options": values, "data": corpus.describe(), "digest": corpus.digest, "precision": precision}
+    (run / OPTIONS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def record_steps(options: TrainOptions) -> None:
+    """Write the options of a run again, after its number of steps was chosen."""
+    path = Path(options.run) / OPTIONS
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["options"] = {**dataclasses.asdict(options), "resume": False}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def recorded_options(run: Path) -> TrainOptions:
+    """Return the options that a run was started with.
+
+    Raises:
+        OptionsError: the run folder has none that can be read.
+    """
+    try:
+        values = json.loads((run / OPTIONS).read_text(encoding="utf-8"))["options"]
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return TrainOptions(**values)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+        raise OptionsError(f"{run / OPTIONS} cannot be read; the run folder is not one of ours") from None
+
+
+def recorded_precision(run: Path) -> str:
+    """Return the precision that a run chose at its start: to go on bit by bit, it must stay."""
+    return json.loads((run / OPTIONS).read_text(encoding="utf-8")).get("precision", "fp32")
+
+
+def merge_options(recorded: TrainOptions, given: TrainOptions) -> TrainOptions:
+    """Take the recorded options, changed by every given flag that differs from its default."""
+    defaults = TrainOptions()
+    changes = {
+        field.name: value
+        for field in dataclasses.fields(given)
+        if (value := getattr(given, field.name)) != getattr(defaults, field.name)
+    }
+    return recorded.replace(**{**changes, "run": given.run, "resume": True})
