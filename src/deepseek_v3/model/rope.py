@@ -90,6 +90,8 @@ def rotate_pairs(x_BSHR: Tensor, rotation: Rotation) -> Tensor:
 
 def _turn(x_BSHR: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = x_BSHR.to(torch.promote_types(x_BSHR.dtype, torch.float32)).contiguous()
+    if wide.storage_offset() % 2:  # a slice behind an odd latent width: no complex view can begin there
+        wide = wide.clone()
     turn = torch.complex(cos, sin).unsqueeze(-2)  # one angle for all heads
     return torch.view_as_real(torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn).flatten(-2).to(x_BSHR.dtype)
 

@@ -3,11 +3,11 @@
     step = DecodeStep(model)                  or DecodeStep(model, compiled=True): through g++ on a CPU, Triton on a GPU
     hidden_BSD, logits_BSV = step(tokens_BS, cache)                         appends to the cache, as the model does
 
-Equal to `model.hidden_states(tokens_BS, cache=cache)` and its head, faster for a few tokens; a prompt is the model's own
-work. What it copies of the weights is told in fused_layer.py; call `refresh` after the weights have changed.
+Equal to `model.hidden_states(tokens_BS, cache=cache)` and its head, faster for a few tokens; a prompt is the model's
+own work. What it copies of the weights is told in fused_layer.py; call `refresh` after the weights have changed.
 
-Compiling takes some ten seconds per layer type, batch and number of new tokens, and lasts for the process; the number of
-cached tokens may grow without compiling again.
+Compiling takes half a minute for each batch and number of new tokens, and lasts for the process; the number of cached
+tokens may grow without compiling again.
 
 Letters: B batch, S new tokens a row, N = B * S, T slots, W = C + R cached values, V vocabulary.
 """
@@ -22,7 +22,7 @@ from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.rope import rotation_at
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.serving.fused_layer import Attend, FusedLayer, Turn, attend_appended, attend_beside, multiply
+from deepseek_v3.serving.fused_layer import FusedLayer, Turn, attend_appended, attend_beside, multiply
 
 COMPILE_UP_TO = 8  # tokens of a step; more are the work of matrix kernels, which no compiler betters
 
@@ -35,7 +35,9 @@ class DecodeStep:
     """
 
     def __init__(self, model: DeepseekV3, *, compiled: bool = False) -> None:
-        self.model, self.compiled = model, compiled
+        # no reference to the model itself, so that `prepare_step` may forget it
+        self.embed_tokens, self.norm, self.lm_head = model.embed_tokens, model.norm, model.lm_head
+        self.frequency_R, self.rope_magnitude, self.compiled = model.frequency_R, model.rope_magnitude, compiled
         self.layers = [FusedLayer(block) for block in model.layers]  # type: ignore[arg-type]
         self.modules: list[MultiTokenPredictor] = list(model.mtp)  # type: ignore[arg-type]
         self.module_layers = [FusedLayer(module.block) for module in self.modules]
@@ -66,9 +68,7 @@ class DecodeStep:
         hidden_ND, logits_BV = self._run(depth, hidden_BSD.flatten(0, 1), tokens_BS, cache)
         return hidden_ND.view(*tokens_BS.shape, -1), logits_BV
 
-    def _run(
-        self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, cache: LatentCache
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, cache: LatentCache) -> tuple[Tensor, Tensor]:
         """Run the main model (depth -1) or a module, in the form that serves."""
         turn = self._turn(cache, tokens_BS)
         # Slots 0 and 1 would be compiled as sizes of their own.
@@ -88,11 +88,13 @@ class DecodeStep:
         cache.advance(count)
         return result
 
-    def _read(self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, turn: Turn, attend) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, turn: Turn, attend
+    ) -> tuple[Tensor, Tensor]:
         """The step itself: embedding, layers, norm, head."""
-        x_ND = torch.embedding(self.model.embed_tokens.weight, tokens_BS.flatten())
+        x_ND = torch.embedding(self.embed_tokens.weight, tokens_BS.flatten())
         if depth < 0:
-            layers, norm = self.layers, self.model.norm
+            layers, norm = self.layers, self.norm
         else:
             module = self.modules[depth]
             x_ND = multiply(torch.cat((module.enorm(x_ND), module.hnorm(below_ND)), -1), module.eh_proj.weight)
@@ -101,7 +103,7 @@ class DecodeStep:
             x_ND = layer.read(x_ND, turn, partial(attend, i))
         hidden_ND = norm(x_ND)
         wanted_ND = hidden_ND if depth < 0 else hidden_ND.view(*tokens_BS.shape, -1)[:, -1]
-        return hidden_ND, multiply(wanted_ND, self.model.lm_head.weight)
+        return hidden_ND, multiply(wanted_ND, self.lm_head.weight)
 
     def _run_compiled(
         self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, turn: Turn, cache: LatentCache
@@ -162,9 +164,8 @@ class DecodeStep:
     def _turn(self, cache: LatentCache, tokens_BS: Tensor) -> Turn:
         """Cosines and sines of the next positions, from a table that grows with the cache."""
         if self.turn_T is None or self.turn_T.cos.shape[0] < cache.capacity:
-            model = self.model
-            slots_T = torch.arange(cache.capacity, device=model.frequency_R.device)
-            cos, sin = rotation_at(slots_T, model.frequency_R, model.rope_magnitude)
+            slots_T = torch.arange(cache.capacity, device=self.frequency_R.device)
+            cos, sin = rotation_at(slots_T, self.frequency_R, self.rope_magnitude)
             cos_TR, sin_TR = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
             self.turn_T = Turn(cos_TR.unsqueeze(1), sin_TR.unsqueeze(1))
         batch, count = tokens_BS.shape

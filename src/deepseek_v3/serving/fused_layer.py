@@ -49,6 +49,7 @@ class FusedLayer:
         self.down_ID = self.gate_up_FD = self.up_key_HKC = self.up_value_HUC = self.router_ED = empty
         self.refresh()
 
+    @torch.inference_mode(False)  # what is kept must be fit for an update in place, wherever it was made
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the model's present weights."""
@@ -160,7 +161,9 @@ def sum_experts(x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor, up_EFD: Tenso
     return (down_EDF[index_NA] * hidden_NAF.unsqueeze(2)).sum(-1, dtype=wide).sum(1).to(x_ND.dtype)
 
 
-def attend_appended(query_NHW: Tensor, latent_BTW: Tensor, mask_BSHT: Tensor | None, scale: float, width: int) -> Tensor:
+def attend_appended(
+    query_NHW: Tensor, latent_BTW: Tensor, mask_BSHT: Tensor | None, scale: float, width: int
+) -> Tensor:
     """Attend to a cache that holds the new latents already, all heads as one (MQA); softmax in FP32."""
     batch, slots, _ = latent_BTW.shape
     score_BMT = torch.bmm(query_NHW.reshape(batch, -1, query_NHW.shape[-1]), latent_BTW.mT) * scale

@@ -53,7 +53,7 @@ class SamplingRule:
         return probability_V
 
     def _cut_tail(self, probability_V: Tensor) -> Tensor:
-        sorted_V, order_V = probability_V.sort(-1, descending=True, stable=True)
+        sorted_V, order_V = probability_V.sort(dim=-1, descending=True, stable=True)
         if self.top_k:
             sorted_V[..., self.top_k :] = 0
             sorted_V /= sorted_V.sum(-1, keepdim=True)

@@ -1,0 +1,161 @@
+"""The command `deepseek-v3 generate`: a prompt in, text streamed out.
+
+    deepseek-v3 generate RUN --prompt "def read(" --temperature 0.8 --speculative 1
+    echo "Once" | deepseek-v3 generate RUN --prompt-file -
+
+This file imports no PyTorch until the command runs.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import tyro
+
+
+@dataclass
+class GenerateOptions:
+    """Continue a prompt with a trained model, printed as it comes."""
+
+    run: tyro.conf.Positional[str]
+    """a run folder, or a Hugging Face directory"""
+    prompt: str = ""
+    """the text to continue"""
+    prompt_file: str | None = None
+    """read the prompt from this file; - reads standard input"""
+    max_new_tokens: int = 256
+    """stop after this many tokens"""
+    temperature: float = 0.7
+    """0 always takes the likeliest token"""
+    top_k: int = 0
+    """draw among the k likeliest tokens; 0 = all"""
+    top_p: float = 0.95
+    """draw among the likeliest tokens that together reach this probability; 1 = all"""
+    seed: int | None = None
+    """same seed, same text"""
+    stop: tuple[str, ...] = ()
+    """end before any of these texts"""
+    speculative: int = 0
+    """tokens to draft per step with the multi-token prediction modules; 0 = plain decoding"""
+    compiled: bool = False
+    """compile the decoding step first (about a minute, then faster)"""
+    dtype: str | None = None
+    """float32 or bfloat16; by default as stored"""
+
+
+class StopGate:
+    """Let text through, but hold back an ending that may still become a stop text.
+
+    Attributes:
+        stopped: whether a stop text has come; what follows it is dropped.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops, self.held, self.stopped = [s for s in stops if s], "", False
+
+    def push(self, text: str) -> str:
+        """Return what of all text so far can be shown now."""
+        if self.stopped:
+            return ""
+        self.held += text
+        ends = [at for at in (self.held.find(stop) for stop in self.stops) if at >= 0]
+        if ends:
+            self.stopped = True
+            return self._release(min(ends))
+        unsure = max((_overlap(self.held, stop) for stop in self.stops), default=0)
+        return self._release(len(self.held) - unsure)
+
+    def finish(self) -> str:
+        """Return what was held back, once nothing more can come."""
+        return "" if self.stopped else self._release(len(self.held))
+
+    def _release(self, count: int) -> str:
+        shown, self.held = self.held[:count], self.held[count:]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest ending of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def read_prompt_text(options: GenerateOptions) -> str:
+    """Return the prompt, from the option, a file or standard input.
+
+    Raises:
+        ValueError: two prompts, or a file that is not text.
+    """
+    if options.prompt_file is None:
+        return options.prompt
+    if options.prompt:
+        raise ValueError("give --prompt or --prompt-file, not both")
+    data = sys.stdin.buffer.read() if options.prompt_file == "-" else Path(options.prompt_file).read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{options.prompt_file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def run_generate(options: GenerateOptions) -> None:
+    """Load, stream the continuation to standard output, and say at the end how fast it came, on standard error.
+
+    Raises:
+        ValueError: no tokenizer beside the model, or options that cannot work.
+        OSError: no such folder or file.
+    """
+    prompt = read_prompt_text(options)
+    import torch
+
+    import deepseek_v3
+
+    if options.dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
+    model, tokenizer = deepseek_v3.load(options.run)
+    if tokenizer is None:
+        raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
+    if options.dtype:
+        model = model.to(getattr(torch, options.dtype))
+    print(prompt, end="", flush=True)
+    stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)
+
+
+def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOptions, out: IO[str], log: IO[str]) -> None:
+    """Write the continuation of a prompt as it comes; then a line of figures to the log."""
+    from deepseek_v3.serving.generate import GenerationStatistics, generate
+
+    statistics, gate, text = GenerationStatistics(), StopGate(options.stop), tokenizer.stream()
+    tokens = generate(
+        model,
+        [tokenizer.bos_id, *tokenizer.encode(prompt)],
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        speculative=options.speculative,
+        stop_tokens=[tokenizer.eos_id],
+        compiled=options.compiled,
+        statistics=statistics,
+    )
+    try:
+        for token in tokens:
+            out.write(gate.push(text.push(token)))
+            out.flush()
+            if gate.stopped:
+                break
+        out.write(gate.push(text.finish()) + gate.finish() + "\n")
+    except KeyboardInterrupt:  # the reader has seen enough
+        out.write("\n")
+    out.flush()
+    log.write(summarise(statistics) + "\n")
+
+
+def summarise(statistics: Any) -> str:
+    """One line: tokens, rate, and what the drafts brought."""
+    s = statistics
+    line = f"[{s.prompt_tokens} + {s.new_tokens} tokens; prompt {s.prefill_s:.2f} s"
+    line += f", then {s.tokens_per_second:.0f} tokens/s"
+    if s.offered:
+        line += f"; drafts accepted {s.acceptance_rate:.0%}, {s.tokens_per_step:.2f} tokens per step"
+    return line + "]"

@@ -1,0 +1,97 @@
+"""The command `generate`: text in, text out as it comes, figures on the side."""
+
+import io
+
+import pytest
+import torch
+
+import deepseek_v3
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.serving.generate import generate
+from deepseek_v3.serving.options import GenerateOptions, StopGate, read_prompt_text, run_generate, stream_text
+
+
+class Letters:
+    """A tokenizer of the 26 letters, whose token 26 opens and whose token 27 closes a text."""
+
+    bos_id, eos_id = 26, 27
+
+    def encode(self, text):
+        return [ord(c) - ord("a") for c in text]
+
+    def stream(self):
+        return self
+
+    def push(self, token):
+        return chr(token + ord("a")) if token < 26 else ""
+
+    def finish(self):
+        return ""
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    return DeepseekV3(ModelConfig.preset("demo").replace(vocab_size=29, hidden_size=40, initializer_range=0.1))
+
+
+def test_it_streams_the_continuation_and_then_says_how_fast(model):
+    options = GenerateOptions(run="", max_new_tokens=19, temperature=0, speculative=1)
+    out, log = io.StringIO(), io.StringIO()
+    stream_text(model, Letters(), "hello", options, out, log)
+    want = generate(model, [26, *Letters().encode("hello")], max_new_tokens=19, stop_tokens=[27])
+    assert out.getvalue() == "".join(Letters().push(t) for t in want) + "\n"
+    assert "6 + " in log.getvalue()
+    assert "tokens/s" in log.getvalue()
+    assert "drafts accepted" in log.getvalue()
+
+
+def test_a_stop_text_ends_it_and_is_not_shown(model):
+    out = io.StringIO()
+    stream_text(model, Letters(), "a", GenerateOptions(run="", max_new_tokens=19, temperature=0), out, io.StringIO())
+    whole = out.getvalue().rstrip("\n")
+    stop, out = whole[7:10], io.StringIO()
+    options = GenerateOptions(run="", max_new_tokens=19, temperature=0, stop=("zzz", stop))
+    stream_text(model, Letters(), "a", options, out, io.StringIO())
+    assert out.getvalue() == whole[: whole.index(stop)] + "\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 99])
+def test_a_stop_text_is_found_however_the_text_is_cut(size):
+    text, gate = "one tw two three", StopGate(("two", "never"))
+    shown = "".join(gate.push(text[i : i + size]) for i in range(0, len(text), size)) + gate.finish()
+    assert shown == "one tw "
+    assert gate.stopped
+
+
+def test_a_beginning_of_a_stop_text_is_shown_once_it_cannot_become_one():
+    gate = StopGate(("\n\n",))
+    assert [gate.push(c) for c in ("a", "\n", "b", "\n")] == ["a", "", "\nb", ""]
+    assert gate.finish() == "\n"
+
+
+def test_the_prompt_may_come_from_a_file(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("héllo", encoding="utf-8")
+    assert read_prompt_text(GenerateOptions(run="", prompt_file=str(path))) == "héllo"
+    with pytest.raises(ValueError, match="not both"):
+        read_prompt_text(GenerateOptions(run="", prompt="x", prompt_file=str(path)))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_prompt_text(GenerateOptions(run="", prompt_file=str(path)))
+    with pytest.raises(OSError, match="missing"):
+        read_prompt_text(GenerateOptions(run="", prompt_file=str(tmp_path / "missing")))
+
+
+def test_the_command_loads_prints_and_refuses(model, monkeypatch, capsys):
+    monkeypatch.setattr(deepseek_v3, "load", lambda run: (model, Letters()), raising=False)
+    run_generate(GenerateOptions(run="x", prompt="abc", max_new_tokens=5, temperature=0, dtype="bfloat16"))
+    captured = capsys.readouterr()
+    assert captured.out.startswith("abc")
+    assert "tokens/s" in captured.err
+    with pytest.raises(ValueError, match="--dtype int8"):
+        run_generate(GenerateOptions(run="x", dtype="int8"))
+    monkeypatch.setattr(deepseek_v3, "load", lambda run: (model, None), raising=False)
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        run_generate(GenerateOptions(run="x"))
