@@ -186,6 +186,15 @@ def start(seed):
 
 
 # %%
+def pull_to_balance(score, alpha):
+    """What the sequence-wise loss adds to the gradient of the scores."""
+    if not alpha:
+        return 0.0
+    _, cache = sequence_balance_forward(score.reshape(B, S, E), A, alpha)
+    return sequence_balance_backward(1.0, cache).reshape(-1, E)
+
+
+# %%
 def train(seed, alpha, speed, stop=600, steps=600):
     """Return task loss [steps], loads [steps, E], and who served which skill in the last 50 steps [E, E]."""
     (rng, skills, weights), bias, served = start(seed), np.zeros(E), np.zeros((E, E))
@@ -194,9 +203,7 @@ def train(seed, alpha, speed, stop=600, steps=600):
         numbers, seen, target, pair = draw_tokens(rng, skills)
         y, cache = run_forward(*weights, bias, numbers, seen)
         losses.append(((y - target) ** 2).mean() / 0.5)
-        _, balance_cache = sequence_balance_forward(cache[0].reshape(B, S, E), A, alpha)
-        dscore = sequence_balance_backward(1.0, balance_cache).reshape(-1, E)
-        grads = run_backward(2 * (y - target) / y.size, cache, numbers, seen, dscore)
+        grads = run_backward(2 * (y - target) / y.size, cache, numbers, seen, pull_to_balance(cache[0], alpha))
         take_adam_step(weights, grads, moments, step)
         loads.append(count_load(cache[1].index_NA, E))
         bias = update_bias(bias, loads[-1], speed if step <= stop else 0.0)
@@ -297,7 +304,8 @@ variants = {"speed 0.003": (0.003, 600), "speed 0.01": (0.01, 600), "speed 0.03"
 variants |= {"0.01, off after 450": (0.01, 450), "0.01, off after 400": (0.01, 400)}
 print(f"{'loss-free':<22}{'task loss':>10}{'worst seed':>12}{'MaxVio':>9}{'worst':>8}")
 for name, (speed, stop) in variants.items():
-    group = [train(seed, 0.0, speed, stop) for seed in range(5)]
+    known = (speed, stop) == (0.01, 600)
+    group = runs["loss-free"] if known else [train(seed, 0.0, speed, stop) for seed in range(5)]
     ends = np.array([(r[0][-50:].mean(), max_violation(r[1][-50:].sum(axis=0))) for r in group])
     mean, worst = ends.mean(axis=0), ends.max(axis=0)
     print(f"{name:<22}{mean[0]:>10.4f}{worst[0]:>12.4f}{mean[1]:>9.3f}{worst[1]:>8.3f}")
