@@ -51,8 +51,9 @@ def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
 
 
 def sum_nats(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
-    """Return the sum of -log P of the labels that count, in FP32."""
-    return F.cross_entropy(logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
+    """Return the sum of -log P of the labels that count, in FP32 (or FP64)."""
+    wide_NV = logits_BSV.flatten(0, 1).to(torch.promote_types(logits_BSV.dtype, torch.float32))
+    return F.cross_entropy(wide_NV, labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def pretraining_loss(
