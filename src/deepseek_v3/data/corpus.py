@@ -94,11 +94,9 @@ def load_corpus(
 def split_documents(source: str, documents: list[Document], heldout_fraction: float, skipped: int = 0) -> Corpus:
     """Split by the hash of the name; move the nearest one across if a side would be empty."""
     places = {d.name: _place(d.name) for d in documents}
-    bound = heldout_fraction
-    if not any(p < bound for p in places.values()):
-        bound = min(places.values()) + 1e-18
-    if all(p < bound for p in places.values()):
-        bound = max(places.values())
+    ordered = sorted(set(places.values()))
+    count = min(max(sum(place < heldout_fraction for place in ordered), 1), len(ordered) - 1)
+    bound = ordered[count]
     train = tuple(d for d in documents if places[d.name] >= bound)
     heldout = tuple(d for d in documents if places[d.name] < bound)
     if not train or not heldout:

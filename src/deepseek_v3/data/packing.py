@@ -95,17 +95,16 @@ class PackedStream:
 
     def seen_texts(self) -> list[str]:
         """Return what has been read: whole documents, and of those being read the part before the cursor."""
-        n_texts = len(self.texts)
-        reading = {number for number, _ in self._lanes}
-        done = {self._index(n) for n in range(max(0, self._next_document - n_texts), self._next_document)} - {
-            self._index(n) for n in reading if n < n_texts
-        }
-        partly = [
-            self.tokenizer.decode(self._document(n)[: offset + 1])
-            for n, offset in self._lanes
-            if n < n_texts and offset
-        ]
-        return [self.texts[i] for i in sorted(done)] + partly
+        reading = {lane[0]: lane[1] for lane in self._lanes}
+        # after two passes everything has been read, however many there were
+        finished = {self._index(n) for n in range(min(self._next_document, 2 * len(self.texts))) if n not in reading}
+        partly: dict[int, str] = {}
+        for number, offset in reading.items():
+            index = self._index(number)
+            if offset and index not in finished:
+                text = self.tokenizer.decode(self._document(number)[: offset + 1])
+                partly[index] = max(partly.get(index, ""), text, key=len)
+        return [self.texts[i] for i in sorted(finished)] + list(partly.values())
 
     @property
     def epoch(self) -> float:

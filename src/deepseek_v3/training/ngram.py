@@ -87,6 +87,6 @@ def _as_bytes(text: str) -> np.ndarray:
 def _event_keys(data: np.ndarray, order: int) -> np.ndarray:
     """Return for each byte the key of itself and the order - 1 bytes before it (zeros before the text)."""
     keys = np.zeros(len(data), np.int64)
-    for back in range(order):
+    for back in range(min(order, len(data))):
         keys[back:] |= data[: len(data) - back].astype(np.int64) << (8 * back)
     return keys

@@ -37,7 +37,7 @@ def write_report(run: str | Path, facts: Sequence[tuple[str, str, str]] = ()) ->
     data["layer_names"] = name_layers(run, len(data["loads"]["layers"]))
     page = PAGE.read_text(encoding="utf-8")
     page = page.replace("@TITLE@", html.escape(run.name))
-    page = page.replace("@DATA@", json.dumps(data, ensure_ascii=False).replace("</", "<\\/"))
+    page = page.replace("@DATA@", json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
     target = run / "report.html"
     beside = run / ".report.html.new"
     beside.write_text(page, encoding="utf-8")
