@@ -53,7 +53,7 @@ for e in range(3):
         box(ax, 3.3 + 1.15 * p, y, guest, "content" if guest else "ink", width=0.95, height=0.8)
     late = [f"t{n}" for n in range(6) for a in range(2) if index_NA[n, a] == e and place_NA[n, a] < 0]
     if late:
-        note(ax, 8.4, y, "dropped: " + ", ".join(late), "draft", size=12, align="left")
+        note(ax, 8.4, y, "dropped: " + ", ".join(late), "ink", size=12, align="left")
 note(ax, 6, 0.45, "all first choices are seated before any second choice, in the order of the tokens", "ink", size=10.5)
 plt.show()
 

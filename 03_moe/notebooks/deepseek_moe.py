@@ -44,9 +44,9 @@ value_NG = (s_NE + bias_E).reshape(1, 4, 2).sum(axis=-1)
 # %%
 rows = [
     ("1  scores s", s_NE, "routed", ".2f"),
-    ("2  choose by s + b", s_NE + bias_E, "draft", ".2f"),
-    ("3  value of each group: its two best", value_NG, "draft", ".2f"),
-    ("4  other groups to -inf, then the two best", masked_NE, "draft", ".2f"),
+    ("2  choose by s + b", s_NE + bias_E, "ink", ".2f"),
+    ("3  value of each group: its two best", value_NG, "ink", ".2f"),
+    ("4  other groups to -inf, then the two best", masked_NE, "ink", ".2f"),
     ("5  gates: 2.5 x s / sum, without the bias", np.where(gates_NE > 0, gates_NE, np.nan), "routed", ".3f"),
 ]
 
@@ -169,7 +169,7 @@ error = {name: np.linalg.norm(out - truth) / np.linalg.norm(truth) for name, out
 
 # %%
 fig, ax = plt.subplots(figsize=(9, 3.2))
-ax.barh(list(error), np.array(list(error.values())) * 100, color=COLORS["draft"])
+ax.barh(list(error), np.array(list(error.values())) * 100, color=COLORS["ink"])
 ax.invert_yaxis()
 ax.set_xlabel("change of the routed output, % of its norm")
 finite = all(np.isfinite(out).all() for out in wrong.values())

@@ -43,10 +43,10 @@ fig, ax = board(14, 5.2, f"L / alpha = sum of f x P = {loss:.1f}; in balance it 
 matrix(ax, 0.6, 4.1, score[0], "routed", cell=0.8, numbers=".1f", label="scores s")
 matrix(ax, 5.0, 4.1, share[0], "routed", cell=0.8, numbers=".2f", label="shares s' (rows sum to 1)")
 matrix(ax, 9.9, 3.75, P[None], "routed", cell=0.9, numbers=".3f", label="P: mean share, smooth")
-matrix(ax, 9.9, 2.0, f[None], "draft", cell=0.9, numbers=".0f", label="f: counts, no gradient")
+matrix(ax, 9.9, 2.0, f[None], "ink", cell=0.9, numbers=".0f", label="f: counts, no gradient")
 arrow(ax, (3.9, 3.3), (4.9, 3.3))
 arrow(ax, (8.3, 3.3), (9.8, 3.3))
-arrow(ax, (2.2, 2.4), (9.8, 1.55), "top 2 of each row", kind="draft", bend=0.12)
+arrow(ax, (2.2, 2.4), (9.8, 1.55), "top 2 of each row", kind="ink", bend=0.12)
 note(ax, 7, 0.4, "gradient: each score is pushed down by f, relative to the token's average push", "ink", size=11)
 plt.show()
 
@@ -168,7 +168,7 @@ for top in np.linspace(1 / 8, 5 / 8, 6):
 
 # %%
 fig, ax = plt.subplots(figsize=(9, 3.4))
-ax.plot(*np.array(pulls).T, color=COLORS["draft"], marker="o")
+ax.plot(*np.array(pulls).T, color=COLORS["routed"], marker="o")
 ax.set(xlabel="share of the most frequent topic", ylabel="pull on one expert / alpha")
 ax.set_title("The more skewed the best router, the harder the pull away from it")
 assert (np.diff([pull for _, pull in pulls]) > 0).all()
