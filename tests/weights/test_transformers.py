@@ -25,6 +25,7 @@ SIZES = {
     "qk_nope_head_dim": 10,
     "qk_rope_head_dim": 8,
     "num_nextn_predict_layers": 0,
+    "initializer_range": 0.1,
 }
 MODELS = {
     "groups": {**V3, **SIZES},

@@ -17,6 +17,7 @@ BLOCK = 128
 E4M3_MAX = 448.0
 TINIEST_AMAX = 1e-4  # what a smaller maximum counts as: the released kernel's floor
 E4M3_NAN = 0x7F  # and 0xFF: the only codes that are no numbers
+WORTH_THREADS = 2**20  # elements from which the faster decoder of decode.py pays
 
 
 def count_blocks(length: int) -> int:
@@ -98,6 +99,11 @@ def dequantize_weight(code_OI: Tensor, scale: Tensor, dtype: torch.dtype = torch
 def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
     """`dequantize_weight` into memory that is there already (rows of a larger tensor, say)."""
     check_scale_shape(code_OI, scale)
+    if code_OI.device.type == "cpu" and code_OI.numel() >= WORTH_THREADS:
+        from deepseek_v3.fp8.decode import dequantize_on_cpu
+
+        dequantize_on_cpu(code_OI, scale, out_OI)
+        return
     for i, scale_row in enumerate(scale):
         rows = slice(i * BLOCK, (i + 1) * BLOCK)
         out_OI[rows] = code_OI[rows].float() * spread_scales(scale_row, code_OI.shape[1])

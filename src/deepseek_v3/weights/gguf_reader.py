@@ -21,6 +21,11 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 SIGMOID = 2
 
 
+def _whole(number: float) -> float:
+    """The file stores float32; what is whole was whole in config.json."""
+    return int(number) if number == int(number) else round(number, 6)
+
+
 class GgufCheckpoint:
     """The file opened: its config in released keys, its tensors memory-mapped."""
 
@@ -93,10 +98,10 @@ class GgufCheckpoint:
             mscale = round(10 * get("rope.scaling.yarn_log_multiplier", 0.0), 6)
             values["rope_scaling"] = {
                 "type": "yarn",
-                "factor": get("rope.scaling.factor"),
+                "factor": _whole(get("rope.scaling.factor")),
                 "original_max_position_embeddings": get("rope.scaling.original_context_length"),
-                "beta_fast": round(get("rope.scaling.yarn_beta_fast", 32.0), 6),
-                "beta_slow": round(get("rope.scaling.yarn_beta_slow", 1.0), 6),
+                "beta_fast": _whole(get("rope.scaling.yarn_beta_fast", 32.0)),
+                "beta_slow": _whole(get("rope.scaling.yarn_beta_slow", 1.0)),
                 "mscale": mscale,
                 "mscale_all_dim": mscale,
             }

@@ -1,0 +1,191 @@
+"""Block and tile quantisation against golden numbers, an independent table of E4M3, and the stated formula."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from deepseek_v3.fp8 import quantize
+from deepseek_v3.fp8.decode import dequantize_on_cpu
+from deepseek_v3.fp8.quantize import (
+    block_scales,
+    cast_e4m3,
+    dequantize_tiles,
+    dequantize_weight,
+    find_nan_code,
+    quantize_tiles,
+    quantize_weight,
+    quantize_with_scales,
+    scale_from_amax,
+)
+
+
+def table() -> np.ndarray:
+    """Value of every code, by the formula: 2^(e-7) (1 + m/8), and 2^-6 m/8 below."""
+    code = np.arange(256)
+    sign, exponent, mantissa = 1 - 2.0 * (code >> 7), code >> 3 & 15, code & 7
+    value = np.where(exponent == 0, 2.0**-6 * mantissa / 8, 2.0 ** (exponent - 7.0) * (1 + mantissa / 8))
+    value = sign * value
+    value[(code & 0x7F) == 0x7F] = np.nan
+    return value
+
+
+ALL_CODES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+
+
+def test_all_256_codes_have_their_value():
+    assert np.array_equal(ALL_CODES.float().numpy(), table().astype(np.float32), equal_nan=True)
+    assert np.array_equal(np.arange(256).astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(float), table(), True)
+
+
+def test_every_bf16_value_is_cast_as_the_nearest_code():
+    """Ties to even; beyond 448 it saturates; compared with ml_dtypes, which gives NaN there."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[torch.isfinite(x)]
+    expected = x.float().numpy().clip(-448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    assert np.array_equal(cast_e4m3(x.float()).view(torch.uint8).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"),
+    [
+        (0.3, 0.3125),
+        (0.1, 0.1015625),
+        (1 / 3, 0.34375),
+        (17.0, 16.0),
+        (19.0, 20.0),
+        (449.0, 448.0),
+        (1e30, 448.0),
+        (-500.0, -448.0),
+        (0.0005, 0.0),
+        (2.0**-10, 0.0),
+        (0.00098, 2.0**-9),
+    ],
+)
+def test_golden_roundings(value, rounded):
+    assert cast_e4m3(torch.tensor([value])).float().item() == rounded
+
+
+GOLDEN = [0.001, 0.0025, -0.004, 0.3]
+
+
+def test_the_golden_tile():
+    x = torch.zeros(1, 128)
+    x[0, :4] = torch.tensor(GOLDEN)
+    code, scale = quantize_tiles(x)
+    assert scale.item() == pytest.approx(6.696429e-4, rel=1e-6)
+    assert code.float()[0, :4].tolist() == [1.5, 3.75, -6, 448]
+    back = dequantize_tiles(code, scale)[0, :4].tolist()
+    assert back == pytest.approx([0.00100446, 0.00251116, -0.00401786, 0.3], abs=2e-8)  # float32 at 0.3
+
+
+def test_the_golden_tile_with_a_power_of_two():
+    x = torch.zeros(1, 128)
+    x[0, :4] = torch.tensor(GOLDEN)
+    code, scale = quantize_tiles(x, ue8m0=True)
+    assert scale.item() == 2.0**-10
+    assert code.float()[0, :4].tolist() == [1, 2.5, -4, 320]
+    back = dequantize_tiles(code, scale)[0, :4].tolist()
+    assert back == pytest.approx([0.00097656, 0.00244141, -0.00390625, 0.3125], abs=1e-8)
+
+
+def test_power_of_two_scales_are_rounded_up_and_stay_when_exact():
+    amax = torch.tensor([448.0, 449.0, 447.0, 448 * 2.0**-7, 1e3, 3e-3])
+    scale = scale_from_amax(amax, ue8m0=True)
+    assert scale[:4].tolist() == [1.0, 2.0, 1.0, 2.0**-7]
+    assert torch.all(amax / scale <= 448)
+    assert torch.all(amax / scale > 224)
+
+
+def test_zeros_stay_zeros():
+    code, scale = quantize_weight(torch.zeros(131, 257))
+    assert torch.all(code.view(torch.uint8) == 0)
+    assert torch.all(torch.isfinite(scale) & (scale > 0))
+    assert torch.all(dequantize_weight(code, scale) == 0)
+    tile, tile_scale = quantize_tiles(torch.zeros(3, 128))
+    assert torch.all(dequantize_tiles(tile, tile_scale) == 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (127, 129), (128, 128), (257, 131), (576, 300), (5, 1021)])
+@pytest.mark.parametrize("ue8m0", [False, True])
+def test_a_block_is_scaled_by_its_own_maximum(shape, ue8m0):
+    torch.manual_seed(0)
+    weight = torch.randn(shape) * torch.rand(shape[0], 1)
+    code, scale = quantize_weight(weight, ue8m0=ue8m0)
+    for i in range(scale.shape[0]):
+        for j in range(scale.shape[1]):
+            rows, columns = slice(128 * i, 128 * (i + 1)), slice(128 * j, 128 * (j + 1))
+            block = weight[rows, columns]
+            expected = scale_from_amax(block.abs().max(), ue8m0=ue8m0)
+            assert scale[i, j] == expected
+            assert torch.equal(code[rows, columns].float(), cast_e4m3(block / expected).float())
+    back = dequantize_weight(code, scale, torch.float32)
+    step = scale.repeat_interleave(128, 0)[: shape[0]].repeat_interleave(128, 1)[:, : shape[1]]
+    assert torch.all((back - weight).abs() <= torch.maximum(weight.abs() / 16, step * 2.0**-10) * (1 + 1e-6))
+
+
+def formula(code, scale, dtype):
+    """The released weight_dequant, written out."""
+    rows, columns = code.shape
+    spread = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    return (code.float() * spread).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (300, 513), (577, 2000), (1, 7), (130, 70001)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_the_fast_decoder_is_the_formula_bit_for_bit(shape, dtype):
+    """Every code but NaN, subnormals and -0 too, under scales from tiny to huge."""
+    torch.manual_seed(0)
+    code = torch.randint(0, 256, shape, dtype=torch.uint8)
+    code[(code & 0x7F) == 0x7F] = 0x80
+    code = code.view(torch.float8_e4m3fn)
+    scale = torch.exp2(torch.empty(-(-shape[0] // 128), -(-shape[1] // 128)).uniform_(-100, 90))
+    out = torch.empty(shape, dtype=dtype)
+    dequantize_on_cpu(code, scale, out)
+    bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    assert torch.equal(out.view(bits), formula(code, scale, dtype).view(bits))
+
+
+def test_the_fast_decoder_keeps_nan_and_the_largest_scales():
+    code = ALL_CODES.repeat(1, 3)
+    scale = torch.tensor([[1.0, 2.0**120, 2.0**127, 1e-45, 0.5, 3.0]])
+    out = torch.empty(code.shape)
+    dequantize_on_cpu(code, scale, out)
+    assert torch.equal(out.nan_to_num(7.0), formula(code, scale, torch.float32).nan_to_num(7.0))
+    assert out.isnan().sum() == 6
+
+
+def test_large_and_small_matrices_decode_alike(monkeypatch):
+    torch.manual_seed(0)
+    code, scale = quantize_weight(torch.randn(1100, 1000))
+    fast = dequantize_weight(code, scale)
+    monkeypatch.setattr(quantize, "WORTH_THREADS", 2**62)
+    threads = torch.get_num_threads()
+    assert torch.equal(dequantize_weight(code, scale), fast)
+    assert torch.get_num_threads() == threads
+
+
+def test_quantising_what_was_dequantised_in_fp32_changes_nothing():
+    torch.manual_seed(0)
+    code, scale = quantize_weight(torch.randn(300, 200))
+    again = quantize_with_scales(dequantize_weight(code, scale, torch.float32), scale)
+    assert torch.equal(again.view(torch.uint8), code.view(torch.uint8))
+
+
+def test_refusals_name_the_numbers():
+    with pytest.raises(ValueError, match="must be a matrix"):
+        block_scales(torch.ones(3))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        block_scales(torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(ValueError, match=r"scales of shape \(2, 1\) do not cover 128 x 129"):
+        dequantize_weight(torch.zeros(128, 129).to(torch.float8_e4m3fn), torch.ones(2, 1))
+    with pytest.raises(ValueError, match="pad it to 256"):
+        quantize_tiles(torch.ones(2, 130))
+
+
+def test_the_first_code_that_is_no_number_is_found():
+    code = torch.zeros(3, 5).to(torch.float8_e4m3fn)
+    assert find_nan_code(code) is None
+    code.view(torch.uint8)[1, 2] = 0xFF
+    code.view(torch.uint8)[2, 2] = 0x7F
+    assert find_nan_code(code) == 7
