@@ -214,7 +214,7 @@ def predict_logits(model: Model, tokens_BS: np.ndarray) -> list[np.ndarray]:
 
 
 def main() -> None:
-    """Follow a window through a tiny model, print the parts of its loss, hold the gradients to a nudge of each tensor."""
+    """Follow a window through a tiny model, print the parts of its loss, check gradients by nudging whole tensors."""
     rng = np.random.default_rng(0)
     model = init_model(rng, Config(initializer_range=0.2))
     tokens_BS = rng.integers(0, 96, (2, 9))
@@ -225,9 +225,8 @@ def main() -> None:
         kind = "dense" if cache.load_E is None else f"loads {cache.load_E}"
         print(f"  after layer {i}: {x.shape}, root mean square {np.sqrt((x * x).mean()):.2f}, {kind}")
     losses, cache = loss_forward(model, tokens_BS, alpha=0.01)
-    print(
-        f"main {losses.main:.4f} + 0.3 * ahead {losses.ahead[0]:.4f} + balance {losses.balance:.4f} = {losses.total:.4f}"
-    )
+    main_loss, ahead, balance = losses.main, losses.ahead[0], losses.balance
+    print(f"main {main_loss:.4f} + 0.3 * ahead {ahead:.4f} + balance {balance:.4f} = {losses.total:.4f}")
 
     print("gradient check: central difference along a random nudge / analytic")
     grads = loss_backward(cache)
