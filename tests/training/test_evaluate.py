@@ -105,7 +105,7 @@ def test_the_report_is_one_file_that_holds_its_numbers_and_asks_no_network(tmp_p
     page = write_report(tmp_path, [("answer", "42", "as found")]).read_text(encoding="utf-8")
     data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
     assert data["samples"][0]["text"].startswith("</script>")
-    assert data["facts"][0] == ["answer", "42", "as found"]
+    assert data["facts"][-1] == ["answer", "42", "as found"]
     assert len(data["steps"]["step"]) <= 400
     assert [len(data["loads"]["layers"]), len(data["loads"]["layers"][0])] == [2, 3]
     assert page.count("<script") == 2

@@ -25,13 +25,13 @@ def write_report(run: str | Path, facts: Sequence[tuple[str, str, str]] = ()) ->
     """Write RUN/report.html and return its path.
 
     Args:
-        facts: (name, value, explanation) cards that stand on top, besides those that every run has.
+        facts: (name, value, explanation) cards that stand on top, after those that every run has.
     """
     run = Path(run)
     rows = read_metrics(run / "metrics.jsonl")
     record = json.loads((run / "options.json").read_text(encoding="utf-8")) if (run / "options.json").is_file() else {}
     data = collect_data(rows)
-    data["facts"] = [list(fact) for fact in [*facts, *common_facts(rows)]]
+    data["facts"] = [list(fact) for fact in [*common_facts(rows), *facts]]
     data["title"], data["about"] = run.name, record.get("data", "")
     data["options"] = record.get("options", {})
     data["layer_names"] = name_layers(run, len(data["loads"]["layers"]))
@@ -95,7 +95,6 @@ def common_facts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         rate = sorted(row["tokens_per_s"] for row in steps)[len(steps) // 2]
         facts.append(("tokens learned from", f"{steps[-1]['tokens']:,}", f"in {steps[-1]['step']:,} steps"))
         facts.append(("tokens per second", f"{rate:,.0f}", "median over the run"))
-        facts.append(("MaxVio", f"{steps[-1]['max_vio']:.2f}", "0 is an even load of the experts"))
     return facts
 
 
