@@ -3,6 +3,7 @@
 The number of steps follows from the speed of this machine, so that it takes at most five minutes on two cores.
 """
 
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def run_demo(options: DemoOptions | None = None) -> int:
     training_s = time.perf_counter() - trained
     console.print("comparing with a 5-gram, gzip and xz on the same bytes ...")
     facts = gather_facts(trainer, training_s)
+    (trainer.run / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     show_facts(facts, trainer, console)
     console.print(f"[dim]all in {time.perf_counter() - started:.0f} s, {training_s:.0f} s of them training[/]")
     return 0

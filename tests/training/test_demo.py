@@ -1,0 +1,53 @@
+"""`make demo`: its page says what it measured, and the model is better than a 5-gram."""
+
+import json
+
+import pytest
+
+from deepseek_v3.demo import DemoOptions, clear_former_demo, demo_recipe, next_commands, run_demo
+
+
+def test_a_former_demo_is_replaced_and_nothing_else(tmp_path):
+    clear_former_demo(str(tmp_path / "absent"))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something that is no run"):
+        clear_former_demo(str(tmp_path))
+    (tmp_path / "options.json").write_text("{}")
+    clear_former_demo(str(tmp_path))
+    assert not tmp_path.exists()
+
+
+def test_the_page_ends_with_three_commands(tmp_path):
+    commands = next_commands(tmp_path)
+    assert len(commands) == 3
+    assert all("deepseek-v3 " in command for command in commands)
+
+
+def test_the_recipe_fits_the_demo_preset():
+    from deepseek_v3.config import ModelConfig
+
+    recipe, config = demo_recipe(DemoOptions()), ModelConfig.preset("demo")
+    assert recipe.preset == "demo"
+    assert recipe.seq_len <= config.max_position_embeddings
+    assert config.num_nextn_predict_layers == 1
+
+
+@pytest.mark.slow
+def test_the_page_states_every_figure_even_after_a_few_steps(tmp_path, capsys):
+    assert run_demo(DemoOptions(run=str(tmp_path / "run"), steps=3)) == 0
+    page = capsys.readouterr().out
+    for words in ("bits per byte", "5-gram", "gzip, xz", "MaxVio", "MTP acceptance", "cache per token", "tokens/s"):
+        assert words in page
+    assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_held_out_files_cost_fewer_bits_than_with_a_5_gram_of_the_same_bytes(tmp_path):
+    """Requirement of the demo, at the steps that two quiet cores reach in its minutes."""
+    run_demo(DemoOptions(run=str(tmp_path / "run"), steps=900))
+    facts = json.loads((tmp_path / "run" / "facts.json").read_text())
+    assert facts["end"] < facts["ngram"]
+    assert facts["end"] < facts["start"] - 1.5
+    assert facts["max_vio"][1] < 0.6
+    assert facts["acceptance"] > 0.4
+    assert facts["same_text"]
