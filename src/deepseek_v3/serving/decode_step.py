@@ -22,7 +22,7 @@ from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.rope import rotation_at
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.serving.fused_layer import FusedLayer, Turn, attend_appended, attend_beside, multiply
+from deepseek_v3.serving.fused_layer import FusedLayer, FusedNorm, Turn, attend_appended, attend_beside, multiply
 
 COMPILE_UP_TO = 8  # tokens of a step; more are the work of matrix kernels, which no compiler betters
 
@@ -36,7 +36,7 @@ class DecodeStep:
 
     def __init__(self, model: DeepseekV3, *, compiled: bool = False) -> None:
         # no reference to the model itself, so that `prepare_step` may forget it
-        self.embed_tokens, self.norm, self.lm_head = model.embed_tokens, model.norm, model.lm_head
+        self.embed_tokens, self.norm, self.lm_head = model.embed_tokens, FusedNorm(model.norm), model.lm_head
         self.frequency_R, self.rope_magnitude, self.compiled = model.frequency_R, model.rope_magnitude, compiled
         self.layers = [FusedLayer(block) for block in model.layers]  # type: ignore[arg-type]
         self.modules: list[MultiTokenPredictor] = list(model.mtp)  # type: ignore[arg-type]
@@ -51,6 +51,7 @@ class DecodeStep:
         """Take over weights that have changed since."""
         for layer in [*self.layers, *self.module_layers]:
             layer.refresh()
+        self.norm.refresh()
 
     @torch.inference_mode()
     def __call__(self, tokens_BS: Tensor, cache: LatentCache) -> tuple[Tensor, Tensor]:

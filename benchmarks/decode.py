@@ -1,0 +1,157 @@
+"""Decoding against transformers: python -m benchmarks.decode
+
+Each timing is 16 steps of one token a row, behind a prompt of 128 tokens, on the `nano` model with random weights; the
+contenders take turns, and a ratio is the median over the rounds. Every setting of the peer is timed and the fastest
+one counts. Ours is the decoding step of `deepseek_v3.generate`, eager and compiled.
+
+What bounds a step is shown by two figures beside it: the share of the memory bandwidth (bytes of weights and cache that
+a step must read, by time, by the bandwidth measured in this run), and the time of the same operations on a model so
+narrow that there is next to nothing to read: what remains then is the calls.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.machine import interleave, median_ratio, read_bandwidth
+from benchmarks.peers import make_peer, nano
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.serving.decode_step import DecodeStep
+from deepseek_v3.sizing import count_parameters
+
+PROMPT, STEPS = 128, 16
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SETTINGS = [("sdpa", "batched_mm"), ("sdpa", "grouped_mm"), ("sdpa", "eager"), ("eager", "batched_mm")]
+NARROW = {
+    "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "vocab_size": 64,
+}  # fmt: skip
+LABELS = {"ours": "our step", "compiled": "our step, compiled", "model": "our model, uncut"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender: milliseconds a step, its speed over the fastest peer's, and its share of the bandwidth."""
+
+    dtype: str
+    batch: int
+    name: str
+    step_ms: float
+    tokens_per_second: float
+    ratio: float
+    bandwidth_share: float
+
+
+def bytes_per_step(config: ModelConfig, batch: int, dtype: torch.dtype) -> float:
+    """Weights and cache that one step of `batch` rows must read: each expert once, if any row chose it."""
+    count, size = count_parameters(config), torch.finfo(dtype).bits // 8
+    experts = config.n_routed_experts or 0
+    layers = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
+    one = 3 * config.hidden_size * config.moe_intermediate_size
+    distinct = experts * (1 - (1 - config.num_experts_per_tok / experts) ** batch) if experts else 0
+    weights = count.active - count.embedding + layers * one * (distinct - config.num_experts_per_tok)
+    slots = PROMPT + STEPS / 2
+    return size * (weights + batch * slots * config.cache_width * config.num_hidden_layers)
+
+
+def our_steps(model: DeepseekV3, batch: int, step: Callable) -> Callable[[], None]:
+    """Sixteen greedy steps, from the same cache each time."""
+    prompt = torch.randint(0, model.config.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+    cache = LatentCache(model.config, batch, PROMPT + STEPS, dtype=model.lm_head.weight.dtype)
+    with torch.inference_mode():
+        model(prompt, cache=cache)
+
+    @torch.inference_mode()
+    def run() -> None:
+        cache.truncate([PROMPT] * batch)
+        tokens_BS = prompt[:, -1:]
+        for _ in range(STEPS):
+            tokens_BS = step(tokens_BS, cache)[:, -1:].argmax(-1)
+
+    return run
+
+
+def peer_steps(peer, batch: int) -> Callable[[], None]:
+    """The same, by transformers with its dynamic cache (the static one is for compiling, and slower here)."""
+    from transformers import DynamicCache
+
+    prompt = torch.randint(0, peer.config.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+    cache = DynamicCache(config=peer.config)
+    with torch.inference_mode():
+        peer(prompt, past_key_values=cache, use_cache=True)
+
+    @torch.inference_mode()
+    def run() -> None:
+        if extra := cache.get_seq_length() - PROMPT:
+            cache.crop(-extra)
+        tokens_BS = prompt[:, -1:]
+        for _ in range(STEPS):
+            tokens_BS = peer(tokens_BS, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+
+    return run
+
+
+def contenders(dtype: torch.dtype, batch: int, *, compiled: bool = True) -> dict[str, Callable[[], None]]:
+    """Ours and the peer's, in every setting that could be the fastest."""
+    model = nano(dtype).eval()
+    step = DecodeStep(model)
+    found = {
+        "ours": our_steps(model, batch, lambda tokens, cache: step(tokens, cache)[1]),
+        "model": our_steps(model, batch, lambda tokens, cache: model(tokens, cache=cache)),
+    }
+    if compiled:
+        fast = DecodeStep(model, compiled=True)
+        found["compiled"] = our_steps(model, batch, lambda tokens, cache: fast(tokens, cache)[1])
+    for attention, experts in SETTINGS:
+        peer = make_peer(nano(), dtype, attention=attention, experts=experts).eval()
+        found[f"peer {attention}+{experts}"] = peer_steps(peer, batch)
+    return found
+
+
+def measure(rounds: int = 9, *, batches: tuple[int, ...] = (1, 8), compiled: bool = True) -> list[Row]:
+    """Time every contender at each dtype and batch, interleaved."""
+    rows, bandwidth = [], read_bandwidth()
+    for name, dtype in DTYPES.items():
+        for batch in batches:
+            times = interleave(contenders(dtype, batch, compiled=compiled), rounds, warm=1)
+            middle = {n: sorted(t)[len(t) // 2] / STEPS for n, t in times.items()}
+            best = min((n for n in middle if n.startswith("peer")), key=middle.__getitem__)
+            needed = bytes_per_step(nano().config, batch, dtype)
+            for contender, seconds in middle.items():
+                ratio = median_ratio(times, best, contender)
+                share = needed / seconds / bandwidth
+                rows.append(Row(name, batch, contender, seconds * 1e3, batch / seconds, ratio, share))
+    return rows
+
+
+def calls_alone(batch: int, rounds: int = 9) -> float:
+    """Milliseconds of an eager step whose matrices are next to empty: what the calls themselves cost."""
+    model = nano(**NARROW).eval()
+    step = DecodeStep(model)
+    times = interleave({"ours": our_steps(model, batch, lambda tokens, cache: step(tokens, cache)[1])}, rounds)
+    return min(times["ours"]) / STEPS * 1e3
+
+
+def main(rounds: int = 9) -> None:
+    """Print the rows, and what bounds a step."""
+    rows = measure(rounds)
+    print(f"\ndecoding, {PROMPT} tokens cached, {torch.get_num_threads()} threads")
+    for dtype in DTYPES:
+        for batch in sorted({row.batch for row in rows}):
+            print(f"  {dtype}, batch {batch}")
+            for row in rows:
+                if (row.dtype, row.batch) == (dtype, batch):
+                    print(
+                        f"    {LABELS.get(row.name, row.name):<24} {row.step_ms:7.2f} ms {row.tokens_per_second:8.0f} "
+                        f"tokens/s {row.ratio:6.2f} x the fastest peer {row.bandwidth_share:6.1%} of the bandwidth"
+                    )
+    alone, first = calls_alone(1), next(r for r in rows if (r.dtype, r.batch, r.name) == ("fp32", 1, "ours"))
+    print(f"  the calls of an eager step alone, on next to no data: {alone:.2f} ms of {first.step_ms:.2f} ms")
+    print("  bound by: at batch 1 eager, by the number of calls; compiled and in larger batches, by reading weights.")
+
+
+if __name__ == "__main__":
+    main()
