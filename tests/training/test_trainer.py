@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,3 +295,24 @@ def test_a_kill_while_saving_leaves_the_newest_checkpoint_whole(tmp_path):
 @pytest.mark.slow
 def test_fifty_kills_while_saving_leave_the_newest_checkpoint_whole(tmp_path):
     kill_while_saving(tmp_path, 50)
+
+
+def test_a_full_disk_stops_with_one_line_and_the_older_checkpoint_stands(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, steps=4, save_every=2, eval_every=0)
+    save, asked = trainer.save, []
+
+    def full_at_the_second():
+        asked.append(trainer.step)
+        if len(asked) == 2:
+            usage = shutil.disk_usage(tmp_path)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+        return save()
+
+    trainer.save = full_at_the_second
+    with pytest.raises(OSError, match="are free") as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    again = tiny_trainer(tmp_path, steps=4)
+    again.resume(newest_checkpoint(tmp_path))
+    assert (asked, again.step) == ([2, 4], 2)

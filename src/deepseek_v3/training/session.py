@@ -20,7 +20,8 @@ from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
 from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress
-from deepseek_v3.training.trainer import Machine, Sampler, Trainer
+from deepseek_v3.training.results import Machine
+from deepseek_v3.training.trainer import Sampler, Trainer
 from deepseek_v3.weights.load import load_weights
 
 OPTIONS = "options.json"

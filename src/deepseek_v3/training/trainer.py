@@ -11,7 +11,6 @@ depends on goes into a checkpoint, so that stop and resume give the bits of an u
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from deepseek_v3.training.balance import LoadCounter, max_violation
 from deepseek_v3.training.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
 from deepseek_v3.training.evaluate import Measurement, measure_model
 from deepseek_v3.training.loss import IGNORED, LossParts, make_labels, pretraining_loss
-from deepseek_v3.training.machine import autocast_for, flops_per_token
+from deepseek_v3.training.machine import autocast_for
 from deepseek_v3.training.metrics import MetricsLog
 from deepseek_v3.training.optimizer import (
     AveragedWeights,
@@ -36,6 +35,7 @@ from deepseek_v3.training.optimizer import (
 )
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.progress import Clock, Progress, Silent
+from deepseek_v3.training.results import Machine, Outcome, StepResult, describe_step, summarise_step
 from deepseek_v3.training.schedule import Settings, settings_at
 from deepseek_v3.training.signals import StopSignal
 
@@ -47,40 +47,6 @@ Sampler = Callable[[DeepseekV3, Tokenizer, str], str]
 
 class TrainingError(ValueError):
     """Training cannot go on; the message names the last good checkpoint."""
-
-
-@dataclass
-class Machine:
-    """The precision that is used and the matrix-product rate measured for it, in FLOP/s (0: not measured)."""
-
-    precision: str = "fp32"
-    peak: float = 0.0
-
-
-@dataclass
-class Outcome:
-    """How a training ended."""
-
-    finished: bool
-    stopped_by: str
-    step: int
-    checkpoint: Path
-
-
-@dataclass
-class StepResult:
-    """What one step did."""
-
-    applied: bool
-    loss: float
-    mtp_losses: list[float]
-    bits_per_byte: float
-    balance_loss: float
-    grad_norm: float
-    tokens: int
-    settings: Settings
-    max_vio: float = 0.0
-    loads: list[list[float]] = field(default_factory=list)
 
 
 class Trainer:
@@ -162,7 +128,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             return None
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm))
-        result = self._summarise(batch, parts, settings, norm)
+        result = summarise_step(batch, parts, settings, norm, self.byte_length)
         if result.applied:
             self.optimizer.step()
             self.counter.sum_over_ranks()
@@ -208,27 +174,6 @@ class Trainer:
             self.counter.add(record)
         return collected
 
-    def _summarise(self, batch: Batch, parts: list[LossParts], settings: Settings, norm: float) -> StepResult:
-        rows = max(1, sum(p.main_rows for p in parts))
-        nats = sum(float(p.main_nats) for p in parts)
-        depths = range(len(parts[0].mtp_nats))
-        mtp_losses = [
-            sum(float(p.mtp_nats[k]) for p in parts) / max(1, sum(p.mtp_rows[k] for p in parts)) for k in depths
-        ]
-        labels_BS = make_labels(batch.tokens, batch.documents, 0)
-        n_bytes = int(self.byte_length[labels_BS.clamp(min=0)][labels_BS != IGNORED].sum())
-        total = sum(float(p.total.detach()) for p in parts)
-        return StepResult(
-            applied=math.isfinite(total) and math.isfinite(norm),
-            loss=nats / rows,
-            mtp_losses=mtp_losses,
-            bits_per_byte=nats / math.log(2) / max(1, n_bytes),
-            balance_loss=sum(p.balance for p in parts),
-            grad_norm=norm,
-            tokens=labels_BS.numel(),
-            settings=settings,
-        )
-
     def _count_failures(self, result: StepResult) -> None:
         self.failures = 0 if result.applied else self.failures + 1
         self.skipped += not result.applied
@@ -248,16 +193,7 @@ class Trainer:
     # -- what is told --------------------------------------------------------------------------------------------------
 
     def _tell(self, result: StepResult, clock: Clock) -> None:
-        rate = clock.tick(result.tokens)
-        per_token = flops_per_token(self.model.config, self.options.seq_len)
-        row: dict[str, Any] = {
-            "loss": result.loss,
-            "mtp_loss": result.mtp_losses[0] if result.mtp_losses else None,
-            "bits_per_byte": result.bits_per_byte,
-            "tokens_per_s": rate,
-            "share_of_peak": rate * per_token / self.machine.peak if self.machine.peak else None,
-            "left_s": clock.seconds_per_step() * (self.options.steps - self.step),
-        }
+        row = describe_step(result, clock, self.machine, self.model.config, self.options, self.step)
         self.progress.update(self.step, row)
         if not result.applied or self.step % self.options.log_every:
             return

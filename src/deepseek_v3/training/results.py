@@ -1,0 +1,94 @@
+"""What a step did and how a training ended, as numbers."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.data.packing import Batch
+from deepseek_v3.training.loss import IGNORED, LossParts, make_labels
+from deepseek_v3.training.machine import flops_per_token
+from deepseek_v3.training.options import TrainOptions
+from deepseek_v3.training.progress import Clock
+from deepseek_v3.training.schedule import Settings
+
+
+@dataclass
+class Machine:
+    """The precision that is used and the matrix-product rate measured for it, in FLOP/s (0: not measured)."""
+
+    precision: str = "fp32"
+    peak: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """How a training ended."""
+
+    finished: bool
+    stopped_by: str
+    step: int
+    checkpoint: Path
+
+
+@dataclass
+class StepResult:
+    """What one step did."""
+
+    applied: bool
+    loss: float
+    mtp_losses: list[float]
+    bits_per_byte: float
+    balance_loss: float
+    grad_norm: float
+    tokens: int
+    settings: Settings
+    max_vio: float = 0.0
+    loads: list[list[float]] = field(default_factory=list)
+
+
+def summarise_step(
+    batch: Batch, parts: list[LossParts], settings: Settings, norm: float, byte_length: Tensor
+) -> StepResult:
+    """Add up the micro-batches of a step.
+
+    Args:
+        norm: of the whole gradient, before the clip.
+        byte_length: bytes of text that each token stands for.
+    """
+    rows = max(1, sum(p.main_rows for p in parts))
+    nats = sum(float(p.main_nats) for p in parts)
+    depths = range(len(parts[0].mtp_nats))
+    mtp_losses = [sum(float(p.mtp_nats[k]) for p in parts) / max(1, sum(p.mtp_rows[k] for p in parts)) for k in depths]
+    labels_BS = make_labels(batch.tokens, batch.documents, 0)
+    n_bytes = int(byte_length[labels_BS.clamp(min=0)][labels_BS != IGNORED].sum())
+    total = sum(float(p.total.detach()) for p in parts)
+    return StepResult(
+        applied=math.isfinite(total) and math.isfinite(norm),
+        loss=nats / rows,
+        mtp_losses=mtp_losses,
+        bits_per_byte=nats / math.log(2) / max(1, n_bytes),
+        balance_loss=sum(p.balance for p in parts),
+        grad_norm=norm,
+        tokens=labels_BS.numel(),
+        settings=settings,
+    )
+
+
+def describe_step(
+    result: StepResult, clock: Clock, machine: Machine, config: ModelConfig, options: TrainOptions, step: int
+) -> dict[str, Any]:
+    """Return the figures of a step that a person watches."""
+    rate = clock.tick(result.tokens)
+    per_token = flops_per_token(config, options.seq_len)
+    return {
+        "loss": result.loss,
+        "mtp_loss": result.mtp_losses[0] if result.mtp_losses else None,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens_per_s": rate,
+        "share_of_peak": rate * per_token / machine.peak if machine.peak else None,
+        "left_s": clock.seconds_per_step() * (options.steps - step),
+    }
