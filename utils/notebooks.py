@@ -55,6 +55,7 @@ def execute(source: Path):
     """
     import jupytext
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     notebook = jupytext.read(source, fmt="py:percent")
     folder = source.parent.parent
@@ -66,7 +67,12 @@ def execute(source: Path):
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        config=Config({"KernelManager": {"transport": "ipc"}}),  # TCP ports of two kernels that start at once collide
     )
     client.execute(env=env)
     return notebook
