@@ -69,35 +69,35 @@ class MultiHeadLatentAttention(nn.Module):
             latent_BTW = cache.append(layer, latent_BSW.to(cache.latent_LBTW.dtype)).to(x_BSD.dtype)
             attend = self.attend_absorbed if x_BSD.shape[1] <= ABSORB_UP_TO else self.attend_expanded
             out_BSHU = attend(q_content_BSHK, q_rope_BSHR, latent_BTW, mask_ST)
-        return self.o_proj(out_BSHU.flatten(2))
+        return self.o_proj(out_BSHU.flatten(2))  # V3 Eq. (11)
 
     def make_queries(self, x_BSD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Project to content and rotated rope queries of every head."""
         if self.low_rank_query:
-            q_BSE = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
+            q_BSE = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))  # V3 Eq. (6), V3 Eq. (7)
         else:
             q_BSE = self.q_proj(x_BSD)
         content_BSHK, rope_BSHR = q_BSE.unflatten(-1, (self.heads, -1)).split([self.content_width, self.rope_width], -1)
-        return content_BSHK, rotate_pairs(rope_BSHR, rotation)
+        return content_BSHK, rotate_pairs(rope_BSHR, rotation)  # V3 Eq. (8)
 
     def make_latent(self, x_BSD: Tensor, rotation: Rotation) -> Tensor:
         """Project to what the cache holds: the normed latent, and the one rotated key beside it (not normed)."""
         latent_BSC, key_BSR = self.kv_a_proj_with_mqa(x_BSD).split([self.latent_width, self.rope_width], -1)
-        key_BSR = rotate_pairs(key_BSR.unsqueeze(-2), rotation).squeeze(-2)
-        return torch.cat((self.kv_a_layernorm(latent_BSC), key_BSR), -1)
+        key_BSR = rotate_pairs(key_BSR.unsqueeze(-2), rotation).squeeze(-2)  # V3 Eq. (3)
+        return torch.cat((self.kv_a_layernorm(latent_BSC), key_BSR), -1)  # V3 Eq. (1)
 
     def attend_expanded(
         self, q_content_BSHK: Tensor, q_rope_BSHR: Tensor, latent_BTW: Tensor, mask_ST: Tensor | None
     ) -> Tensor:
         """Make keys and values of every head from the latent, then attend as in MHA; without a mask, causally."""
         latent_BTC, rope_BTR = latent_BTW.split([self.latent_width, self.rope_width], -1)
-        key_value_BTHE = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1))
+        key_value_BTHE = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1))  # V3 Eq. (2), V3 Eq. (5)
         k_content_BTHK, value_BTHU = key_value_BTHE.split([self.content_width, self.value_width], -1)
         rope_BTHR = rope_BTR.unsqueeze(2).expand(-1, -1, self.heads, -1)
-        query_BSHW = torch.cat((q_content_BSHK, q_rope_BSHR), -1)
-        key_BTHW = torch.cat((k_content_BTHK, rope_BTHR), -1)
+        query_BSHW = torch.cat((q_content_BSHK, q_rope_BSHR), -1)  # V3 Eq. (9)
+        key_BTHW = torch.cat((k_content_BTHK, rope_BTHR), -1)  # V3 Eq. (4)
         if mask_ST is None:
-            return causal_attention(query_BSHW, key_BTHW, value_BTHU, self.scale)
+            return causal_attention(query_BSHW, key_BTHW, value_BTHU, self.scale)  # V3 Eq. (10)
         out_BHSU = F.scaled_dot_product_attention(
             query_BSHW.transpose(1, 2),
             key_BTHW.transpose(1, 2),
@@ -121,5 +121,5 @@ class MultiHeadLatentAttention(nn.Module):
         weight_BHST = score_BHST.softmax(-1, dtype=torch.promote_types(score_BHST.dtype, torch.float32)).to(
             latent_BTW.dtype
         )
-        context_BHSC = weight_BHST @ latent_BTW[..., : self.latent_width].unsqueeze(1)
+        context_BHSC = weight_BHST @ latent_BTW[..., : self.latent_width].unsqueeze(1)  # V3 Eq. (10)
         return torch.einsum("bhsc,huc->bshu", context_BHSC, up_value_HUC)

@@ -43,5 +43,5 @@ class Block(nn.Module):
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotation, cache, layer, mask_ST)
         normed_BSD = self.post_attention_layernorm(x_BSD)
         if isinstance(self.mlp, MixtureOfExperts):
-            return x_BSD + self.mlp(normed_BSD, record)
+            return x_BSD + self.mlp(normed_BSD, record)  # V3 Fig. 2
         return x_BSD + self.mlp(normed_BSD)

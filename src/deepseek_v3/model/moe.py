@@ -55,4 +55,4 @@ class MixtureOfExperts(nn.Module):
             record.choices.append(index_NA)
             record.balance_losses.append(sequence_balance_loss(score_NE.unflatten(0, x_BSD.shape[:2]), per_token))
         y_BSD = self.experts(x_ND, weight_NA, index_NA).view_as(x_BSD)
-        return y_BSD if self.shared_experts is None else y_BSD + self.shared_experts(x_BSD)
+        return y_BSD if self.shared_experts is None else y_BSD + self.shared_experts(x_BSD)  # V3 Eq. (12)

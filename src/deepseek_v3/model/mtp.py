@@ -49,6 +49,6 @@ class MultiTokenPredictor(nn.Module):
             hidden_BSD: of depth k - 1 at position i (normed).
             embedding_BSD: of token i + k.
         """
-        joined_BSD = self.eh_proj(torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), -1))
+        joined_BSD = self.eh_proj(torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), -1))  # V3 Eq. (21)
         out_BSD = self.block(joined_BSD, rotation, cache=cache, layer=layer, mask_ST=mask_ST, record=record)
-        return self.shared_head_norm(out_BSD)
+        return self.shared_head_norm(out_BSD)  # V3 Eq. (22)

@@ -65,23 +65,23 @@ class Router(nn.Module):
         dtype = torch.promote_types(x_ND.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = F.linear(x_ND.to(dtype), self.weight.to(dtype))
-        score_NE = logits_NE.sigmoid() if self.sigmoid else logits_NE.softmax(-1)
+        score_NE = logits_NE.sigmoid() if self.sigmoid else logits_NE.softmax(-1)  # V3 Eq. (15)
         index_NA = self.choose_experts(score_NE.detach())
         weight_NA = score_NE.gather(1, index_NA)  # the raw score: the bias must not leak in here
         if self.normalise:
-            weight_NA = weight_NA / (weight_NA.sum(-1, keepdim=True) + 1e-20)
+            weight_NA = weight_NA / (weight_NA.sum(-1, keepdim=True) + 1e-20)  # V3 Eq. (13)
         return weight_NA * self.scaling, index_NA, score_NE
 
     def choose_experts(self, score_NE: Tensor) -> Tensor:
         """Pick the top A by biased score within the best groups; masked groups get -inf, which no score can lose to."""
-        biased_NE = score_NE + self.e_score_correction_bias if self.sigmoid else score_NE
+        biased_NE = score_NE + self.e_score_correction_bias if self.sigmoid else score_NE  # V3 Eq. (16)
         if self.grouped:
             member_NGM = biased_NE.unflatten(-1, (self.groups, -1))
             group_NG = member_NGM.topk(2, -1).values.sum(-1) if self.sigmoid else member_NGM.amax(-1)
             kept = group_NG.topk(self.kept_groups, -1, sorted=False).indices
             masked_NG = torch.ones_like(group_NG, dtype=torch.bool).scatter_(1, kept, False)
             biased_NE = member_NGM.masked_fill(masked_NG.unsqueeze(-1), float("-inf")).flatten(1)
-        return biased_NE.topk(self.per_token, -1, sorted=False).indices
+        return biased_NE.topk(self.per_token, -1, sorted=False).indices  # V3 Eq. (14)
 
 
 def sequence_balance_loss(score_BSE: Tensor, per_token: int) -> Tensor:
@@ -98,6 +98,6 @@ def sequence_balance_loss(score_BSE: Tensor, per_token: int) -> Tensor:
     count_BE = torch.zeros_like(score_BSE[:, 0]).scatter_add_(
         1, top_BSA.flatten(1), score_BSE.new_ones(()).expand(top_BSA.flatten(1).shape)
     )
-    frequency_BE = count_BE.detach() * (experts / (per_token * length))
-    probability_BE = (score_BSE / score_BSE.sum(-1, keepdim=True)).mean(1)
-    return (frequency_BE * probability_BE).sum(-1).mean()
+    frequency_BE = count_BE.detach() * (experts / (per_token * length))  # V3 Eq. (18)
+    probability_BE = (score_BSE / score_BSE.sum(-1, keepdim=True)).mean(1)  # V3 Eq. (19), V3 Eq. (20)
+    return (frequency_BE * probability_BE).sum(-1).mean()  # V3 Eq. (17)

@@ -91,7 +91,7 @@ class DeepseekV3(nn.Module):
             )
         hidden_BSD = self.hidden_states(tokens_BS, record=record)
         logits = self.lm_head(hidden_BSD)
-        return logits, [self.lm_head(h) for h in self.mtp_hidden_states(tokens_BS, hidden_BSD, record)]
+        return logits, [self.lm_head(h) for h in self.mtp_hidden_states(tokens_BS, hidden_BSD, record)]  # V3 Eq. (23)
 
     def hidden_states(
         self, tokens_BS: Tensor, *, cache: LatentCache | None = None, record: RoutingRecord | None = None
@@ -117,7 +117,7 @@ class DeepseekV3(nn.Module):
         for module in self.mtp:
             ahead_BS = nn.functional.pad(ahead_BS[:, 1:], (0, 1))
             hidden_BSD = module(hidden_BSD, self.embed_tokens(ahead_BS), rotation, record=record)
-            hiddens.append(hidden_BSD)
+            hiddens.append(hidden_BSD)  # V3 Fig. 3
         return hiddens
 
     def place_tokens(self, count: int, cache: LatentCache | None) -> tuple[Rotation, Tensor | None]:
