@@ -55,7 +55,6 @@ def execute(source: Path):
     """
     import jupytext
     from nbclient import NotebookClient
-    from traitlets.config import Config
 
     notebook = jupytext.read(source, fmt="py:percent")
     folder = source.parent.parent
@@ -66,14 +65,8 @@ def execute(source: Path):
         "PYTHONHASHSEED": "0",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    client = NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        config=Config({"KernelManager": {"transport": "ipc"}}),  # TCP ports of two kernels that start at once collide
-    )
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where, record_timing=False)
     client.execute(env=env)
     return notebook
 
