@@ -67,7 +67,10 @@ def execute(source: Path):
     }
     where = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where, record_timing=False)
-    client.execute(env=env)
+    try:
+        client.execute(env=env)
+    except RuntimeError:  # the kernel did not start: another one, started at the same moment, took its port
+        client.execute(env=env)
     return notebook
 
 
