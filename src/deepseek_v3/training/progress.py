@@ -133,6 +133,10 @@ class Clock:
         (start, before), (end, after) = self.marks[0], self.marks[-1]
         return (after - before) / max(end - start, 1e-9)
 
+    def pause(self, seconds: float) -> None:
+        """Leave out time that went into something else than steps."""
+        self.marks = [(moment + seconds, count) for moment, count in self.marks]
+
     def seconds_per_step(self) -> float:
         """Return the mean over the same steps."""
         return (self.marks[-1][0] - self.marks[0][0]) / max(1, len(self.marks) - 1)

@@ -43,6 +43,7 @@ def prepare_training(
         raise OptionsError(f"{run} already holds a run; go on with --resume, or name another folder with --run")
     if options.threads:
         torch.set_num_threads(options.threads)
+    base_config(options)  # a wrong key or preset is said before the data is read
     say = progress.note if progress else (lambda text: None)
     corpus = load_corpus(options.data, options.heldout_fraction, options.text_key)
     say(corpus.describe())

@@ -88,23 +88,25 @@ class Trainer:
         options = self.options
         self.metrics = MetricsLog(self.run / "metrics.jsonl", resume_at=self.step if self.step else None)
         saved_at = self.step if self.step else -1
-        clock = Clock()
         self.progress.start(self.step, options.steps)
         stop = StopSignal()
         try:
             with stop:
                 if self.step == 0:
                     self._measure_and_sample(stop)
+                clock = Clock()
                 while self.step < options.steps and not stop:
                     result = self.run_step(stop)
                     if result is None:
                         break
                     self._tell(result, clock)
+                    paused = time.perf_counter()
                     if self._due(options.eval_every):
                         self._measure_and_sample(stop)
                     if self._due(options.save_every):
                         self.save()
                         saved_at = self.step
+                    clock.pause(time.perf_counter() - paused)
                 if self.step != saved_at:
                     self.save()
         finally:
