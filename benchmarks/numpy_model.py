@@ -1,4 +1,4 @@
-"""The NumPy model's training step beside PyTorch's on the same weights: OMP_NUM_THREADS=1 python -m benchmarks.numpy_model
+"""The NumPy training step beside PyTorch's on the same weights: OMP_NUM_THREADS=1 python -m benchmarks.numpy_model
 
 One step is forward, loss with MTP and balance, backward, clip at 1, AdamW and the biases, in float32, on packed windows
 of one length. Both sides run the same number of threads, in turns. Times are those of the processor, not of the wall,

@@ -51,7 +51,7 @@ def test_scores_agree_with_torch(rng):
         score = theirs(leaf)
         score.backward(torch.tensor(dscore))
         ours, cache = forward(logits)
-        np.testing.assert_allclose(ours, score.detach().numpy(), rtol=1e-13)
+        np.testing.assert_allclose(ours, score.detach().numpy(), rtol=1e-13)  # V3 Eq. (15)
         np.testing.assert_allclose(backward(dscore, cache), leaf.grad.numpy(), rtol=1e-12, atol=1e-15)
 
 

@@ -27,7 +27,7 @@ def one_token() -> torch.Tensor:
 
 
 def test_the_golden_gate_masks_groups_with_minus_infinity():
-    weight, index, _ = golden_router()(one_token())
+    weight, index, _ = golden_router()(one_token())  # V3 Eq. (13), V3 Eq. (14), V3 Eq. (16)
     assert sorted(index[0].tolist()) == [6, 7]  # a mask of 0.0 would choose experts 0 and 1 of masked groups
     by_expert = dict(zip(index[0].tolist(), weight[0].tolist()))
     assert by_expert[6] == pytest.approx(1.5625)
@@ -74,7 +74,7 @@ def test_the_task_loss_reaches_the_router(per_token):
 
 
 def test_the_balance_loss_of_the_worked_example():
-    score = torch.tensor([[[0.9, 0.1, 0.5, 0.5], [0.8, 0.2, 0.6, 0.4]]])
+    score = torch.tensor([[[0.9, 0.1, 0.5, 0.5], [0.8, 0.2, 0.6, 0.4]]])  # V3 Eq. (17), V3 Eq. (18), V3 Eq. (19)
     assert sequence_balance_loss(score, 2).item() == pytest.approx(1.4)
 
 

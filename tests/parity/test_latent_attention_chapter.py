@@ -107,7 +107,7 @@ def test_the_layer_is_the_one_of_the_package_forward_and_all_gradients(config, f
     y, cache = forward(x, weights, config)
     dx, dweights = backward(dy, cache)
     gradients = {name.removesuffix(".weight"): p.grad for name, p in module.named_parameters()}
-    hold_equal({"y": y}, {"y": want})
+    hold_equal({"y": y}, {"y": want})  # V3 Eq. (9), V3 Eq. (10), V3 Eq. (11)
     if config is ONE_OF_EACH:  # a latent of width 1 is only a sign: these two gradients are rounding, and eps
         for name in ("q_a_proj", "kv_a_proj_with_mqa"):
             np.testing.assert_allclose(getattr(dweights, name), gradients.pop(name), rtol=1e-6, atol=1e-12)

@@ -215,7 +215,7 @@ def test_the_deepseek_layer_is_the_package_layer_forward_and_backward(config, rn
     ((theirs * torch.tensor(dy)).sum() + their_loss).backward()
 
     assert cache.load_E.tolist() == record.counts[0].tolist()
-    assert_same(y.reshape(2, 11, 7), theirs)
+    assert_same(y.reshape(2, 11, 7), theirs)  # V3 Eq. (12), V3 Eq. (13), V3 Eq. (14), V3 Eq. (15), V3 Eq. (16)
     assert loss == pytest.approx(their_loss.item(), rel=1e-12)
     assert_same(dx.reshape(2, 11, 7), leaf_x.grad)
     assert_same(grads["gate.weight"], layer.gate.weight.grad)

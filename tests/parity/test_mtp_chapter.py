@@ -83,7 +83,7 @@ def test_one_module_equals_the_packages_forward_and_backward(model, rng):
     forward, backward = block_as_argument(model, module)
     out, cache = mtp_forward(weights, hidden, embedding, np.broadcast_to(np.arange(S), (B, S)), forward)
     dhidden, dembedding, dweights, dblock = mtp_backward(dout, cache, backward)
-    assert_equal(out, want)
+    assert_equal(out, want)  # V3 Eq. (21), V3 Eq. (22)
     assert_equal(dhidden, leaves[0].grad)
     assert_equal(dembedding, leaves[1].grad)
     for name in ("enorm", "hnorm", "eh_proj", "shared_head_norm"):

@@ -194,7 +194,7 @@ def test_the_same_checkpoint_gives_the_same_logits_in_numpy_and_in_the_package(t
     assert len(got) == 1 + len(mtp)
     for k, want in enumerate([main, *mtp]):
         rows = tokens.shape[1] - k
-        assert relative_error(got[k], want[:, :rows].numpy()) < FLOAT64
+        assert relative_error(got[k], want[:, :rows].numpy()) < FLOAT64  # V3 Eq. (23), V3 Fig. 3
 
 
 def test_the_same_checkpoint_gives_the_same_logits_in_numpy_and_in_hugging_face(trio):
