@@ -3,6 +3,9 @@
     python -m utils.paper_map          rebuild docs/paper_map.md from the tags in the code
     python -m utils.paper_map --check  say what is wrong with the tags or stale in the map, change nothing
 
+The map is stale when a link leads out of the function that holds the tag, or when a tag came or went; a line that only
+moved a little inside its function does not make it so.
+
 A tag is a comment at the end of the line that does it, several separated by commas:
 
     score_NE = sigmoid(logits_NE)  # V3 Eq. (15)
@@ -164,6 +167,26 @@ def link(place: Place) -> str:
     return f"[{text.strip()}](../{place.path}#L{place.line})"
 
 
+def first_of_each_function(places: list[Place]) -> list[Place]:
+    """Keep one place for each item, file and function: the first."""
+    return list({(p.item, p.path, p.name): p for p in reversed(places)}.values())[::-1]
+
+
+def find_stale(text: str, places: list[Place], root: Path = ROOT) -> list[str]:
+    """Say what a map shows that the tags do not, and the other way round."""
+    shown = set()
+    for row in text.splitlines():
+        item = row.split("|")[1].strip() if row.startswith("|") else ""
+        for path, line in re.findall(r"\]\(\.\./([^)#]+)#L(\d+)\)", row):
+            exists = (root / path).exists()
+            names = name_lines((root / path).read_text(encoding="utf-8")) if exists else {}
+            shown.add((item, path, names.get(int(line), "") if exists else "a file that is gone"))
+    tagged = {(p.item, p.path, p.name) for p in places}
+    more = [f"the map shows {item} in {path}, {name or 'no function'}" for item, path, name in sorted(shown - tagged)]
+    less = [f"the map lacks {item} in {path}, {name or 'no function'}" for item, path, name in sorted(tagged - shown)]
+    return more + less
+
+
 def build_map(places: list[Place]) -> str:
     """Write the map: one row for each item of the report, all its lines in three columns."""
     lines = [
@@ -181,9 +204,8 @@ def build_map(places: list[Place]) -> str:
     for item, words in REPORT.items():
         cells = []
         for column in COLUMNS:
-            here = [p for p in places if (p.item, p.column) == (item, column)]
-            once = {(p.path, p.name): p for p in reversed(here)}  # the first line of each function
-            cells.append("<br>".join(link(p) for p in sorted(once.values(), key=lambda p: (p.path, p.line))))
+            here = [p for p in first_of_each_function(places) if (p.item, p.column) == (item, column)]
+            cells.append("<br>".join(link(p) for p in sorted(here, key=lambda p: (p.path, p.line))))
         if any(cells):
             lines.append(f"| {item} | {words} | {' | '.join(cells)} |")
     absent = [item for item in REPORT if item not in {p.item for p in places}]
@@ -199,9 +221,9 @@ def main(arguments: list[str]) -> int:
     for gap in gaps:
         print(gap)
     if "--check" in arguments:
-        stale = not MAP.exists() or MAP.read_text(encoding="utf-8") != text
-        print("docs/paper_map.md is stale: python -m utils.paper_map" if stale else "docs/paper_map.md is current")
-        return int(stale or bool(gaps))
+        stale = find_stale(MAP.read_text(encoding="utf-8") if MAP.exists() else "", places)
+        print("\n".join(stale) + "\nrebuild: python -m utils.paper_map" if stale else "docs/paper_map.md is current")
+        return int(bool(stale or gaps))
     MAP.parent.mkdir(exist_ok=True)
     MAP.write_text(text, encoding="utf-8")
     print(f"docs/paper_map.md: {len(places)} tags, {len({p.item for p in places})} items of the report")
