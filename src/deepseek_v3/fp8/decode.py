@@ -18,6 +18,7 @@ from deepseek_v3.fp8.quantize import BLOCK, E4M3_NAN
 
 STEP_ELEMENTS = 2**19  # decoded at a time: fewer steps cost more cache, more steps more calls
 FP16_BITS = 0xBF80 - 0x10000  # the sign, and the seven bits of exponent and mantissa, as an int16
+WORTH_THREADS = 2**23  # elements from which sharing the strips between threads pays for starting them
 LARGEST_SCALE = 2.0**100  # beyond, 2^8 * scale might overflow
 
 
@@ -26,7 +27,7 @@ def dequantize_on_cpu(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
     strips = len(scale)
     workers = min(torch.get_num_threads(), strips)
     scale = scale.float()
-    if workers < 2:
+    if workers < 2 or code_OI.numel() < WORTH_THREADS:
         _decode_strips(code_OI, scale, out_OI, range(strips))
         return
     threads = torch.get_num_threads()

@@ -17,7 +17,7 @@ BLOCK = 128
 E4M3_MAX = 448.0
 TINIEST_AMAX = 1e-4  # what a smaller maximum counts as: the released kernel's floor
 E4M3_NAN = 0x7F  # and 0xFF: the only codes that are no numbers
-WORTH_THREADS = 2**20  # elements from which the faster decoder of decode.py pays
+WORTH_SHIFTING = 2**16  # elements from which the decoder of decode.py pays
 
 
 def count_blocks(length: int) -> int:
@@ -99,7 +99,7 @@ def dequantize_weight(code_OI: Tensor, scale: Tensor, dtype: torch.dtype = torch
 def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
     """`dequantize_weight` into memory that is there already (rows of a larger tensor, say)."""
     check_scale_shape(code_OI, scale)
-    if code_OI.device.type == "cpu" and code_OI.numel() >= WORTH_THREADS:
+    if code_OI.device.type == "cpu" and code_OI.numel() >= WORTH_SHIFTING:
         from deepseek_v3.fp8.decode import dequantize_on_cpu
 
         dequantize_on_cpu(code_OI, scale, out_OI)
@@ -141,5 +141,7 @@ def dequantize_tiles(code_ND: Tensor, scale: Tensor, dtype: torch.dtype = torch.
 
 def find_nan_code(code_OI: Tensor) -> int | None:
     """Flat position of the first code that is no number, or None."""
-    bad = (code_OI.contiguous().view(torch.uint8).flatten() & E4M3_NAN) == E4M3_NAN
-    return int(bad.int().argmax()) if bool(bad.any()) else None
+    if not code_OI.numel():
+        return None
+    payload = code_OI.contiguous().view(torch.uint8).flatten() & E4M3_NAN
+    return int(payload.argmax()) if int(payload.amax()) == E4M3_NAN else None
