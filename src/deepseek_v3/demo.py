@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from deepseek_v3.training.trainer import Trainer
 
-CODE_PROMPT = "def read_lines(path, encoding=None):\n    "
+CODE_PROMPT = "def read_lines(path, encoding=None):\n"  # no space at its end: words bring their own
 PROSE_PROMPT = "The statement is used to"
 FEWEST_STEPS = 60
 PROBE_STEPS = 6
@@ -32,7 +32,7 @@ class DemoOptions:
     """
 
     run: str = "runs/demo"
-    minutes: float = 3.4
+    minutes: float = 3.3
     max_steps: int = 1200
     steps: int = 0
     seed: int = 0
@@ -81,11 +81,14 @@ def demo_recipe(options: DemoOptions):
         micro_batch=4,
         lr=3e-3,
         warmup_steps=40,
-        constant_fraction=0.5,
+        constant_fraction=0.4,
+        lr_end=0.05,
+        fim_rate=0.0,
+        lanes=128,
         bias_speed=0.01,
         save_every=0,
         keep=1,
-        eval_kilobytes=48,
+        eval_kilobytes=96,
         sample_prompts=(CODE_PROMPT, PROSE_PROMPT),
     )
 
@@ -128,7 +131,7 @@ def plan_steps(trainer: "Trainer", options: DemoOptions, console: "Console") -> 
         steps = max(FEWEST_STEPS, min(options.max_steps, int(options.minutes * 60 / step_s)))
         console.print(f"a step takes {step_s:.2f} s here: {steps} steps in about {steps * step_s / 60:.1f} minutes\n")
     trainer.options = trainer.options.replace(
-        steps=steps, warmup_steps=min(40, -(-steps // 5)), eval_every=max(1, -(-steps // 4))
+        steps=steps, warmup_steps=min(40, -(-steps // 5)), eval_every=max(1, -(-steps // 3))
     )
     record_steps(trainer.options)
 

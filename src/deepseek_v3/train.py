@@ -28,7 +28,7 @@ def run_train(options: TrainOptions) -> int:
     report = write_report(trainer.run)
     if outcome.finished:
         print(f"\ndone: {outcome.checkpoint}\nreport: {report}")
-        print(f'try: deepseek-v3 generate {trainer.run} --prompt "def "')
+        print(f'try: deepseek-v3 generate {trainer.run} --prompt "def"')
         return 0
     print(f"\nstopped by {outcome.stopped_by} at step {outcome.step}, saved as {outcome.checkpoint}")
     print(f"go on: deepseek-v3 train --run {trainer.run} --resume")

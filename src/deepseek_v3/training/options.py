@@ -24,6 +24,7 @@ class TrainOptions:
         heldout_fraction: part of the documents that is never learned from.
         tokenizer: a tokenizer.json; by default one is learned from the data with the config's vocab_size.
         fim_rate: part of the documents that become fill-in-the-middle (the report: 0.1).
+        lanes: documents read in turn, so that the rows of a batch differ; more for long documents.
         seq_len: tokens per row.
         batch_size: rows per step, once the ramp is over.
         batch_size_start: rows per step at the beginning; 0 for no ramp.
@@ -71,6 +72,7 @@ class TrainOptions:
     heldout_fraction: float = 0.05
     tokenizer: str | None = None
     fim_rate: float = 0.1
+    lanes: int = 32
     seq_len: int = 256
     batch_size: int = 16
     batch_size_start: int = 0
@@ -104,7 +106,7 @@ class TrainOptions:
     save_every: int = 500
     keep: int = 3
     log_every: int = 1
-    sample_prompts: tuple[str, ...] = ("def ", "The ")
+    sample_prompts: tuple[str, ...] = ("def", "The")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -124,7 +126,7 @@ def check_options(o: TrainOptions) -> None:
     Raises:
         OptionsError: naming flag, value and mend.
     """
-    for name in ("seq_len", "batch_size", "micro_batch", "steps", "keep", "log_every", "eval_kilobytes"):
+    for name in ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "keep", "log_every", "eval_kilobytes"):
         if getattr(o, name) < 1 + (name == "seq_len"):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at least {1 + (name == 'seq_len')}")
     for name in ("batch_size_start", "warmup_steps", "eval_every", "save_every", "threads", "seed"):

@@ -61,7 +61,9 @@ def prepare_training(
     if options.init_from and not options.resume:
         load_weights(model, options.init_from)
     texts = [document.text for document in corpus.train]
-    stream = PackedStream(texts, tokenizer, options.seq_len, seed=options.seed, fim_rate=options.fim_rate)
+    stream = PackedStream(
+        texts, tokenizer, options.seq_len, seed=options.seed, fim_rate=options.fim_rate, lanes=options.lanes
+    )
     heldout = cut_evenly([document.text for document in corpus.heldout], options.eval_kilobytes * 1000)
     machine = Machine(precision, peak)
     trainer = Trainer(model, tokenizer, stream, heldout, options, machine=machine, sampler=sampler, progress=progress)
