@@ -244,7 +244,7 @@ def describe_facts(facts: dict[str, Any], trainer: "Trainer") -> list[tuple[str,
             f"{facts['max_vio'][1]:.2f}",
             "busiest expert over its share; 0 is even",
         ),
-        ("MTP acceptance", _percent(facts["acceptance"]), "of guesses two tokens ahead are right"),
+        ("MTP acceptance", _percent(facts["acceptance"]), "of drafts are what the model says itself"),
         (
             "cache per token",
             f"{per_token['MLA']:,} B",

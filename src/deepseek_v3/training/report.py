@@ -89,7 +89,7 @@ def common_facts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         )
         if last.get("mtp_acceptance") is not None:
             facts.append(
-                ("MTP acceptance", f"{last['mtp_acceptance']:.0%}", "of its guesses two tokens ahead are right")
+                ("MTP acceptance", f"{last['mtp_acceptance']:.0%}", "of its drafts are what the model says itself")
             )
     if steps:
         rate = sorted(row["tokens_per_s"] for row in steps)[len(steps) // 2]

@@ -233,7 +233,7 @@ class Trainer:
         self._write("heldout", step=self.step, bits_per_byte=found.bits_per_byte, mtp_acceptance=acceptance)
         text = f"step {self.step}: {found.bits_per_byte:.3f} bits per byte on held-out text"
         if acceptance is not None:
-            text += f", MTP guesses right {acceptance:.0%}"
+            text += f", {acceptance:.0%} of MTP drafts would stand"
         if self.averaged and self.step:
             with self.averaged.applied_to(self.model):
                 smooth = self.measure(lambda: bool(stop))
