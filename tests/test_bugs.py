@@ -1,10 +1,28 @@
 """Every planted mistake is caught by the test that it names (`make bugs` prints the table)."""
 
+import dataclasses
+
 import pytest
 
 from utils.bugs import hunt, load_bugs
 
+BUGS = load_bugs()
+HARMLESS = {(bug.folder, bug.tests): dataclasses.replace(bug, plant=bug.find) for bug in reversed(BUGS)}
+ONE_A_FOLDER = {bug.folder: bug for bug in HARMLESS.values()}
 
-@pytest.mark.parametrize("bug", load_bugs(), ids=lambda b: f"{b.folder}-{b.name}".replace(" ", "_"))
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda b: f"{b.folder}-{b.name}".replace(" ", "_"))
 def test_the_planted_mistake_is_caught(bug):
     assert hunt(bug), f"no test noticed: {bug.name} ({bug.symptom})"
+
+
+@pytest.mark.parametrize("bug", ONE_A_FOLDER.values(), ids=lambda b: b.folder)
+def test_a_copy_without_a_mistake_passes(bug):
+    """Else the hunt would call its own accident a catch."""
+    assert not hunt(bug)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", HARMLESS.values(), ids=lambda b: f"{b.folder}-{'+'.join(b.tests)}".replace("/", "_"))
+def test_every_copy_without_a_mistake_passes(bug):
+    assert not hunt(bug)

@@ -18,9 +18,10 @@ A bug is an entry of a `bugs.toml` (one in each chapter, one in tests/):
 The tree is copied, the line replaced there, the tests run there: the working tree is never touched.
 """
 
+import multiprocessing
+import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -90,28 +91,55 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
             shutil.copytree(root / name, copy / name, ignore=ignore)
         target = copy / bug.folder / bug.file
         target.write_text(target.read_text(encoding="utf-8").replace(bug.find, bug.plant), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *bug.tests]
-        environment = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        run = subprocess.run(
-            command,
-            cwd=copy / bug.folder,
-            env={**_environment(), **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    if run.returncode == 0:
+        output = copy / "output.txt"
+        code = _run_tests(copy, copy / bug.folder, bug.tests, output)
+        printed = output.read_text(encoding="utf-8", errors="replace")
+    if code == 0:
         return ""
-    caught = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py(?:::\S+)?)", run.stdout, re.M)
-    if run.returncode != 1 or not caught:
-        raise RuntimeError(f"'{bug.name}': the tests did not run:\n{run.stdout[-2000:]}{run.stderr[-1000:]}")
+    caught = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py(?:::\S+)?)", printed, re.M)
+    if code != 1 or not caught:
+        raise RuntimeError(f"'{bug.name}': the tests did not run (exit code {code}):\n{printed[-3000:]}")
     return caught.group(1)
 
 
-def _environment() -> dict[str, str]:
-    import os
+def _run_tests(copy: Path, folder: Path, tests: tuple[str, ...], output: Path) -> int:
+    """Run pytest on the copy in a process forked from one that has NumPy, PyTorch and pytest loaded already.
 
-    return {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    Importing them takes longer than most of the tests that are run here.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["numpy", "torch", "pytest", "safetensors.torch", "tokenizers"])
+    process = context.Process(target=_pytest_in_copy, args=(str(copy), str(folder), tests, str(output)))
+    process.start()
+    process.join(timeout=300)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return -9
+    return process.exitcode
+
+
+def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str) -> None:
+    """In the forked process: look at the copy only, write what pytest prints into a file, leave its exit code."""
+    sink = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.chdir(folder)
+    sys.dont_write_bytecode = True
+    real = {str(ROOT), str(ROOT / "src"), *(str(p) for p in ROOT.glob("0[1-6]_*")), ""}
+    sys.path[:] = [f"{copy}/src", copy, *(p for p in sys.path if p not in real)]
+    for name in [n for n in sys.modules if n.split(".")[0] in ("utils", "deepseek_v3", "conftest")]:
+        del sys.modules[name]
+    os.environ.update(PYTHONPATH=f"{copy}/src{os.pathsep}{copy}", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    for name in [n for n in os.environ if n.startswith("PYTEST")]:
+        del os.environ[name]
+    import pytest
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    code = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={copy}", *tests])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def main(words: list[str]) -> int:
