@@ -130,7 +130,7 @@ plt.show()
 # ## The variant that failed
 #
 # The report tried 128 x 128 blocks for $dY$ as well, and a 16B model diverged. That takes a large model to see. What
-# one layer shows is the mechanism: tokens whose gradients are small share a scale with tokens whose gradients are large.
+# one layer shows is the mechanism: tokens whose gradients are small share a scale with those whose are large.
 
 # %%
 dy_uneven = dy * np.exp(4 * rng.standard_normal((256, 1))).astype(np.float32)
