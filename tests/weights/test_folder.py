@@ -96,6 +96,13 @@ def test_what_a_kill_left_is_cleared_by_the_next_load(tmp_path, leftover, finish
     assert names_in(tmp_path) == ["x"]
 
 
+def test_a_lock_alone_is_cleared_too(tmp_path):
+    save_tensors(state(1), tmp_path / "x")
+    (tmp_path / ".x.lock").touch()
+    assert value_of(tmp_path / "x") == 1
+    assert names_in(tmp_path) == ["x"]
+
+
 def test_a_kill_between_two_renames_is_undone_and_before_a_first_rename_is_finished(tmp_path):
     save_tensors(state(1), tmp_path / ".x.old")
     save_tensors(state(2), tmp_path / ".x.saving")

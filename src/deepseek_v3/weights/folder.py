@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -22,6 +23,7 @@ from deepseek_v3.weights.manifest import GUARDED, MANIFEST, list_files, read_man
 
 UNFINISHED = ".unfinished"  # inside `.NAME.saving` until every byte of it is on disk
 SPARE_BYTES = 2**20  # room for folders and small files beside the tensors
+PATIENCE_S = 0.5  # a reader that clears leftovers holds the lock for a moment; a writer for as long as it writes
 
 
 @contextmanager
@@ -59,8 +61,9 @@ def atomic_folder(folder: str | PathLike, *, n_bytes: int = 0) -> Iterator[Path]
 def recover_folder(folder: str | PathLike) -> None:
     """Finish or undo what a killed save left beside `folder`; quietly leave it where that is not ours to do."""
     target = Path(os.path.realpath(folder))
-    if any(path.exists() for path in _leftovers(target)):
-        with suppress(OSError), _sole_writer(target):
+    lock = target.parent / f".{target.name}.lock"
+    if any(path.exists() for path in (*_leftovers(target), lock)):
+        with suppress(OSError), _sole_writer(target, patience_s=0):
             _clear_leftovers(target)
 
 
@@ -152,18 +155,22 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 @contextmanager
-def _sole_writer(target: Path) -> Iterator[None]:
+def _sole_writer(target: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """Hold `.NAME.lock` while writing; the system drops the lock of a process that dies."""
     import fcntl  # Linux and macOS
 
     path = target.parent / f".{target.name}.lock"
     target.parent.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + patience_s
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
+            if time.monotonic() < give_up:
+                time.sleep(0.02)
+                continue
             raise SaveError(
                 "another process is saving here", file=target, mend="wait for it, or save elsewhere"
             ) from None
