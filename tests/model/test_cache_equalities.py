@@ -132,7 +132,7 @@ def test_with_a_cache_no_token_changes_what_came_before(model):
     tokens = tokens_of(1, 29)
     changed = tokens.clone()
     changed[0, 19] = (changed[0, 19] + 1) % 53
-    for sizes in ([29], [11, 18], [20, 9]):
+    for sizes in ([29], [11, 18], [17, 12]):  # the last one reads token 19 behind 17 and 18 in one absorbed step
         before, after = in_chunks(model, tokens, sizes), in_chunks(model, changed, sizes)
         assert (before[:, :19] - after[:, :19]).abs().max() <= TOLERANCE
         assert (before[:, 19:] - after[:, 19:]).abs().max() > 1e-3
