@@ -85,8 +85,9 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
         ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks", "node_modules")
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(root / name, copy / name)
-        everything = ["utils", "src", "tests", *(p.name for p in root.glob("0[1-6]_*"))]
-        folders = ["utils", bug.folder] if bug.folder != "." else everything
+        chapters = [p.name for p in root.glob("0[1-6]_*")]
+        meeting = ["utils", *chapters] if bug.folder.startswith("06") else ["utils", bug.folder]  # 06 stands on the rest
+        folders = meeting if bug.folder != "." else ["utils", "src", "tests", *chapters]
         for name in folders:
             shutil.copytree(root / name, copy / name, ignore=ignore)
         target = copy / bug.folder / bug.file
