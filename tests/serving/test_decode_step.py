@@ -153,7 +153,7 @@ def test_the_form_that_is_compiled_equals_the_model(forms, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # what the compiler's own libraries warn about is not ours
 def test_the_compiled_step_equals_the_model_and_compiles_once_for_every_length():
-    model = make_model({})
+    model = make_model({"num_hidden_layers": 2})
     step = DecodeStep(model, compiled=True)
     torch._dynamo.utils.counters.clear()
     assert differences(model, step, [1] * 9 + [3, 3], [7]) <= TOLERANCE

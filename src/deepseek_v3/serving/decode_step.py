@@ -45,7 +45,9 @@ class DecodeStep:
         if compiled:
             # main model and modules, with and without drafts, are graphs of one function: more than the default of 8
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-            self._graph = torch.compile(self._read_beside)
+            # a small step is calls: those of the graph from C++, and without checking each buffer's size each time
+            on_cpu = model.lm_head.weight.device.type == "cpu"
+            self._graph = torch.compile(self._read_beside, options={"cpp_wrapper": on_cpu, "size_asserts": False})
 
     def refresh(self) -> None:
         """Take over weights that have changed since."""
