@@ -86,7 +86,7 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(root / name, copy / name)
         chapters = [p.name for p in root.glob("0[1-6]_*")]
-        meeting = ["utils", *chapters] if bug.folder.startswith("06") else ["utils", bug.folder]  # 06 stands on the rest
+        meeting = ["utils", *chapters] if bug.folder.startswith("06") else ["utils", bug.folder]
         folders = meeting if bug.folder != "." else ["utils", "src", "tests", *chapters]
         for name in folders:
             shutil.copytree(root / name, copy / name, ignore=ignore)
