@@ -85,7 +85,7 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
         ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks", "node_modules")
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(root / name, copy / name)
-        chapters = [p.name for p in root.glob("0[1-6]_*")]
+        chapters = [p.name for p in root.glob("0[1-6]_*")]  # 06 stands on the others
         meeting = ["utils", *chapters] if bug.folder.startswith("06") else ["utils", bug.folder]
         folders = meeting if bug.folder != "." else ["utils", "src", "tests", *chapters]
         for name in folders:

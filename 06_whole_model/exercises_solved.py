@@ -1,0 +1,21 @@
+"""The chapter's own answers to exercises.py."""
+
+import numpy as np
+
+
+def run_layer(x_BSD: np.ndarray, norm_1, attention, norm_2, feed_forward) -> np.ndarray:
+    """Two branches, each on the normed stream, each added to it."""
+    x_BSD = x_BSD + attention(norm_1(x_BSD))
+    return x_BSD + feed_forward(norm_2(x_BSD))
+
+
+def pass_layer_back(dy_BSD: np.ndarray, norm_1, attention, norm_2, feed_forward) -> np.ndarray:
+    """The same two lines backwards."""
+    da_BSD = dy_BSD + norm_2(feed_forward(dy_BSD))
+    return da_BSD + norm_1(attention(da_BSD))
+
+
+def name_mtp_tensors(config: dict) -> list[str]:
+    """What only an MTP layer has, copies included."""
+    names = ("enorm", "hnorm", "eh_proj", "shared_head.norm", "embed_tokens", "shared_head.head")
+    return [f"model.layers.{config['num_hidden_layers']}.{name}.weight" for name in names]
