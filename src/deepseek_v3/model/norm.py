@@ -26,9 +26,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """Normalise the last axis."""
+        """Normalise the last axis; under autocast the result is rounded here, once for all products that read it."""
+        device, dtype = x_BSD.device.type, x_BSD.dtype
+        if dtype == torch.float32 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         wide_BSD = x_BSD.to(torch.promote_types(x_BSD.dtype, torch.float32))
-        return _RMSNorm.apply(wide_BSD, self.weight, self.eps, x_BSD.dtype)  # type: ignore[return-value]
+        return _RMSNorm.apply(wide_BSD, self.weight, self.eps, dtype)  # type: ignore[return-value]
 
 
 class _RMSNorm(torch.autograd.Function):
