@@ -1,5 +1,6 @@
 """What this machine can do: its matrix-product rate and its memory bandwidth, measured in the same run as the rest."""
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -45,3 +46,26 @@ def read_bandwidth(megabytes: int = 512, rounds: int = 7) -> float:
     matrix, vector = torch.randn(rows, 4096), torch.randn(4096)
     best = min(seconds(lambda: torch.mv(matrix, vector)) for _ in range(rounds))
     return matrix.nbytes / best
+
+
+def keep_freed_memory() -> bool:
+    """Tell the GNU C library to keep what is freed, for the rest of the process; False where there is no such library.
+
+    By default it hands large blocks back to the system, and the next step pays for mapping every page anew: a good
+    part of the time of code that makes large temporary arrays. Kept, all contenders are timed on computing alone.
+    """
+    trim_threshold, mmap_max = -1, -4  # the names are in malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def product_share(function: Callable[[], object]) -> float:
+    """Share of a call's operator time that lies in matrix products, by PyTorch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    products = ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm", "aten::baddbmm_")
+    return sum(times.get(name, 0.0) for name in products) / sum(times.values())

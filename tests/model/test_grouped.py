@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.grouped import run_experts_in_turn, run_experts_together, sort_by_expert
 from deepseek_v3.model.moe import Experts
 
 
@@ -18,8 +19,9 @@ def loop_over_experts(x, weight, index, experts):
     return y
 
 
+@pytest.mark.parametrize("run", [run_experts_in_turn, run_experts_together])
 @pytest.mark.parametrize("load", ["random", "one expert", "one token"])
-def test_sorted_experts_equal_the_plain_loop(load):
+def test_sorted_experts_equal_the_plain_loop(load, run):
     torch.manual_seed(4)
     config = ModelConfig.preset("demo").replace(hidden_size=11, moe_intermediate_size=7, n_routed_experts=5, n_group=1,
                                                 topk_group=1, num_experts_per_tok=3)  # fmt: skip
@@ -33,7 +35,8 @@ def test_sorted_experts_equal_the_plain_loop(load):
     if load == "one expert":
         index = torch.tensor([[2, 2, 2]]).expand(tokens, 3)  # not a routing, but the sum still holds; four experts idle
     leaves = [x, weight, *experts.parameters()]
-    got, want = experts(x, weight, index), loop_over_experts(x, weight, index, experts)
+    got = run(x, weight, experts.gate_up_proj, experts.down_proj, sort_by_expert(index, 5))
+    want = loop_over_experts(x, weight, index, experts)
     assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
     probe = torch.randn_like(want)
     for ours, theirs in zip(torch.autograd.grad(got, leaves, probe), torch.autograd.grad(want, leaves, probe)):

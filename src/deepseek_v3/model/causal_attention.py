@@ -50,7 +50,7 @@ class _CausalAttention(torch.autograd.Function):
         out = value.new_empty(query.shape[0], query.shape[1], value.shape[2])
         height = slab_height(key.shape[1])
         future = torch.full((height, height), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
-        weights = []
+        weights, keep = [], any(ctx.needs_input_grad)
         for start, stop, seen in _slabs(query.shape[1], key.shape[1]):
             size = stop - start
             score = query.new_empty(query.shape[0], size, seen)
@@ -58,8 +58,9 @@ class _CausalAttention(torch.autograd.Function):
             score[:, :, seen - size :] += future[:size, :size]
             weight = torch.softmax(score, -1)  # reads BF16, computes in FP32
             torch.bmm(weight, value[:, :seen], out=out[:, start:stop])
-            weights.append(weight)
-        if any(ctx.needs_input_grad):
+            if keep:  # else each slab takes the memory of the one before, still in the cache
+                weights.append(weight)
+        if keep:
             ctx.scale, ctx.batch = scale, query_BSHW.shape[0]
             ctx.save_for_backward(query, key, value, *weights)
         return _by_token(out, query_BSHW.shape[0])

@@ -8,10 +8,9 @@ Source: arXiv:2412.19437, Eq. (12); arXiv:2401.06066.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model.grouped import combine_rows, dispatch_rows, grouped_linear, run_experts_in_turn, sort_by_expert
+from deepseek_v3.model.grouped import run_experts_in_turn, run_experts_together, sort_by_expert
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.router import Router, RoutingRecord, sequence_balance_loss
 
@@ -29,11 +28,8 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
         """Send every token through its experts and add them up by weight."""
         plan = sort_by_expert(index_NA, self.gate_up_proj.shape[0])
-        if x_ND.device.type == "cpu":
-            return run_experts_in_turn(x_ND, weight_NA, self.gate_up_proj, self.down_proj, plan)
-        gate_MF, up_MF = grouped_linear(dispatch_rows(x_ND, plan), self.gate_up_proj, plan).chunk(2, -1)
-        expert_MD = grouped_linear(F.silu(gate_MF) * up_MF, self.down_proj, plan)
-        return combine_rows(expert_MD, weight_NA, plan)
+        run = run_experts_in_turn if x_ND.device.type == "cpu" else run_experts_together
+        return run(x_ND, weight_NA, self.gate_up_proj, self.down_proj, plan)
 
 
 class MixtureOfExperts(nn.Module):
