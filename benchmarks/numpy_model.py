@@ -1,8 +1,9 @@
 """The NumPy training step beside PyTorch's on the same weights: OMP_NUM_THREADS=1 python -m benchmarks.numpy_model
 
 One step is forward, loss with MTP and balance, backward, clip at 1, AdamW and the biases, in float32, on packed windows
-of one length. Both sides run the same number of threads, in turns. Times are those of the processor, not of the wall,
-so that a busy machine does not decide; where every thread works all the time the two agree.
+of one length. Both sides run the same number of threads, in turns. With one thread the time of the processor is the
+time of the work, and a busy machine does not decide: quote that ratio. With several threads read the wall's, on a
+machine that is otherwise idle: waiting threads burn processor time too.
 """
 
 import os
@@ -77,20 +78,20 @@ def torch_step(folder: Path, windows, dtype: torch.dtype) -> Callable[[], float]
     return run
 
 
-def time_in_turns(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of each, the rounds interleaved, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
+def time_in_turns(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of processor and of wall of each, the rounds interleaved, after one round to warm up."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for i in range(rounds + 1):
         for name, step in steps.items():
-            start = time.process_time()
+            start = time.process_time(), time.perf_counter()
             step()
             if i:
-                times[name].append(time.process_time() - start)
+                times[name].append((time.process_time() - start[0], time.perf_counter() - start[1]))
     return times
 
 
 def compare(title: str, config: Config, n_windows: int, n_tokens: int, rounds: int) -> float:
-    """Time both on one config, print them, and return the ratio in float32."""
+    """Time both on one config, print them, and return the ratio of processor times in float32."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, (n_windows, n_tokens))
     windows = tokens, np.zeros_like(tokens)
@@ -106,12 +107,15 @@ def compare(title: str, config: Config, n_windows: int, n_tokens: int, rounds: i
     assert max(first.values()) - min(first.values()) < 1e-4, first  # the same step, not another model
     times = time_in_turns(steps, rounds)
     print(f"{title}, {n_windows} x {n_tokens - 1} tokens, main loss of the first step {first['numpy float32']:.5f}")
-    for name, seconds in times.items():
-        print(f"  {name}   {statistics.median(seconds) * 1e3:8.0f} ms of processor time")
-    pairs = zip(times["numpy float32"], times["torch float32"])
-    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-    print(f"  numpy float32 / torch float32: {ratio:.2f} (median of {rounds} paired steps)")
-    return ratio
+    for name, pairs in times.items():
+        processor, wall = (1e3 * statistics.median(column) for column in zip(*pairs))
+        print(f"  {name}   {processor:8.0f} ms of processor, {wall:8.0f} ms of wall")
+    both = list(zip(times["numpy float32"], times["torch float32"]))
+    processor, wall = (statistics.median(ours[k] / theirs[k] for ours, theirs in both) for k in (0, 1))
+    print(
+        f"  numpy / torch, float32: {processor:.2f} by processor, {wall:.2f} by wall (medians of {rounds} paired steps)"
+    )
+    return processor
 
 
 def main(rounds: int = 7) -> None:
