@@ -26,12 +26,14 @@ def test_a_map_built_now_is_current_and_each_link_leads_to_its_tag():
             assert f"V3 {item}" in (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1], (item, path)
 
 
-def test_a_tag_that_comes_or_goes_or_leaves_its_function_makes_the_map_stale():
+def test_a_tag_that_comes_goes_or_is_no_longer_on_the_screen_makes_the_map_stale():
     places = collect_places()
-    text = build_map(places)
+    text, one = build_map(places), places[0]
     assert find_stale(text, places[1:])
-    assert find_stale(text.replace(f"{places[0].path}#L{places[0].line})", f"{places[0].path}#L1)"), places)
     assert find_stale("", places)
+    assert not find_stale(text, [one._replace(line=one.line + 3), *places[1:]])
+    assert find_stale(text, [one._replace(line=one.line + 300), *places[1:]])
+    assert find_stale(text, [one._replace(name="another_function"), *places[1:]])
 
 
 def make_tree(root, text: str):

@@ -3,8 +3,8 @@
     python -m utils.paper_map          rebuild docs/paper_map.md from the tags in the code
     python -m utils.paper_map --check  say what is wrong with the tags or stale in the map, change nothing
 
-The map is stale when a link leads out of the function that holds the tag, or when a tag came or went; a line that only
-moved a little inside its function does not make it so.
+The map is stale when a tag came, went or changed its function, or when a link is more than a screen away from its line;
+that a line moved a little does not make it so.
 
 A tag is a comment at the end of the line that does it, several separated by commas:
 
@@ -70,6 +70,7 @@ REPORT = {
 ARCHITECTURE = [f"Eq. ({n})" for n in range(1, 26)]  # these need a chapter, a package file and a test each
 TAG = re.compile(r"\bV3 (Eq|Table|Fig)(\S*) ?(\S*)")
 COLUMNS = ("chapter", "package", "test")
+SCREEN = 40  # lines
 
 
 class Place(NamedTuple):
@@ -172,19 +173,20 @@ def first_of_each_function(places: list[Place]) -> list[Place]:
     return list({(p.item, p.path, p.name): p for p in reversed(places)}.values())[::-1]
 
 
-def find_stale(text: str, places: list[Place], root: Path = ROOT) -> list[str]:
+def find_stale(text: str, places: list[Place]) -> list[str]:
     """Say what a map shows that the tags do not, and the other way round."""
-    shown = set()
+    shown: dict[tuple[str, str, str], int] = {}
     for row in text.splitlines():
         item = row.split("|")[1].strip() if row.startswith("|") else ""
-        for path, line in re.findall(r"\]\(\.\./([^)#]+)#L(\d+)\)", row):
-            exists = (root / path).exists()
-            names = name_lines((root / path).read_text(encoding="utf-8")) if exists else {}
-            shown.add((item, path, names.get(int(line), "") if exists else "a file that is gone"))
-    tagged = {(p.item, p.path, p.name) for p in places}
-    more = [f"the map shows {item} in {path}, {name or 'no function'}" for item, path, name in sorted(shown - tagged)]
-    less = [f"the map lacks {item} in {path}, {name or 'no function'}" for item, path, name in sorted(tagged - shown)]
-    return more + less
+        for name, path, line in re.findall(r"\[`[^`]+` ?([^\]]*)\]\(\.\./([^)#]+)#L(\d+)\)", row):
+            shown[item, path, name] = int(line)
+    tagged = {(p.item, p.path, p.name.split(".")[-1]): p.line for p in first_of_each_function(places)}
+    more = [f"the map shows {item} in {path}, {name}" for item, path, name in sorted(shown.keys() - tagged.keys())]
+    less = [f"the map lacks {item} in {path}, {name}" for item, path, name in sorted(tagged.keys() - shown.keys())]
+    far = [key for key in shown.keys() & tagged.keys() if abs(shown[key] - tagged[key]) > SCREEN]
+    return (
+        more + less + [f"{item} in {path}, {name} is {SCREEN} lines away or more" for item, path, name in sorted(far)]
+    )
 
 
 def build_map(places: list[Place]) -> str:
