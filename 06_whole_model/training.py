@@ -27,9 +27,9 @@ from small_language_model import AdamW, PackedText, draw_windows, read_topics
 class Recipe:
     """What a run is made of; the ratios are V3's, the sizes those of a laptop."""
 
-    n_windows: int = 8
-    n_tokens: int = 130
-    rate: float = 6e-3
+    n_windows: int = 12
+    n_tokens: int = 98
+    rate: float = 8e-3
     mtp_weight: float = 0.3
     alpha: float = 1e-4
     bias_speed: float = 0.01  # V3: 0.001; a run of a few hundred steps cannot wait so long
@@ -104,10 +104,10 @@ def train_model(
 
 def describe_progress(history: list[Step], done: float, spent: float) -> str:
     """One line: where we are, the last losses, and the time that is left at this pace."""
-    last, left = history[-1], spent * (1 - done) / done
+    last, left = history[-1], round(spent * (1 - done) / done)
     return (
         f"step {len(history):>5} {done:>4.0%}  main {last.main:.3f}  ahead {last.ahead:.3f}  "
-        f"MaxVio {last.violation:.2f}  {left // 60:.0f}:{left % 60:02.0f} left"
+        f"MaxVio {last.violation:.2f}  {left // 60}:{left % 60:02} left"
     )
 
 
