@@ -17,11 +17,16 @@ from training import move_biases
 
 import deepseek_v3
 from deepseek_v3 import ModelConfig
+from deepseek_v3.data.packing import PackedStream
+from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.sizing import count_parameters as package_count
 from deepseek_v3.training.balance import LoadCounter
+from deepseek_v3.training.checkpoint import newest_checkpoint
 from deepseek_v3.training.loss import pretraining_loss
+from deepseek_v3.training.options import TrainOptions
+from deepseek_v3.training.trainer import Trainer
 from deepseek_v3.weights.names import iterate_slots
 from utils.gradient_check import relative_error
 
@@ -270,6 +275,32 @@ def test_the_package_reads_what_the_chapter_writes(trio, tmp_path, rng):
         want = package(torch.tensor(tokens)).numpy()
     wide = checkpoint.load_checkpoint(tmp_path / "ours", np.float64)
     assert relative_error(chapter.predict_logits(wide, tokens)[0], want) < FLOAT64
+
+
+def test_a_model_that_the_package_trained_is_the_same_in_all_three(tmp_path):
+    """The checkpoint of a run, as `deepseek-v3 train` leaves it: training state and tokenizer beside the weights."""
+    transformers = pytest.importorskip("transformers")
+    torch.set_default_dtype(torch.float32)
+    texts = [f"row {i}: " + " ".join(str(i * j % 89) for j in range(50)) for i in range(19)]
+    options = TrainOptions(run=str(tmp_path / "run"), seed=3, warmup_steps=2, lr=3e-3, save_every=0).replace(
+        seq_len=13, batch_size=4, micro_batch=2, steps=6, eval_every=3
+    )
+    tokenizer = Tokenizer.train(texts, 280)
+    torch.manual_seed(3)
+    model = DeepseekV3(ModelConfig(**{**SMALL, "vocab_size": 288}))
+    stream = PackedStream(texts, tokenizer, options.seq_len, seed=3, fim_rate=0.0, lanes=2)
+    Trainer(model, tokenizer, stream, texts[:2], options).train()
+    folder = newest_checkpoint(tmp_path / "run")
+    ours = checkpoint.load_checkpoint(folder, np.float64)
+    assert ours.weights[f"model.layers.1.mlp.gate.{BIAS}"].any()  # it was balanced
+    tokens = np.random.default_rng(0).integers(0, 288, (2, 17))
+    got = chapter.predict_logits(ours, tokens)[0]
+    peer = transformers.DeepseekV3ForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert np.abs(got - peer(torch.tensor(tokens), use_cache=False).logits.numpy()).max() <= FLOAT32
+        torch.set_default_dtype(torch.float64)
+        package, _ = deepseek_v3.load(tmp_path / "run", dtype=torch.float64)
+        assert relative_error(got, package(torch.tensor(tokens)).numpy()) < FLOAT64
 
 
 @pytest.mark.parametrize("fp8", [False, True])
