@@ -110,13 +110,19 @@ class DeepseekV3(nn.Module):
     ) -> list[Tensor]:
         """Run the chain of MTP modules over whole sequences; depth k reads token i + k in row i.
 
-        Rows whose token lies beyond the sequence read token 0 instead: they predict nothing and a loss must mask them.
+        Depth k has S - k rows: those whose token exists. Behind them come k rows of zeros, which a loss must mask; no
+        router has seen them.
         """
         rotation, _ = self.place_tokens(tokens_BS.shape[1], None)
-        hiddens, ahead_BS = [], tokens_BS
-        for module in self.mtp:
-            ahead_BS = nn.functional.pad(ahead_BS[:, 1:], (0, 1))
-            hidden_BSD = module(hidden_BSD, self.embed_tokens(ahead_BS), rotation, record=record)
+        hiddens = []
+        for k, module in enumerate(self.mtp, 1):
+            rows = tokens_BS.shape[1] - k
+            if rows < 1:
+                hiddens.append(torch.zeros_like(hidden_BSD))
+                continue
+            turned = Rotation(rotation.cos[:rows], rotation.sin[:rows])
+            hidden = module(hidden_BSD[:, :rows], self.embed_tokens(tokens_BS[:, k:]), turned, record=record)
+            hidden_BSD = nn.functional.pad(hidden, (0, 0, 0, k))
             hiddens.append(hidden_BSD)  # V3 Fig. 3
         return hiddens
 
