@@ -1,7 +1,8 @@
 """`make bench`: every comparison in one run."""
 
-from benchmarks import decode, training
+from benchmarks import decode, numpy_model, training
 
 if __name__ == "__main__":
     training.main()
     decode.main()
+    numpy_model.main()
