@@ -33,7 +33,7 @@ test: lint  ## every test but the slow ones; what CI runs
 test-all: setup  ## every test, the slow ones too
 	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
 
-test-interop: setup  ## install the peers (torchtitan, mlx-lm, llama.cpp) and compare with them
+test-interop: setup  ## install the peers (mlx-lm, llama.cpp) and compare with them
 	@$(PIP) -e '.[dev,interop]'
 	@cd tests/interop && npm install --silent --no-audit --no-fund
 	@$(PY) -m pytest -m interop tests
