@@ -111,3 +111,12 @@ def test_another_architecture_and_a_quantised_tensor_are_refused(tmp_path):
     writer.close()
     with pytest.raises(CheckpointError, match="'llama', not 'deepseek2'"):
         import_gguf(tmp_path / "m.gguf", tmp_path / "a")
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
+    from deepseek_v3.weights.options import newest_of_run
+
+    for step in (2, 10):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    assert newest_of_run(str(tmp_path)) == str(tmp_path / "checkpoints" / "step-00000010")
+    assert newest_of_run(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints")

@@ -6,6 +6,7 @@ deepseek-v3 convert  SOURCE TARGET    from any of them to any of them
 deepseek-v3 inspect  FOLDER           what it holds, from its headers
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,8 +80,15 @@ class InspectOptions:
     json: bool = False
 
 
+def newest_of_run(source: str) -> str:
+    """Return the newest checkpoint of a run folder; anything else as it is."""
+    steps = sorted(Path(source).glob("checkpoints/step-????????"))
+    return str(steps[-1]) if steps else source
+
+
 def run_convert(options: ConvertOptions) -> None:
     """Convert between folders and .gguf files."""
+    options = dataclasses.replace(options, source=newest_of_run(options.source))
     to_gguf = options.to == "gguf" or options.target.endswith(".gguf")
     with _progress_bar(quiet=options.quiet) as advance:
         if options.source.endswith(".gguf"):
@@ -123,8 +131,9 @@ def run_inspect(options: InspectOptions) -> int:
     """Print the tables; the exit code is 1 when something does not fit."""
     from deepseek_v3.weights.inspect import inspect_checkpoint, print_inspection
 
+    folder = Path(newest_of_run(options.folder))
     found = inspect_checkpoint(
-        Path(options.folder), verify=options.verify, follow_links=options.follow_links, mtp=not options.without_mtp
+        folder, verify=options.verify, follow_links=options.follow_links, mtp=not options.without_mtp
     )
     if options.json:
         import json
