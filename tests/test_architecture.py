@@ -13,13 +13,14 @@ PACKAGE = ROOT / "src" / "deepseek_v3"
 
 # room -> the rooms it may import from (besides itself and the plain files config and sizing)
 ARROWS = {
-    "fp8": set(),
-    "model": {"fp8"},
+    "native": set(),
+    "fp8": {"native"},
+    "model": {"fp8", "native"},
     "weights": {"fp8", "model"},
     "data": set(),
     "parallel": {"fp8", "model"},
-    "training": {"fp8", "model", "weights", "data", "parallel"},
-    "serving": {"fp8", "model", "weights", "data"},
+    "training": {"native", "fp8", "model", "weights", "data", "parallel"},
+    "serving": {"native", "fp8", "model", "weights", "data"},
     "post_training": {"fp8", "model", "weights", "data", "parallel", "training", "serving"},
 }
 

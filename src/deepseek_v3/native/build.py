@@ -1,0 +1,120 @@
+"""Compile the C++ kernels of this folder once, keep them, and load them; without a compiler PyTorch serves instead.
+
+    if have_kernels(): run_kernel("rms_norm", x, weight, y, rows, width, eps)
+
+A kernel's arguments are tensors (it gets the address), whole numbers (int64_t) and fractions (double); it returns
+nothing. It cannot see shapes and strides, so its caller has checked them.
+
+The kernels are compiled for the processor at hand, so the library is kept under a name made of the sources, the
+flags, the compiler and the processor: another machine with the same home folder compiles its own. Everything that a
+kernel computes can be computed by PyTorch too; `DEEPSEEK_V3_NATIVE=0` in the environment says to do so.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+# No -ffast-math: a loss that is not finite must stay so. A product and a sum may fuse, as in PyTorch's own kernels.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+FLAGS += ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall")
+SWITCH = "DEEPSEEK_V3_NATIVE"
+
+
+def have_kernels() -> bool:
+    """Whether kernels serve here; compiles them at the first call. False where it is forbidden or cannot be done."""
+    return os.environ.get(SWITCH, "1") != "0" and _load() is not None
+
+
+def run_kernel(name: str, *arguments: Tensor | int | float | None) -> None:
+    """Call a kernel, with as many threads as PyTorch uses; None is a null pointer.
+
+    Raises:
+        AttributeError: no kernel of that name.
+    """
+    kernels = _load()
+    assert kernels is not None, "ask have_kernels() first"
+    getattr(kernels, name)(*[_as_c(argument) for argument in arguments])
+
+
+def _as_c(value: Tensor | int | float | None):
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p()
+    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
+
+
+@lru_cache(maxsize=1)
+def _load() -> ctypes.CDLL | None:
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None or platform.machine() not in ("x86_64", "AMD64", "aarch64") or sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(str(_compile(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip().splitlines()
+        print(f"the CPU kernels could not be compiled; PyTorch serves, slower: {reason[0]}", file=sys.stderr)
+        return None
+
+
+def _compile(compiler: str) -> Path:
+    """Return the path of the library, made by this process or by an earlier or parallel one."""
+    import fcntl
+
+    sources = sorted(HERE.glob("*.[ch]pp"))
+    digest = hashlib.sha256(repr((FLAGS, _first_line(compiler, "--version"), _processor())).encode())
+    for source in sources:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    folder = _cache_folder()
+    library = folder / f"kernels-{digest.hexdigest()[:20]}.so"
+    if library.exists():
+        return library
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that start at once, one compiles
+        if library.exists():
+            return library
+        if sys.stderr.isatty():
+            print("compiling the CPU kernels, once for this machine ...", file=sys.stderr)
+        unfinished = library.with_suffix(".part")
+        units = [str(source) for source in sources if source.suffix == ".cpp"]
+        subprocess.run([compiler, *FLAGS, *units, "-o", str(unfinished)], check=True, capture_output=True, text=True)
+        unfinished.replace(library)
+    return library
+
+
+def _cache_folder() -> Path:
+    """A folder that belongs to this user alone, for what is loaded from it is run."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "deepseek-v3"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="deepseek-v3-"))
+
+
+def _first_line(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.partition("\n")[0]
+
+
+def _processor() -> str:
+    """What -march=native looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

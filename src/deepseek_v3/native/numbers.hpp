@@ -1,0 +1,74 @@
+// What every kernel file needs: the export mark, number types, and vectors as wide as the processor's.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <omp.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+// A vector of LANES numbers, readable at any address; GCC and Clang compile its + and * to the processor's own.
+typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t WordVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+// bfloat16 is the upper half of a float; rounding is to nearest, ties to even, and NaN stays NaN.
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+    uint32_t word = uint32_t(x.bits) << 16;
+    float y;
+    memcpy(&y, &word, 4);
+    return y;
+}
+inline void store(float* to, float x) { *to = x; }
+inline void store(bf16* to, float x) {
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    to->bits = x != x ? 0x7FC0 : uint16_t((word + 0x7FFF + ((word >> 16) & 1)) >> 16);
+}
+
+inline Vec splat(float x) { return Vec{} + x; }
+inline Vec load_vec(const float* from) { return *(const Vec*)from; }
+inline Vec load_vec(const bf16* from) {
+    return (Vec)(__builtin_convertvector(*(const HalfVec*)from, WordVec) << 16);
+}
+inline void store_vec(float* to, Vec x) { *(Vec*)to = x; }
+inline void store_vec(bf16* to, Vec x) {
+    WordVec word = (WordVec)x;
+    word = (word + 0x7FFF + ((word >> 16) & 1)) >> 16;
+    word = (x != x) ? (WordVec{} + 0x7FC0) : word;
+    *(HalfVec*)to = __builtin_convertvector(word, HalfVec);
+}
+inline float sum_lanes(Vec x) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+}
+
+// Memory that lives as long as a kernel's block.
+struct Scratch {
+    char* data;
+    explicit Scratch(size_t bytes) : data((char*)aligned_alloc(64, (bytes + 127) / 64 * 64)) {}
+    Scratch(const Scratch&) = delete;
+    ~Scratch() { free(data); }
+    template <typename T> T* as() const { return (T*)data; }
+};
