@@ -33,8 +33,9 @@ test: lint  ## every test but the slow ones; what CI runs
 test-all: setup  ## every test, the slow ones too
 	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
 
-test-interop: setup  ## install the peers (mlx-lm, llama.cpp) and compare with them
+test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan) and compare with them
 	@$(PIP) -e '.[dev,interop]'
+	@$(PIP) --no-deps --upgrade --target tests/interop/.torchtitan -r tests/interop/torchtitan.txt
 	@cd tests/interop && npm install --silent --no-audit --no-fund
 	@$(PY) -m pytest -m interop tests
 
