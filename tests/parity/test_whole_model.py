@@ -137,31 +137,10 @@ def draw_batch(vocab_size: int):
     return rng.integers(0, vocab_size, document.shape), document
 
 
-def run_package(package: DeepseekV3, tokens, *, exact_rows: bool):
-    """Run the package on windows: logits of all depths, and the routing record.
-
-    With `exact_rows` the modules see only the rows that exist, T - k at depth k, as in Eq. (24). The package's own
-    forward gives them all T rows, the last k reading token 0; those are masked out of the loss and reach no other row,
-    but their experts are counted.
-    """
-    inputs = torch.tensor(tokens[:, :-1])
-    record = RoutingRecord()
-    if not exact_rows:
-        return *package(inputs, mtp=True, record=record), record
-    hidden = package.hidden_states(inputs, record=record)
-    logits, mtp_logits = package.lm_head(hidden), []
-    for k, module in enumerate(package.mtp, 1):
-        rows = inputs.shape[1] - k
-        rotation, _ = package.place_tokens(rows, None)
-        hidden = module(hidden[:, :rows], package.embed_tokens(inputs[:, k:]), rotation, record=record)
-        padded = torch.nn.functional.pad(package.lm_head(hidden), (0, 0, 0, k))
-        mtp_logits.append(padded)
-    return logits, mtp_logits, record
-
-
-def step_package(package: DeepseekV3, tokens, document, *, alpha: float, exact_rows: bool):
+def step_package(package: DeepseekV3, tokens, document):
     """One loss and its gradients by released name, and the record."""
-    logits, mtp_logits, record = run_package(package, tokens, exact_rows=exact_rows)
+    record = RoutingRecord()
+    logits, mtp_logits = package(torch.tensor(tokens[:, :-1]), mtp=True, record=record)
     labels = torch.tensor(tokens[:, 1:]), torch.tensor(document)
     rows = int((labels[1][:, 1:] == labels[1][:, :-1]).sum())
     parts = pretraining_loss(
@@ -172,7 +151,7 @@ def step_package(package: DeepseekV3, tokens, document, *, alpha: float, exact_r
         mtp_weight=MTP_WEIGHT,
         step_rows=rows,
         balance_losses=record.balance_losses,
-        balance_alpha=alpha,
+        balance_alpha=ALPHA,
     )
     package.zero_grad()
     parts.total.backward()
@@ -218,7 +197,7 @@ def test_one_training_step_has_the_same_loss_gradients_and_biases(trio):
     tokens, document = draw_batch(101)
     losses, cache = chapter.loss_forward(trio.numpy, tokens, document, mtp_weight=MTP_WEIGHT, alpha=ALPHA)
     grads = chapter.loss_backward(cache)
-    parts, want, record = step_package(trio.package, tokens, document, alpha=ALPHA, exact_rows=True)
+    parts, want, record = step_package(trio.package, tokens, document)
     assert losses.total == pytest.approx(parts.total.item(), rel=FLOAT64)
     assert losses.balance == pytest.approx(parts.balance, rel=FLOAT64)
     assert losses.main == pytest.approx(parts.main_nats.item() / parts.main_rows, rel=FLOAT64)
@@ -238,20 +217,11 @@ def test_one_training_step_has_the_same_loss_gradients_and_biases(trio):
         assert np.array_equal(ours[name], state[name]), name
 
 
-def test_the_packages_own_forward_has_the_same_loss_and_gradients(trio):
-    """Without the balance loss, which there also averages over the rows that have no input token."""
-    tokens, document = draw_batch(101)
-    losses, cache = chapter.loss_forward(trio.numpy, tokens, document, mtp_weight=MTP_WEIGHT, alpha=0.0)
-    parts, want, _ = step_package(trio.package, tokens, document, alpha=0.0, exact_rows=False)
-    assert losses.total == pytest.approx(parts.total.item(), rel=FLOAT64)
-    hold_gradients(trio.numpy.config, chapter.loss_backward(cache), want)
-
-
 def test_one_step_of_adamw_moves_every_tensor_alike(trio):
     tokens, document = draw_batch(101)
     _, cache = chapter.loss_forward(trio.numpy, tokens, document, mtp_weight=MTP_WEIGHT, alpha=ALPHA)
     grads = chapter.loss_backward(cache)
-    step_package(trio.package, tokens, document, alpha=ALPHA, exact_rows=True)
+    step_package(trio.package, tokens, document)
     torch.nn.utils.clip_grad_norm_(trio.package.parameters(), 1.0)
     groups = [
         {"params": [p for p in trio.package.parameters() if p.dim() >= 2], "weight_decay": 0.1},
