@@ -4,11 +4,13 @@ A wrong input ends in one line that says what to do and exit code 1 (2 for a com
 DEEPSEEK_V3_TRACEBACK=1 to see where it came from.
 """
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
@@ -66,11 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(name: str, words: list[str]) -> int:
     """Parse the options of a sub-command and call it, turning expected errors into one line."""
     command = COMMANDS[name]
-    import tyro
-
     home = import_module(f"deepseek_v3.{command.module}")
     try:
-        options = tyro.cli(getattr(home, command.options), prog=f"deepseek-v3 {name}", args=words)
+        options = parse_options(getattr(home, command.options), f"deepseek-v3 {name}", words)
         code = getattr(home, command.function)(options)
     except KeyboardInterrupt:
         print("\ndeepseek-v3: interrupted", file=sys.stderr)
@@ -84,6 +84,26 @@ def run_command(name: str, words: list[str]) -> int:
         print(f"deepseek-v3 {name}: {describe_error(error)}", file=sys.stderr)
         return 1
     return int(code or 0)
+
+
+def parse_options(kind: type, prog: str, words: list[str]) -> Any:
+    """Read the words into an options dataclass.
+
+    Raises:
+        ValueError: what the dataclass says of its values; tyro would draw a box around it and blame the class.
+        SystemExit: words that cannot be read, with tyro's hint on standard error.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=prog, args=words)
+    except SystemExit as end:
+        if isinstance(end.__context__, ValueError):  # raised while tyro handled it
+            raise end.__context__ from None
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def describe_error(error: Exception) -> str:
