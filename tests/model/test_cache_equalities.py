@@ -89,7 +89,8 @@ def test_both_forms_are_plain_attention_over_joined_heads(model):
     layer, config = model.layers[1].self_attn, model.config
     x = torch.randn(1, 11, 40)
     rotation, _ = model.place_tokens(11, None)
-    content, rope = layer.make_queries(x, rotation)
+    raw = layer.make_queries(x)
+    content, rope = layer.turn_queries(raw, rotation)
     latent = layer.make_latent(x, rotation)
     up = layer.kv_b_proj(latent[..., : config.kv_lora_rank]).unflatten(-1, (layer.heads, -1))
     want = torch.empty(1, 11, layer.heads, config.v_head_dim)
@@ -104,9 +105,9 @@ def test_both_forms_are_plain_attention_over_joined_heads(model):
         weight = (keys @ q * scale).softmax(0)
         want[0, query, head] = weight @ up[0, : query + 1, head, config.qk_nope_head_dim :]
     causal = torch.ones(11, 11, dtype=torch.bool).tril()
-    assert (layer.attend_expanded(content, rope, latent, None) - want).abs().max() <= TOLERANCE
-    assert (layer.attend_expanded(content, rope, latent, causal) - want).abs().max() <= TOLERANCE
-    assert (layer.attend_absorbed(content, rope, latent, causal) - want).abs().max() <= TOLERANCE
+    assert (layer.attend_expanded(raw, rotation, latent, None) - want).abs().max() <= TOLERANCE
+    assert (layer.attend_expanded(raw, rotation, latent, causal) - want).abs().max() <= TOLERANCE
+    assert (layer.attend_absorbed(raw, rotation, latent, causal) - want).abs().max() <= TOLERANCE
 
 
 @torch.no_grad()

@@ -87,9 +87,11 @@ def make_pair(seed: int):
     return model, to_hugging_face(model)
 
 
+@pytest.mark.parametrize("kernels", ["1", "0"], ids=["own kernels", "PyTorch operations"])
 @pytest.mark.parametrize("seed", range(20))
 @torch.no_grad()
-def test_logits_and_expert_choices_equal_hugging_face(seed):
+def test_logits_and_expert_choices_equal_hugging_face(seed, kernels, monkeypatch):
+    monkeypatch.setenv("DEEPSEEK_V3_NATIVE", kernels)
     model, peer = make_pair(seed)
     tokens = torch.randint(0, 101, (2, 61))
     record, chosen = RoutingRecord(), []

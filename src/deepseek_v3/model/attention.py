@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.causal_attention import causal_attention
+from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
 from deepseek_v3.model.rope import Rotation, rotate_pairs, softmax_scale
+from deepseek_v3.native import functions as native
 
 ABSORB_UP_TO = 16  # new tokens per row; beyond, expanding the latent once costs less than wide scores
 
@@ -36,15 +38,15 @@ class MultiHeadLatentAttention(nn.Module):
         width, query_width = config.hidden_size, self.heads * config.qk_head_dim
         self.low_rank_query = config.q_lora_rank is not None
         if config.q_lora_rank is not None:
-            self.q_a_proj = nn.Linear(width, config.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(width, config.q_lora_rank)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, query_width, bias=False)
+            self.q_b_proj = Linear(config.q_lora_rank, query_width)
         else:  # V2-Lite
-            self.q_proj = nn.Linear(width, query_width, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(width, config.cache_width, bias=False)
+            self.q_proj = Linear(width, query_width)
+        self.kv_a_proj_with_mqa = Linear(width, config.cache_width)
         self.kv_a_layernorm = RMSNorm(self.latent_width, LATENT_NORM_EPS)
-        self.kv_b_proj = nn.Linear(self.latent_width, self.heads * (self.content_width + self.value_width), bias=False)
-        self.o_proj = nn.Linear(self.heads * self.value_width, width, bias=False)
+        self.kv_b_proj = Linear(self.latent_width, self.heads * (self.content_width + self.value_width))
+        self.o_proj = Linear(self.heads * self.value_width, width)
 
     def forward(
         self,
@@ -61,23 +63,26 @@ class MultiHeadLatentAttention(nn.Module):
             cache: gets the new latents under `layer`.
             mask_ST: bool, True where a query may look: [S, T] or [B, 1, S, T]; only needed with a cache.
         """
-        q_content_BSHK, q_rope_BSHR = self.make_queries(x_BSD, rotation)
-        latent_BSW = self.make_latent(x_BSD, rotation)
-        if cache is None:
-            out_BSHU = self.attend_expanded(q_content_BSHK, q_rope_BSHR, latent_BSW, None)
-        else:
-            latent_BTW = cache.append(layer, latent_BSW.to(cache.latent_LBTW.dtype)).to(x_BSD.dtype)
-            attend = self.attend_absorbed if x_BSD.shape[1] <= ABSORB_UP_TO else self.attend_expanded
-            out_BSHU = attend(q_content_BSHK, q_rope_BSHR, latent_BTW, mask_ST)
+        query_BSHW = self.make_queries(x_BSD)
+        latent_BTW = self.make_latent(x_BSD, rotation)
+        if cache is not None:
+            latent_BTW = cache.append(layer, latent_BTW.to(cache.latent_LBTW.dtype)).to(latent_BTW.dtype)
+        absorb = cache is not None and x_BSD.shape[1] <= ABSORB_UP_TO
+        attend = self.attend_absorbed if absorb else self.attend_expanded
+        out_BSHU = attend(query_BSHW, rotation, latent_BTW, mask_ST)
         return self.o_proj(out_BSHU.flatten(2))  # V3 Eq. (11)
 
-    def make_queries(self, x_BSD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Project to content and rotated rope queries of every head."""
+    def make_queries(self, x_BSD: Tensor) -> Tensor:
+        """Project to the queries of every head, content beside rope, the rope not yet turned."""
         if self.low_rank_query:
             q_BSE = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))  # V3 Eq. (6), V3 Eq. (7)
         else:
             q_BSE = self.q_proj(x_BSD)
-        content_BSHK, rope_BSHR = q_BSE.unflatten(-1, (self.heads, -1)).split([self.content_width, self.rope_width], -1)
+        return q_BSE.unflatten(-1, (self.heads, -1))
+
+    def turn_queries(self, query_BSHW: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Split into content and turned rope queries."""
+        content_BSHK, rope_BSHR = query_BSHW.split([self.content_width, self.rope_width], -1)
         return content_BSHK, rotate_pairs(rope_BSHR, rotation)  # V3 Eq. (8)
 
     def make_latent(self, x_BSD: Tensor, rotation: Rotation) -> Tensor:
@@ -87,19 +92,22 @@ class MultiHeadLatentAttention(nn.Module):
         return torch.cat((self.kv_a_layernorm(latent_BSC), key_BSR), -1)  # V3 Eq. (1)
 
     def attend_expanded(
-        self, q_content_BSHK: Tensor, q_rope_BSHR: Tensor, latent_BTW: Tensor, mask_ST: Tensor | None
+        self, query_BSHW: Tensor, rotation: Rotation, latent_BTW: Tensor, mask_ST: Tensor | None
     ) -> Tensor:
         """Make keys and values of every head from the latent, then attend as in MHA; without a mask, causally."""
         latent_BTC, rope_BTR = latent_BTW.split([self.latent_width, self.rope_width], -1)
         key_value_BTHE = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1))  # V3 Eq. (2), V3 Eq. (5)
+        if mask_ST is None and native.attention_serves(query_BSHW, key_value_BTHE, rope_BTR, rotation.cos):
+            return native.attend_causally(query_BSHW, key_value_BTHE, rope_BTR, *rotation, self.scale)
+        q_content_BSHK, q_rope_BSHR = self.turn_queries(query_BSHW, rotation)
         k_content_BTHK, value_BTHU = key_value_BTHE.split([self.content_width, self.value_width], -1)
         rope_BTHR = rope_BTR.unsqueeze(2).expand(-1, -1, self.heads, -1)
-        query_BSHW = torch.cat((q_content_BSHK, q_rope_BSHR), -1)  # V3 Eq. (9)
+        turned_BSHW = torch.cat((q_content_BSHK, q_rope_BSHR), -1)  # V3 Eq. (9)
         key_BTHW = torch.cat((k_content_BTHK, rope_BTHR), -1)  # V3 Eq. (4)
         if mask_ST is None:
-            return causal_attention(query_BSHW, key_BTHW, value_BTHU, self.scale)  # V3 Eq. (10)
+            return causal_attention(turned_BSHW, key_BTHW, value_BTHU, self.scale)  # V3 Eq. (10)
         out_BHSU = F.scaled_dot_product_attention(
-            query_BSHW.transpose(1, 2),
+            turned_BSHW.transpose(1, 2),
             key_BTHW.transpose(1, 2),
             value_BTHU.transpose(1, 2),
             attn_mask=mask_ST,
@@ -108,14 +116,15 @@ class MultiHeadLatentAttention(nn.Module):
         return out_BHSU.transpose(1, 2)
 
     def attend_absorbed(
-        self, q_content_BSHK: Tensor, q_rope_BSHR: Tensor, latent_BTW: Tensor, mask_ST: Tensor | None
+        self, query_BSHW: Tensor, rotation: Rotation, latent_BTW: Tensor, mask_ST: Tensor | None
     ) -> Tensor:
         """Attend to the latent itself, all heads as one (MQA); scores and softmax in FP32."""
+        q_content_BSHK, q_rope_BSHR = self.turn_queries(query_BSHW, rotation)
         up_HEC = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
         up_key_HKC, up_value_HUC = up_HEC.split([self.content_width, self.value_width], 1)
         q_latent_BSHC = torch.einsum("bshk,hkc->bshc", q_content_BSHK, up_key_HKC)
-        query_BHSW = torch.cat((q_latent_BSHC, q_rope_BSHR), -1).transpose(1, 2)
-        score_BHST = query_BHSW @ latent_BTW.mT.unsqueeze(1) * self.scale
+        joined_BHSW = torch.cat((q_latent_BSHC, q_rope_BSHR), -1).transpose(1, 2)
+        score_BHST = joined_BHSW @ latent_BTW.mT.unsqueeze(1) * self.scale
         if mask_ST is not None:
             score_BHST = score_BHST.masked_fill(~mask_ST, float("-inf"))
         weight_BHST = score_BHST.softmax(-1, dtype=torch.promote_types(score_BHST.dtype, torch.float32)).to(

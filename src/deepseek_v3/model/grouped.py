@@ -86,60 +86,6 @@ class _GroupedLinear(torch.autograd.Function):
         return dx_MI, dweight_EOI, None
 
 
-class _ExpertsInTurn(torch.autograd.Function):
-    """All of one expert's steps before the next expert's, so that its rows never leave the processor's cache.
-
-    y_n = sum_a w_na down(h_na)        dw_na = <W_down^T dy_n, h_na>        (the outputs need not be kept)
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_ND: Tensor, weight_NA: Tensor, up_EFD: Tensor, down_EDF: Tensor, plan: "ExpertPlan"
-    ) -> Tensor:
-        gate_up_MF = x_ND.new_empty(plan.token_M.numel(), up_EFD.shape[1])
-        y_MD = x_ND.new_empty(plan.token_M.numel(), x_ND.shape[1])
-        for start, stop, e in _runs(plan.counts):
-            gate_up = gate_up_MF[start:stop]
-            torch.mm(x_ND.index_select(0, plan.token_M[start:stop]), up_EFD[e].mT, out=gate_up)
-            gate, up = gate_up.chunk(2, -1)
-            torch.mm(F.silu(gate).mul_(up), down_EDF[e].mT, out=y_MD[start:stop])
-        ctx.plan = plan
-        ctx.save_for_backward(x_ND, weight_NA, up_EFD, down_EDF, gate_up_MF)
-        return _sum_rows(y_MD, plan.row_NA, weight_NA)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
-        x_ND, weight_NA, up_EFD, down_EDF, gate_up_MF = ctx.saved_tensors
-        token_M, row_NA, counts = ctx.plan
-        weight_M = torch.empty(token_M.numel(), dtype=x_ND.dtype, device=x_ND.device)
-        weight_M[row_NA.flatten()] = weight_NA.flatten().to(x_ND.dtype)
-        dweight_M, dx_MD = torch.empty_like(weight_M), x_ND.new_empty(token_M.numel(), x_ND.shape[1])
-        new = torch.empty_like if min(counts) > 0 else torch.zeros_like  # an idle expert's gradient is 0
-        dup_EFD, ddown_EDF = new(up_EFD), new(down_EDF)
-        for start, stop, e in _runs(counts):
-            token, scale = token_M[start:stop], weight_M[start:stop, None]
-            dy = grads[0].index_select(0, token)
-            gate, up = gate_up_MF[start:stop].chunk(2, -1)
-            silu = F.silu(gate)
-            hidden, dhidden = silu * up, torch.mm(dy, down_EDF[e])  # the gradient for a weight of 1
-            torch.sum(dhidden * hidden, -1, out=dweight_M[start:stop])
-            torch.mm(dy.mT, hidden.mul_(scale), out=ddown_EDF[e])
-            dgate_up = torch.empty_like(gate_up_MF[start:stop])
-            dgate, dup = dgate_up.chunk(2, -1)
-            torch.mul(dhidden.mul_(scale), silu, out=dup)
-            torch.ops.aten.silu_backward.grad_input(dhidden.mul_(up), gate, grad_input=dgate)
-            torch.mm(dgate_up.mT, x_ND.index_select(0, token), out=dup_EFD[e])
-            torch.mm(dgate_up, up_EFD[e], out=dx_MD[start:stop])
-        dweight_NA = dweight_M[row_NA].to(weight_NA.dtype)
-        return _sum_rows(dx_MD, row_NA), dweight_NA, dup_EFD, ddown_EDF, None
-
-
-def _sum_rows(y_MD: Tensor, row_NA: Tensor, weight_NA: Tensor | None = None) -> Tensor:
-    """Add up each token's rows, by weight if given, without a copy of them: an embedding bag is just that."""
-    weight_NA = None if weight_NA is None else weight_NA.to(y_MD.dtype)
-    return F.embedding_bag(row_NA, y_MD, mode="sum", per_sample_weights=weight_NA)
-
-
 def _runs(counts: list[int]):
     start = 0
     for e, count in enumerate(counts):
@@ -162,14 +108,6 @@ def run_experts_together(x_ND: Tensor, weight_NA: Tensor, up_EFD: Tensor, down_E
     """Send each token through its SwiGLU experts, add them up by weight, [N, D]: each step for all experts at once."""
     gate_MF, up_MF = grouped_linear(dispatch_rows(x_ND, plan), up_EFD, plan).chunk(2, -1)
     return combine_rows(grouped_linear(F.silu(gate_MF) * up_MF, down_EDF, plan), weight_NA, plan)
-
-
-def run_experts_in_turn(x_ND: Tensor, weight_NA: Tensor, up_EFD: Tensor, down_EDF: Tensor, plan: ExpertPlan) -> Tensor:
-    """The same, one expert after the other: the form for a CPU, which has a cache and cheap calls."""
-    if torch.is_autocast_enabled(x_ND.device.type):
-        dtype = torch.get_autocast_dtype(x_ND.device.type)
-        x_ND, up_EFD, down_EDF = x_ND.to(dtype), up_EFD.to(dtype), down_EDF.to(dtype)
-    return _ExpertsInTurn.apply(x_ND, weight_NA, up_EFD, down_EDF, plan)  # type: ignore[return-value]
 
 
 def grouped_linear(x_MI: Tensor, weight_EOI: Tensor, plan: ExpertPlan) -> Tensor:

@@ -6,16 +6,22 @@ Source: arXiv:2002.05202; the experts of arXiv:2412.19437 have the same form.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepseek_v3.model.linear import Linear
+from deepseek_v3.native import functions as native
+
 
 class SwiGLU(nn.Module):
     """The dense layers' network, and the shared experts' (one of width n_shared_experts * F)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = Linear(width, hidden)
+        self.up_proj = Linear(width, hidden)
+        self.down_proj = Linear(hidden, width)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Apply to every token."""
+        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        if native.serves(x_BSD, *weights):
+            return native.swiglu(x_BSD, *weights)
         return self.down_proj(F.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model.grouped import run_experts_in_turn, run_experts_together, sort_by_expert
+from deepseek_v3.model.grouped import run_experts_together, sort_by_expert
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.router import Router, RoutingRecord, sequence_balance_loss
+from deepseek_v3.native import functions as native
 
 
 class Experts(nn.Module):
@@ -27,9 +28,11 @@ class Experts(nn.Module):
 
     def forward(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
         """Send every token through its experts and add them up by weight."""
-        plan = sort_by_expert(index_NA, self.gate_up_proj.shape[0])
-        run = run_experts_in_turn if x_ND.device.type == "cpu" else run_experts_together
-        return run(x_ND, weight_NA, self.gate_up_proj, self.down_proj, plan)
+        up_EFD, down_EDF = self.gate_up_proj, self.down_proj
+        if native.serves(x_ND, up_EFD, down_EDF):
+            return native.run_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF)
+        plan = sort_by_expert(index_NA, up_EFD.shape[0])
+        return run_experts_together(x_ND, weight_NA, up_EFD, down_EDF, plan)
 
 
 class MixtureOfExperts(nn.Module):

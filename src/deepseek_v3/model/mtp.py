@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.rope import Rotation
 from deepseek_v3.model.router import RoutingRecord
@@ -28,7 +29,7 @@ class MultiTokenPredictor(nn.Module):
         super().__init__()
         self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
         self.block = Block(config, index)
         self.shared_head_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepseek_v3.native import functions as native
+
 LATENT_NORM_EPS = 1e-6  # the released code takes its default for the two latent norms, whatever the config says
 
 
@@ -30,6 +32,8 @@ class RMSNorm(nn.Module):
         device, dtype = x_BSD.device.type, x_BSD.dtype
         if dtype == torch.float32 and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        if dtype in (torch.float32, torch.bfloat16) and native.serves(x_BSD):
+            return native.rms_norm(x_BSD, self.weight, self.eps, dtype)
         wide_BSD = x_BSD.to(torch.promote_types(x_BSD.dtype, torch.float32))
         return _RMSNorm.apply(wide_BSD, self.weight, self.eps, dtype)  # type: ignore[return-value]
 

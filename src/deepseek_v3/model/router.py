@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.native import functions as native
 
 
 @dataclass
@@ -74,6 +75,10 @@ class Router(nn.Module):
 
     def choose_experts(self, score_NE: Tensor) -> Tensor:
         """Pick the top A by biased score within the best groups; masked groups get -inf, which no score can lose to."""
+        if score_NE.dtype == torch.float32 and native.serves(score_NE):
+            bias, groups = self.e_score_correction_bias if self.sigmoid else None, self.groups if self.grouped else 1
+            kept = self.kept_groups if self.grouped else 1
+            return native.choose_experts(score_NE, bias, self.per_token, groups, kept, best_two=self.sigmoid)
         biased_NE = score_NE + self.e_score_correction_bias if self.sigmoid else score_NE  # V3 Eq. (16)
         if self.grouped:
             member_NGM = biased_NE.unflatten(-1, (self.groups, -1))

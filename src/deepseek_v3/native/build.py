@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 # No -ffast-math: a loss that is not finite must stay so. A product and a sum may fuse, as in PyTorch's own kernels.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 FLAGS += ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall")
 SWITCH = "DEEPSEEK_V3_NATIVE"
 
@@ -44,6 +45,13 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None) -> None:
     kernels = _load()
     assert kernels is not None, "ask have_kernels() first"
     getattr(kernels, name)(*[_as_c(argument) for argument in arguments])
+
+
+def ask_kernel(name: str) -> int:
+    """Ask for a whole number that the kernels know."""
+    kernels = _load()
+    assert kernels is not None
+    return int(getattr(kernels, name)())
 
 
 def _as_c(value: Tensor | int | float | None):
@@ -72,7 +80,7 @@ def _compile(compiler: str) -> Path:
     import fcntl
 
     sources = sorted(HERE.glob("*.[ch]pp"))
-    digest = hashlib.sha256(repr((FLAGS, _first_line(compiler, "--version"), _processor())).encode())
+    digest = hashlib.sha256(repr((FLAGS, _run(compiler, "--version"), _processor())).encode())
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     folder = _cache_folder()
@@ -86,8 +94,11 @@ def _compile(compiler: str) -> Path:
         if sys.stderr.isatty():
             print("compiling the CPU kernels, once for this machine ...", file=sys.stderr)
         unfinished = library.with_suffix(".part")
-        units = [str(source) for source in sources if source.suffix == ".cpp"]
-        subprocess.run([compiler, *FLAGS, *units, "-o", str(unfinished)], check=True, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as objects:
+            units = [(source, Path(objects) / f"{source.stem}.o") for source in sources if source.suffix == ".cpp"]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(lambda unit: _run(compiler, *FLAGS, "-c", str(unit[0]), "-o", str(unit[1])), units))
+            _run(compiler, "-shared", "-fopenmp", *(str(unit[1]) for unit in units), "-o", str(unfinished))
         unfinished.replace(library)
     return library
 
@@ -105,9 +116,8 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="deepseek-v3-"))
 
 
-def _first_line(*command: str) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout.partition("\n")[0]
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _processor() -> str:

@@ -46,7 +46,7 @@ inline void store(bf16* to, float x) {
     to->bits = x != x ? 0x7FC0 : uint16_t((word + 0x7FFF + ((word >> 16) & 1)) >> 16);
 }
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // x - 0 is x for every x, so this is a broadcast and no sum
 inline Vec load_vec(const float* from) { return *(const Vec*)from; }
 inline Vec load_vec(const bf16* from) {
     return (Vec)(__builtin_convertvector(*(const HalfVec*)from, WordVec) << 16);
@@ -62,6 +62,31 @@ inline float sum_lanes(Vec x) {
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += x[i];
     return sum;
+}
+
+// e^x to about one unit in the last place: x = n ln 2 + r, a polynomial for e^r, and n into the exponent.
+inline Vec exp_vec(Vec x) {
+#if defined(__AVX512F__)
+    Vec n = (Vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 8);  // to the nearest whole number
+#else
+    x = x < -87.f ? splat(-87.f) : x;
+    x = x > 88.f ? splat(88.f) : x;
+    Vec shifted = x * 1.44269504f + 12582912.f;  // adding 1.5 * 2^23 rounds to a whole number, in the lowest bits
+    Vec n = shifted - 12582912.f;
+#endif
+    Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Vec p = splat(1.f / 720);
+    p = p * r + 1.f / 120;
+    p = p * r + 1.f / 24;
+    p = p * r + 1.f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.f;
+    p = p * r + 1.f;
+#if defined(__AVX512F__)
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return p * (Vec)(((IntVec)shifted - 0x4B400000 + 127) << 23);
+#endif
 }
 
 // Memory that lives as long as a kernel's block.

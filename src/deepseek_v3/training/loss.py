@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepseek_v3.native import functions as native
+
 IGNORED = -100  # the label that cross-entropy skips
 
 
@@ -52,6 +54,8 @@ def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
 
 def sum_nats(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
     """Return the sum of -log P of the labels that count, in FP32 (or FP64)."""
+    if native.serves(logits_BSV):
+        return native.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), IGNORED)
     wide_NV = logits_BSV.flatten(0, 1).to(torch.promote_types(logits_BSV.dtype, torch.float32))
     return F.cross_entropy(wide_NV, labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
 

@@ -1,0 +1,256 @@
+// Causal latent attention in its expanded form, forward and backward, a block of queries of one head at a time.
+//
+//     s = scale q k^T     p = softmax(s)     out = p v
+//     dv = p^T do     dp = do v^T     ds = scale p (dp - <do, out>)     dq = ds k     dk = ds^T q
+//
+// q comes as the projection leaves it, [content | rope] per head, and is turned here; k and v come interleaved per head as
+// kv_b_proj leaves them, and the one rope key, turned already, is shared by all heads. A block meets only the keys up to its
+// own end, its scores stay in the second-level cache, and nothing of them is kept: the backward pass makes them again from
+// the saved log of each row's sum.
+// Letters as in model/attention.py: B batch, S queries, T keys (the last S are the queries' own), H heads, K content,
+// R rotary, U value, W = K + R.
+#include "product.hpp"
+
+namespace {
+constexpr long BLOCK = 4 * TILE;  // queries
+
+struct Sizes {
+    long batch, queries, keys, heads, content, rotary, value;
+    long turn_stride;  // from one row of the batch to the next in cos and sin, 0 if they share the positions
+    float scale;
+    long width() const { return content + rotary; }
+};
+
+template <typename T> struct Inputs {
+    const T *query, *key_value, *rope;
+    long rope_stride;  // between tokens
+    const float *cos, *sin;
+};
+
+// Turn the pairs of one row by its angles; sign -1 turns back.
+template <typename From, typename To> void turn_row(const From* x, const float* cos, const float* sin, float sign, long n, To* to) {
+    for (long i = 0; i < n; i += 2) {
+        float even = to_float(x[i]), odd = to_float(x[i + 1]), c = cos[i / 2], s = sign * sin[i / 2];
+        store(to + i, even * c - odd * s);
+        store(to + i + 1, even * s + odd * c);
+    }
+}
+
+// Keys, values and queries of one head of one row of the batch, as the products want them.
+template <typename T> struct Head {
+    const Inputs<T>& in;
+    const Sizes& z;
+    long b, h;
+    const T* key_value(long t) const { return in.key_value + ((b * z.keys + t) * z.heads + h) * (z.content + z.value); }
+    Rows<T> values() const { return {key_value(0) + z.content, z.heads * (z.content + z.value)}; }
+    void fill_keys(long n, T* to) const {
+        for (long t = 0; t < n; t++, to += z.width()) {
+            memcpy(to, key_value(t), sizeof(T) * z.content);
+            memcpy(to + z.content, in.rope + (b * z.keys + t) * in.rope_stride, sizeof(T) * z.rotary);
+        }
+    }
+    long turn_at(long s) const { return b * z.turn_stride + s * (z.rotary / 2); }
+    void fill_queries(long start, long n, T* to) const {
+        for (long s = start; s < start + n; s++, to += z.width()) {
+            const T* q = in.query + ((b * z.queries + s) * z.heads + h) * z.width();
+            memcpy(to, q, sizeof(T) * z.content);
+            turn_row(q + z.content, in.cos + turn_at(s), in.sin + turn_at(s), 1.f, z.rotary, to + z.content);
+        }
+    }
+};
+
+template <typename T> void pack_all(Rows<T> rows, long k, long n, T* to) {
+    for (long j = 0; j < n; j += PANEL) pack_panel<T>(rows, k, j, n, to + panel_at<T>(j, k));
+}
+template <typename T> void pack_all_transposed(Rows<T> rows, long k, long n, T* to) {
+    for (long j = 0; j < n; j += PANEL) pack_panel_transposed<T>(rows, k, j, n, to + panel_at<T>(j, k));
+}
+
+inline float greatest(const float* s, long n) {
+    Vec top = splat(s[0]);
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        Vec x = load_vec(s + i);
+        top = x > top ? x : top;
+    }
+    float most = top[0];
+    for (int j = 1; j < LANES; j++) most = std::max(most, top[j]);
+    for (; i < n; i++) most = std::max(most, s[i]);
+    return most;
+}
+
+// p = e^(scale s - shift) for the n keys that a query sees, zeros up to `all`; returns the sum.
+template <typename T> float weigh(const float* s, float scale, float shift, long n, long all, T* p) {
+    Vec sum = {};
+    float rest = 0;
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        Vec weight = exp_vec(load_vec(s + i) * scale - shift);
+        sum += weight;
+        store_result(p + i, weight);
+    }
+    for (; i < n; i++) {
+        float weight = expf(s[i] * scale - shift);
+        rest += weight;
+        store(p + i, weight);
+    }
+    memset(p + i, 0, sizeof(T) * (all - i));
+    return rest + sum_lanes(sum);
+}
+
+template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Sizes& z, long threads) {
+    long W = z.width(), U = z.value, blocks = (z.queries + BLOCK - 1) / BLOCK, heads = z.batch * z.heads;
+    long parts = std::min(blocks, (4 * threads + heads - 1) / heads);  // of the queries of a head
+    if (heads >= 4 * threads) parts = 1;
+#pragma omp parallel num_threads(threads)
+    {
+        long room = round_up(z.keys, PANEL) + PANEL;
+        Scratch memory(4 * BLOCK * (room + U + 1) + sizeof(T) * (BLOCK * room + room * W + panels_size(W, room) + panels_size(room, U) + BLOCK * W));
+        float *s = memory.as<float>(), *mixed = s + BLOCK * room, *sums = mixed + BLOCK * U;
+        T *p = (T*)(sums + BLOCK), *k = p + BLOCK * room, *k_panels = k + room * W, *v_panels = k_panels + panels_size(W, room);
+        T* q = v_panels + panels_size(room, U);
+#pragma omp for schedule(dynamic)
+        for (long task = heads * parts - 1; task >= 0; task--) {  // the last parts see the most keys: they go first
+            long part = task / heads, first = blocks * part / parts, last = blocks * (part + 1) / parts;
+            Head<T> head{in, z, task % heads / z.heads, task % heads % z.heads};
+            long keys = z.keys - z.queries + std::min(last * BLOCK, z.queries);
+            head.fill_keys(keys, k);
+            pack_all_transposed(Rows<T>{k, W}, W, keys, k_panels);
+            pack_all(head.values(), keys, U, v_panels);
+            for (long block = first; block < last; block++) {
+                long start = block * BLOCK, n = std::min(BLOCK, z.queries - start), seen = z.keys - z.queries + start + n;
+                head.fill_queries(start, n, q);
+                multiply(n, round_up(seen, PANEL), W, q, W, k_panels, s, room);
+                for (long i = 0; i < n; i++) {
+                    long visible = seen - n + i + 1;
+                    float shift = greatest(s + i * room, visible) * z.scale;
+                    sums[i] = weigh(s + i * room, z.scale, shift, visible, round_up(seen, 2), p + i * room);
+                    if (logs) logs[(head.b * z.heads + head.h) * z.queries + start + i] = shift + logf(sums[i]);
+                }
+                multiply(n, U, seen, p, room, v_panels, mixed, U, false, keys);
+                for (long i = 0; i < n; i++) {
+                    T* to = out + ((head.b * z.queries + start + i) * z.heads + head.h) * U;
+                    float scale = 1.f / sums[i];
+                    for (long u = 0; u < U; u++) store(to + u, mixed[i * U + u] * scale);
+                }
+            }
+        }
+    }
+}
+
+// sum[m, n] += sum_k a[k][m] b[k][n]
+template <typename T> void add_outer(Rows<T> a, long m, const T* b_panels, long n, long k, T* tile, float* sum) {
+    for (long i = 0; i < m; i += TILE) {
+        pack_tile(a, k, i, m, tile);
+        for (long j = 0; j < n; j += PANEL)
+            multiply_rows(int(std::min<long>(TILE, m - i)), k, tile, STEP<T>, STEP<T> * TILE, b_panels + panel_at<T>(j, k),
+                                    sum + i * n + j, n, int(std::min<long>(PANEL, n - j)), true);
+    }
+}
+
+template <typename T>
+void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* dquery, T* dkey_value, T* drope, const Sizes& z, long threads) {
+    long W = z.width(), U = z.value, heads = z.batch * z.heads;
+    Scratch rope_memory(4 * heads * z.keys * z.rotary);
+    float* rope_sums = rope_memory.as<float>();
+#pragma omp parallel num_threads(threads)
+    {
+        long room = round_up(z.keys, PANEL) + PANEL, pads = panels_size(W, room) + panels_size(U, room) + panels_size(room, W);
+        Scratch memory(4 * (2 * BLOCK * room + room * (W + U) + BLOCK * W) +
+                       sizeof(T) * (2 * BLOCK * room + room * W + pads + BLOCK * (W + U) + panels_size(BLOCK, W) + panels_size(BLOCK, U) + (BLOCK + 2) * TILE));
+        float *s = memory.as<float>(), *dp = s + BLOCK * room, *dk = dp + BLOCK * room, *dv = dk + room * W, *dq = dv + room * U;
+        T *p = (T*)(dq + BLOCK * W), *ds = p + BLOCK * room, *k = ds + BLOCK * room, *k_turned = k + room * W;
+        T *v_turned = k_turned + panels_size(W, room), *k_panels = v_turned + panels_size(U, room), *q = k_panels + panels_size(room, W);
+        T *d = q + BLOCK * W, *q_panels = d + BLOCK * U, *d_panels = q_panels + panels_size(BLOCK, W), *tile = d_panels + panels_size(BLOCK, U);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < heads; task++) {
+            Head<T> head{in, z, task / z.heads, task % z.heads};
+            head.fill_keys(z.keys, k);
+            pack_all_transposed(Rows<T>{k, W}, W, z.keys, k_turned);
+            pack_all_transposed(head.values(), U, z.keys, v_turned);
+            pack_all(Rows<T>{k, W}, z.keys, W, k_panels);
+            memset(dk, 0, 4 * z.keys * W);
+            memset(dv, 0, 4 * z.keys * U);
+            for (long start = 0; start < z.queries; start += BLOCK) {
+                long n = std::min(BLOCK, z.queries - start), seen = z.keys - z.queries + start + n;
+                head.fill_queries(start, n, q);
+                long row = (head.b * z.queries + start) * z.heads + head.h;
+                for (long i = 0; i < n; i++) memcpy(d + i * U, dout + (row + i * z.heads) * U, sizeof(T) * U);
+                multiply(n, round_up(seen, PANEL), W, q, W, k_turned, s, room);
+                multiply(n, round_up(seen, PANEL), U, d, U, v_turned, dp, room);
+                for (long i = 0; i < n; i++) {
+                    long visible = seen - n + i + 1, j = 0;
+                    const T* o = out + (row + i * z.heads) * U;
+                    float along = 0, log = logs[task * z.queries + start + i];
+                    for (long u = 0; u < U; u++) along += to_float(o[u]) * to_float(d[i * U + u]);
+                    const float *si = s + i * room, *dpi = dp + i * room;
+                    T *pi = p + i * room, *dsi = ds + i * room;
+                    for (; j + LANES <= visible; j += LANES) {
+                        Vec weight = exp_vec(load_vec(si + j) * z.scale - log);
+                        store_result(pi + j, weight);
+                        store_result(dsi + j, weight * (load_vec(dpi + j) - along) * z.scale);
+                    }
+                    for (; j < visible; j++) {
+                        float weight = expf(si[j] * z.scale - log);
+                        store(pi + j, weight);
+                        store(dsi + j, weight * (dpi[j] - along) * z.scale);
+                    }
+                    memset(pi + j, 0, sizeof(T) * (round_up(seen, 2) - j));
+                    memset(dsi + j, 0, sizeof(T) * (round_up(seen, 2) - j));
+                }
+                multiply(n, W, seen, ds, room, k_panels, dq, W, false, z.keys);
+                for (long i = 0; i < n; i++) {
+                    T* to = dquery + (row + i * z.heads) * W;
+                    long at = head.turn_at(start + i);
+                    for (long c = 0; c < z.content; c++) store(to + c, dq[i * W + c]);
+                    turn_row(dq + i * W + z.content, in.cos + at, in.sin + at, -1.f, z.rotary, to + z.content);
+                }
+                pack_all(Rows<T>{q, W}, n, W, q_panels);
+                pack_all(Rows<T>{d, U}, n, U, d_panels);
+                add_outer(Rows<T>{p, room}, seen, d_panels, U, n, tile, dv);
+                add_outer(Rows<T>{ds, room}, seen, q_panels, W, n, tile, dk);
+            }
+            for (long t = 0; t < z.keys; t++) {
+                T* to = dkey_value + (head.key_value(t) - in.key_value);
+                for (long c = 0; c < z.content; c++) store(to + c, dk[t * W + c]);
+                for (long u = 0; u < U; u++) store(to + z.content + u, dv[t * U + u]);
+                memcpy(rope_sums + (task * z.keys + t) * z.rotary, dk + t * W + z.content, 4 * z.rotary);
+            }
+        }
+#pragma omp for schedule(static)
+        for (long i = 0; i < z.batch * z.keys; i++)
+            for (long r = 0; r < z.rotary; r++) {
+                float sum = 0;
+                for (long h = 0; h < z.heads; h++) sum += rope_sums[((i / z.keys * z.heads + h) * z.keys + i % z.keys) * z.rotary + r];
+                store(drope + i * z.rotary + r, sum);
+            }
+    }
+}
+
+template <typename T> Inputs<T> inputs(const void* query, const void* key_value, const void* rope, long rope_stride, const void* cos, const void* sin) {
+    return {(const T*)query, (const T*)key_value, (const T*)rope, rope_stride, (const float*)cos, (const float*)sin};
+}
+}  // namespace
+
+EXPORT void attention_forward(int64_t is_bf16, const void* query, const void* key_value, const void* rope, int64_t rope_stride,
+                              const void* cos, const void* sin, int64_t turn_stride, void* out, void* logs, int64_t batch,
+                              int64_t queries, int64_t keys, int64_t heads, int64_t content, int64_t rotary, int64_t value,
+                              double scale, int64_t threads) {
+    Sizes z{batch, queries, keys, heads, content, rotary, value, turn_stride, float(scale)};
+    if (is_bf16) forward(inputs<bf16>(query, key_value, rope, rope_stride, cos, sin), (bf16*)out, (float*)logs, z, threads);
+    else forward(inputs<float>(query, key_value, rope, rope_stride, cos, sin), (float*)out, (float*)logs, z, threads);
+}
+
+EXPORT void attention_backward(int64_t is_bf16, const void* query, const void* key_value, const void* rope, int64_t rope_stride,
+                               const void* cos, const void* sin, int64_t turn_stride, const void* out, const void* logs,
+                               const void* dout, void* dquery, void* dkey_value, void* drope, int64_t batch, int64_t queries,
+                               int64_t keys, int64_t heads, int64_t content, int64_t rotary, int64_t value, double scale,
+                               int64_t threads) {
+    Sizes z{batch, queries, keys, heads, content, rotary, value, turn_stride, float(scale)};
+    if (is_bf16)
+        backward(inputs<bf16>(query, key_value, rope, rope_stride, cos, sin), (const bf16*)out, (const float*)logs,
+                 (const bf16*)dout, (bf16*)dquery, (bf16*)dkey_value, (bf16*)drope, z, threads);
+    else
+        backward(inputs<float>(query, key_value, rope, rope_stride, cos, sin), (const float*)out, (const float*)logs,
+                 (const float*)dout, (float*)dquery, (float*)dkey_value, (float*)drope, z, threads);
+}

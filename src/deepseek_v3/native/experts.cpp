@@ -1,0 +1,276 @@
+// SwiGLU experts on rows sorted by expert, forward and backward, a block of rows at a time from start to end.
+//
+//     g = Wg x    u = Wu x    h = silu(g) u    y = Wd h           out_n = sum_a w_na y_na
+//
+// A dense network is one expert that every token goes to with weight 1. Letters as in model/grouped.py: N tokens,
+// D width, F hidden width, M rows sorted by expert, A experts per token; T activations, S weights.
+#include "product.hpp"
+
+namespace {
+constexpr long BLOCK = 8 * TILE;  // rows that go through an expert together, and stay in the second-level cache
+
+template <typename S> struct Weights {  // expert e's part begins e * stride further on
+    const S *gate, *up, *down;
+    long up_stride, down_stride;
+};
+
+struct Sizes {
+    long tokens, width, hidden, experts, per_token, threads;
+};
+
+struct Run {  // rows [start, stop) of one expert
+    long expert, start, stop;
+};
+
+// Split every expert's rows into runs of at most `height`; returns how many there are.
+long split_rows(const int64_t* counts, long experts, long height, Run* runs) {
+    long n = 0, start = 0;
+    for (long e = 0; e < experts; start += counts[e++])
+        for (long i = 0; i < counts[e]; i += height) runs[n++] = {e, start + i, start + std::min(i + height, counts[e])};
+    return n;
+}
+long runs_at_most(const int64_t* counts, long experts, long height) {
+    long n = 0;
+    for (long e = 0; e < experts; e++) n += (counts[e] + height - 1) / height;
+    return n;
+}
+
+template <typename T> void gather(const T* x, const int64_t* token, long start, long n, long width, T* to) {
+    for (long i = 0; i < n; i++) memcpy(to + i * width, x + token[start + i] * width, sizeof(T) * width);
+}
+
+inline Vec sigmoid(Vec x) { return 1.f / (1.f + exp_vec(-x)); }
+
+// h = silu(g) u of one row.
+template <typename T> void gate_row(const T* g, const T* u, T* h, long n) {
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        Vec x = load_vec(g + i);
+        store_result(h + i, x * sigmoid(x) * load_vec(u + i));
+    }
+    for (; i < n; i++) store(h + i, to_float(g[i]) / (1.f + expf(-to_float(g[i]))) * to_float(u[i]));
+}
+
+// Backward of one row, for dh of weight 1: h times w for the gradient of Wd, dg and du; returns <dh, h>.
+template <typename T> float gate_row_back(const T* g, const T* u, const float* dh, float w, T* h, T* dg, T* du, long n) {
+    Vec sum = {};
+    float rest = 0;
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        Vec x = load_vec(g + i), y = load_vec(u + i), d = load_vec(dh + i), s = sigmoid(x), silu = x * s;
+        sum += d * silu * y;
+        store_result(h + i, silu * y * w);
+        store_result(du + i, d * silu * w);
+        store_result(dg + i, d * y * w * (s + silu * (1.f - s)));
+    }
+    for (; i < n; i++) {
+        float x = to_float(g[i]), y = to_float(u[i]), s = 1.f / (1.f + expf(-x)), silu = x * s;
+        rest += dh[i] * silu * y;
+        store(h + i, silu * y * w);
+        store(du + i, dh[i] * silu * w);
+        store(dg + i, dh[i] * y * w * (s + silu * (1.f - s)));
+    }
+    return rest + sum_lanes(sum);
+}
+
+// out_n = sum_a w_na y[row_na], w = 1 if absent.
+template <typename T> void sum_rows(const T* y, const int64_t* row, const float* w, T* out, const Sizes& z) {
+#pragma omp for schedule(static)
+    for (long n = 0; n < z.tokens; n++) {
+        long i = 0;
+        for (; i + LANES <= z.width; i += LANES) {
+            Vec sum = {};
+            for (long a = n * z.per_token; a < (n + 1) * z.per_token; a++) {
+                Vec part = load_vec(y + row[a] * z.width + i);
+                sum += w ? part * w[a] : part;
+            }
+            store_result(out + n * z.width + i, sum);
+        }
+        for (; i < z.width; i++) {
+            float sum = 0;
+            for (long a = n * z.per_token; a < (n + 1) * z.per_token; a++)
+                sum += to_float(y[row[a] * z.width + i]) * (w ? w[a] : 1.f);
+            store(out + n * z.width + i, sum);
+        }
+    }
+}
+
+template <typename T, typename S>
+void forward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
+             const int64_t* row, T* gate_up, T* out, Sizes z) {
+    long D = z.width, F = z.hidden, rows = z.tokens * z.per_token, up_size = panels_size(D, F), down_size = panels_size(F, D);
+    Scratch panel_memory(sizeof(T) * z.experts * (2 * up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK));
+    Scratch row_memory(row ? sizeof(T) * rows * D : 0);
+    T *panels = panel_memory.as<T>(), *y = row ? row_memory.as<T>() : out;
+    Run* runs = run_memory.as<Run>();
+    long n_runs = split_rows(counts, z.experts, BLOCK, runs), ups = (F + PANEL - 1) / PANEL, downs = (D + PANEL - 1) / PANEL;
+#pragma omp parallel num_threads(z.threads)
+    {
+        Scratch memory(sizeof(T) * BLOCK * (D + F));
+        T *xs = memory.as<T>(), *hs = xs + BLOCK * D;
+#pragma omp for schedule(dynamic, 4)
+        for (long task = 0; task < z.experts * (2 * ups + downs); task++) {
+            long e = task / (2 * ups + downs), j = task % (2 * ups + downs);
+            T* to = panels + e * (2 * up_size + down_size);
+            const S *g = weight.gate + e * weight.up_stride, *u = weight.up + e * weight.up_stride;
+            if (!counts[e]) continue;
+            if (j < ups) pack_panel_transposed<T>(Rows<S>{g, D}, D, j * PANEL, F, to + panel_at<T>(j * PANEL, D));
+            else if ((j -= ups) < ups) pack_panel_transposed<T>(Rows<S>{u, D}, D, j * PANEL, F, to + up_size + panel_at<T>(j * PANEL, D));
+            else {
+                j = (j - ups) * PANEL;
+                pack_panel_transposed<T>(Rows<S>{weight.down + e * weight.down_stride, F}, F, j, D, to + 2 * up_size + panel_at<T>(j, F));
+            }
+        }
+#pragma omp for schedule(dynamic)
+        for (long r = 0; r < n_runs; r++) {
+            long start = runs[r].start, m = runs[r].stop - start;
+            T *to = panels + runs[r].expert * (2 * up_size + down_size), *gu = gate_up + start * 2 * F;
+            const T* from = x + start * D;
+            if (token) gather(x, token, start, m, D, xs), from = xs;
+            multiply(m, F, D, from, D, to, gu, 2 * F);
+            multiply(m, F, D, from, D, to + up_size, gu + F, 2 * F);
+            for (long i = 0; i < m; i++) gate_row(gu + i * 2 * F, gu + i * 2 * F + F, hs + i * F, F);
+            multiply(m, D, F, hs, F, to + 2 * up_size, y + start * D, D);
+        }
+        if (row) sum_rows(y, row, w, out, z);
+    }
+}
+
+// dW[o, i] = sum over a run's rows of a[row][o] b[row][i], for o of one task; in FP32, rounded at the end.
+template <typename T, typename S>
+void outer_product(Rows<T> a, Rows<T> b, long rows, long o0, long o1, long out, long in, S* dw, T* panels, T* tile, float* sum) {
+    long deep = 2 * DEPTH;
+    float* to = sizeof(S) == 4 ? (float*)dw + o0 * in : sum;
+    for (long p = 0; p < rows; p += deep) {
+        long k = std::min(deep, rows - p);
+        auto from = [p](Rows<T> m) { return m.index ? Rows<T>{m.data, m.stride, m.index + p} : Rows<T>{m.data + p * m.stride, m.stride}; };
+        for (long j = 0; j < in; j += PANEL) pack_panel<T>(from(b), k, j, in, panels + panel_at<T>(j, k));
+        for (long i = o0; i < o1; i += TILE) {
+            pack_tile(from(a), k, i, out, tile);
+            for (long j = 0; j < in; j += PANEL)
+                multiply_rows(int(std::min<long>(TILE, o1 - i)), k, tile, STEP<T>, STEP<T> * TILE, panels + panel_at<T>(j, k),
+                                        to + (i - o0) * in + j, in, int(std::min<long>(PANEL, in - j)), p > 0);
+        }
+    }
+    if (rows == 0) memset(dw + o0 * in, 0, sizeof(S) * (o1 - o0) * in);
+    else if (sizeof(S) == 2)
+        for (long i = 0; i < (o1 - o0) * in; i++) store(dw + o0 * in + i, sum[i]);
+}
+
+template <typename T, typename S> struct Gradients {
+    T* x;
+    float* w_rows;
+    S *gate, *up, *down;
+};
+
+template <typename T, typename S>
+void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
+              const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, Sizes z) {
+    long D = z.width, F = z.hidden, rows = z.tokens * z.per_token;
+    long up_size = panels_size(2 * F, D), down_size = panels_size(D, F);
+    Scratch panel_memory(sizeof(T) * z.experts * (up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK));
+    Scratch row_memory(sizeof(T) * rows * (3 * F + (row ? D : 0)) + 4 * rows);
+    float* w_row = row_memory.as<float>();
+    T *panels = panel_memory.as<T>(), *h = (T*)(w_row + rows), *dgu = h + rows * F, *dx = row ? dgu + rows * 2 * F : d.x;
+    Run* runs = run_memory.as<Run>();
+    long n_runs = split_rows(counts, z.experts, BLOCK, runs), ups = (D + PANEL - 1) / PANEL, downs = (F + PANEL - 1) / PANEL;
+    constexpr long HEIGHT = 20 * TILE;  // of a task's part of a weight gradient
+    // Gate and up are one matrix of 2F rows where they lie so.
+    bool joined = weight.up == weight.gate + F * D;
+    long up_rows = joined ? 2 * F : F, up_parts = (up_rows + HEIGHT - 1) / HEIGHT, down_parts = (D + HEIGHT - 1) / HEIGHT;
+    long parts = (joined ? 1 : 2) * up_parts + down_parts;
+#pragma omp parallel num_threads(z.threads)
+    {
+        long deep = 2 * DEPTH, widest = std::max(D, F);
+        Scratch memory(sizeof(T) * (BLOCK * D + panels_size(deep, widest) + (deep + 2) * TILE) + 4 * (BLOCK * F + HEIGHT * widest));
+        float *dh = memory.as<float>(), *sum = dh + BLOCK * F;
+        T *dys = (T*)(sum + HEIGHT * widest), *b_panels = dys + BLOCK * D, *tile = b_panels + panels_size(deep, widest);
+        if (row) {
+#pragma omp for schedule(static)
+            for (long a = 0; a < rows; a++) w_row[row[a]] = w[a];
+        }
+#pragma omp for schedule(dynamic, 4)
+        for (long task = 0; task < z.experts * (ups + downs); task++) {
+            long e = task / (ups + downs), j = task % (ups + downs);
+            T* to = panels + e * (up_size + down_size);
+            if (!counts[e]) continue;
+            if (j < ups) {  // gate above up, as one matrix of 2F rows: the two gradients of x add up in the product
+                T* at = to + panel_at<T>(j * PANEL, 2 * F);
+                pack_panel<T>(Rows<S>{weight.gate + e * weight.up_stride, D}, F, j * PANEL, D, at);
+                pack_panel<T>(Rows<S>{weight.up + e * weight.up_stride, D}, F, j * PANEL, D, at + F * PANEL);
+            } else {
+                j = (j - ups) * PANEL;
+                pack_panel<T>(Rows<S>{weight.down + e * weight.down_stride, F}, D, j, F, to + up_size + panel_at<T>(j, D));
+            }
+        }
+#pragma omp for schedule(dynamic)
+        for (long r = 0; r < n_runs; r++) {
+            long start = runs[r].start, m = runs[r].stop - start;
+            T* to = panels + runs[r].expert * (up_size + down_size);
+            const T* from = dy + start * D;
+            if (token) gather(dy, token, start, m, D, dys), from = dys;
+            multiply(m, F, D, from, D, to + up_size, dh, F);
+            for (long i = 0; i < m; i++) {
+                const T* gu = gate_up + (start + i) * 2 * F;
+                T* dg = dgu + (start + i) * 2 * F;
+                float scale = row ? w_row[start + i] : 1.f;
+                float dw = gate_row_back(gu, gu + F, dh + i * F, scale, h + (start + i) * F, dg, dg + F, F);
+                if (d.w_rows) d.w_rows[start + i] = dw;
+            }
+            multiply(m, D, 2 * F, dgu + start * 2 * F, 2 * F, to, dx + start * D, D);
+        }
+        if (row) sum_rows(dx, row, (const float*)nullptr, d.x, z);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < z.experts * parts; task++) {
+            long e = task / parts, part = task % parts, start = 0, n = counts[e];
+            for (long i = 0; i < e; i++) start += counts[i];
+            auto picked = [&](const T* m) { return token ? Rows<T>{m, D, token + start} : Rows<T>{m + start * D, D}; };
+            if (part < down_parts) {
+                long o = part * HEIGHT;
+                outer_product(picked(dy), Rows<T>{h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F,
+                              d.down + e * weight.down_stride, b_panels, tile, sum);
+                continue;
+            }
+            part -= down_parts;
+            bool is_up = part >= up_parts;
+            long o = (part - is_up * up_parts) * HEIGHT;
+            outer_product(Rows<T>{dgu + start * 2 * F + is_up * F, 2 * F}, picked(x), n, o, std::min(o + HEIGHT, up_rows), up_rows, D,
+                          (is_up ? d.up : d.gate) + e * weight.up_stride, b_panels, tile, sum);
+        }
+    }
+}
+
+template <typename T, typename S>
+void run_forward(const void* x, const void* w, const void* gate, const void* up, const void* down, long up_stride, long down_stride,
+                 const void* counts, const void* token, const void* row, void* gate_up, void* out, Sizes z) {
+    Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride};
+    forward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row, (T*)gate_up, (T*)out, z);
+}
+template <typename T, typename S>
+void run_backward(const void* x, const void* w, const void* gate, const void* up, const void* down, long up_stride, long down_stride,
+                  const void* counts, const void* token, const void* row, const void* gate_up, const void* dy, void* dx, void* dw_rows,
+                  void* dgate, void* dup, void* ddown, Sizes z) {
+    Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride};
+    Gradients<T, S> d{(T*)dx, (float*)dw_rows, (S*)dgate, (S*)dup, (S*)ddown};
+    backward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row, (const T*)gate_up, (const T*)dy, d, z);
+}
+}  // namespace
+
+// kinds as in linear.cpp. token [M] and row [N, A] are null for a dense network: one expert, rows in their own order.
+EXPORT void experts_forward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down,
+                            int64_t up_stride, int64_t down_stride, const void* counts, const void* token, const void* row,
+                            void* gate_up, void* out, int64_t tokens, int64_t width, int64_t hidden, int64_t experts,
+                            int64_t per_token, int64_t threads) {
+    Sizes z{tokens, width, hidden, experts, per_token, threads};
+    auto run = kind == 0 ? run_forward<float, float> : kind == 1 ? run_forward<bf16, float> : run_forward<bf16, bf16>;
+    run(x, w, gate, up, down, up_stride, down_stride, counts, token, row, gate_up, out, z);
+}
+
+EXPORT void experts_backward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down,
+                             int64_t up_stride, int64_t down_stride, const void* counts, const void* token, const void* row,
+                             const void* gate_up, const void* dy, void* dx, void* dw_rows, void* dgate, void* dup, void* ddown,
+                             int64_t tokens, int64_t width, int64_t hidden, int64_t experts, int64_t per_token, int64_t threads) {
+    Sizes z{tokens, width, hidden, experts, per_token, threads};
+    auto run = kind == 0 ? run_backward<float, float> : kind == 1 ? run_backward<bf16, float> : run_backward<bf16, bf16>;
+    run(x, w, gate, up, down, up_stride, down_stride, counts, token, row, gate_up, dy, dx, dw_rows, dgate, dup, ddown, z);
+}

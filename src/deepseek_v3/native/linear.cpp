@@ -1,0 +1,80 @@
+// A linear layer and its two gradients.
+//
+//     y[m, o] = sum_i x[m, i] W[o, i]        dx[m, i] = sum_o dy[m, o] W[o, i]        dW[o, i] = sum_m dy[m, o] x[m, i]
+//
+// Activations and their gradients are of type T, which is also the type of the products; weights and their gradients of
+// type S, rounded to T while they are packed.
+#include "product.hpp"
+
+namespace {
+constexpr long BLOCK = 8 * TILE;  // rows of A that are multiplied by all of B before the next ones
+
+template <typename T, typename S>
+void multiply_by_weight(const T* x, const S* weight, T* y, long rows, long out, long in, bool transposed, int threads) {
+    // transposed: y = x W^T, W [out, in]; else y = x W, W [in, out]
+    Scratch memory(sizeof(T) * panels_size(in, out));
+    T* panels = memory.as<T>();
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (long j = 0; j < out; j += PANEL) {
+            T* to = panels + panel_at<T>(j, in);
+            if (transposed) pack_panel_transposed<T>(Rows<S>{weight, in}, in, j, out, to);
+            else pack_panel<T>(Rows<S>{weight, out}, in, j, out, to);
+        }
+#pragma omp for
+        for (long i = 0; i < rows; i += BLOCK)
+            multiply(std::min(BLOCK, rows - i), out, in, x + i * in, in, panels, y + i * out, out);
+    }
+}
+
+template <typename T, typename S>
+void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long in, int threads) {
+    constexpr long deep = 2 * DEPTH;
+    long tiles = (out + TILE - 1) / TILE;
+    Scratch panel_memory(sizeof(T) * panels_size(deep, in));
+    Scratch sum_memory(sizeof(S) == 4 ? 0 : 4 * out * in);
+    T* panels = panel_memory.as<T>();
+    float* sum = sizeof(S) == 4 ? (float*)dw : sum_memory.as<float>();
+#pragma omp parallel num_threads(threads)
+    {
+        Scratch tile_memory(sizeof(T) * (deep + 2) * TILE);
+        T* tile = tile_memory.as<T>();
+        for (long p = 0; p < rows; p += deep) {
+            long k = std::min(deep, rows - p);
+#pragma omp for
+            for (long j = 0; j < in; j += PANEL) pack_panel<T>(Rows<T>{x + p * in, in}, k, j, in, panels + panel_at<T>(j, k));
+#pragma omp for
+            for (long t = 0; t < tiles; t++) {
+                long i = t * TILE;
+                pack_tile(Rows<T>{dy + p * out, out}, k, i, out, tile);
+                for (long j = 0; j < in; j += PANEL)
+                    multiply_rows(int(std::min<long>(TILE, out - i)), k, tile, STEP<T>, STEP<T> * TILE,
+                                            panels + panel_at<T>(j, k), sum + i * in + j, in,
+                                            int(std::min<long>(PANEL, in - j)), p > 0);
+            }
+        }
+        if (sizeof(S) == 2) {
+#pragma omp for
+            for (long i = 0; i < out * in; i++) store(dw + i, sum[i]);
+        }
+    }
+}
+}  // namespace
+
+EXPORT int64_t have_bf16() { return HAVE_BF16; }
+
+// kinds: 0 all FP32, 1 bf16 activations with FP32 weights, 2 all bf16
+EXPORT void linear(int64_t kind, const void* x, const void* w, void* y, int64_t rows, int64_t out, int64_t in,
+                   int64_t transposed, int64_t threads) {
+    if (kind == 0) multiply_by_weight((const float*)x, (const float*)w, (float*)y, rows, out, in, transposed, threads);
+    if (kind == 1) multiply_by_weight((const bf16*)x, (const float*)w, (bf16*)y, rows, out, in, transposed, threads);
+    if (kind == 2) multiply_by_weight((const bf16*)x, (const bf16*)w, (bf16*)y, rows, out, in, transposed, threads);
+}
+
+EXPORT void linear_weight_gradient(int64_t kind, const void* dy, const void* x, void* dw, int64_t rows, int64_t out,
+                                   int64_t in, int64_t threads) {
+    if (kind == 0) weight_gradient((const float*)dy, (const float*)x, (float*)dw, rows, out, in, threads);
+    if (kind == 1) weight_gradient((const bf16*)dy, (const bf16*)x, (float*)dw, rows, out, in, threads);
+    if (kind == 2) weight_gradient((const bf16*)dy, (const bf16*)x, (bf16*)dw, rows, out, in, threads);
+}

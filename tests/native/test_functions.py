@@ -1,0 +1,201 @@
+"""Every kernel against PyTorch in FP64: results and gradients, in each dtype, at sizes that fit no vector."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from deepseek_v3.model.grouped import run_experts_together, sort_by_expert
+from deepseek_v3.model.rope import Rotation, rotate_pairs
+from deepseek_v3.model.router import Router
+from deepseek_v3.native import functions as native
+from deepseek_v3.native.build import ask_kernel, have_kernels
+
+pytestmark = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
+
+FP32, BF16 = torch.float32, torch.bfloat16
+TOLERANCE = {FP32: 2e-6, BF16: 1e-2}  # of the largest value; bf16 rounds every stored number to 1 in 256
+
+
+def dtypes():
+    """(activations, weights): those the kernels know on this processor."""
+    return [(FP32, FP32), *([(BF16, FP32), (BF16, BF16)] if have_kernels() and ask_kernel("have_bf16") else [])]
+
+
+def draw(*shapes, dtype=FP32, scale=1.0):
+    return [(torch.randn(shape) * scale).to(dtype) for shape in shapes]
+
+
+def agree(ours, theirs, leaves, dtype):
+    """Compare a result and all its gradients with the same computed in FP64 from the very same numbers."""
+    mine = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    got, want = ours(*mine), theirs(*exact)
+    probe = torch.randn(want.shape).to(got.dtype)
+    pairs = [(got, want)]
+    pairs += zip(torch.autograd.grad(got, mine, probe), torch.autograd.grad(want, exact, probe.double()))
+    for a, b in pairs:
+        assert a.shape == b.shape
+        assert (a.double() - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("dtype", "weight_dtype"), dtypes())
+@pytest.mark.parametrize(("rows", "width", "out"), [(40, 34, 6), (601, 96, 80), (33, 700, 32), (130, 16, 46)])
+def test_linear(dtype, weight_dtype, rows, width, out):
+    x, w = draw((rows, width), dtype=dtype)[0], draw((out, width), dtype=weight_dtype, scale=width**-0.5)[0]
+    assert native.serves(x, w)
+    agree(native.linear, lambda x, w: x @ w.T, [x, w], dtype)
+
+
+@pytest.mark.parametrize(("dtype", "weight_dtype"), dtypes())
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(50, 24, 10), (300, 64, 150)])
+def test_swiglu(dtype, weight_dtype, rows, width, hidden):
+    x = draw((rows, width), dtype=dtype)[0]
+    gate, up = draw((hidden, width), (hidden, width), dtype=weight_dtype, scale=width**-0.5)
+    down = draw((width, hidden), dtype=weight_dtype, scale=hidden**-0.5)[0]
+    agree(native.swiglu, lambda x, g, u, d: (F.silu(x @ g.T) * (x @ u.T)) @ d.T, [x, gate, up, down], dtype)
+
+
+@pytest.mark.parametrize(("dtype", "weight_dtype"), dtypes())
+@pytest.mark.parametrize("load", ["random", "idle experts"])
+@pytest.mark.parametrize(("tokens", "width", "hidden"), [(45, 24, 10), (700, 64, 150)])
+def test_experts(dtype, weight_dtype, load, tokens, width, hidden):
+    experts, per_token = 6, 3
+    x = draw((tokens, width), dtype=dtype)[0]
+    up = draw((experts, 2 * hidden, width), dtype=weight_dtype, scale=width**-0.5)[0]
+    down = draw((experts, width, hidden), dtype=weight_dtype, scale=hidden**-0.5)[0]
+    most = experts if load == "random" else per_token + 1
+    index = torch.stack([torch.randperm(most)[:per_token] for _ in range(tokens)])
+    plan = sort_by_expert(index, experts)
+    agree(
+        lambda x, w, u, d: native.run_experts(x, w, index, u, d),
+        lambda x, w, u, d: run_experts_together(x, w, u, d, plan),
+        [x, torch.rand(tokens, per_token), up, down],
+        dtype,
+    )
+
+
+def attend_plainly(query, key_value, rope, cos, sin, scale, content):
+    """Attention by the book: rotate, join, mask, softmax."""
+    rotary = rope.shape[-1]
+    turned = rotate_pairs(query[..., content:], Rotation(cos, sin))
+    q = torch.cat((query[..., :content], turned), -1).transpose(1, 2)
+    k = torch.cat((key_value[..., :content], rope.unsqueeze(2).expand(-1, -1, query.shape[2], rotary)), -1)
+    score = q @ k.permute(0, 2, 3, 1) * scale
+    queries, keys = score.shape[-2:]
+    future = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+    weight = score.masked_fill(future, float("-inf")).softmax(-1)
+    return (weight @ key_value[..., content:].transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", sorted({dtype for dtype, _ in dtypes()}, key=str))
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "heads", "content", "rotary", "value"),
+    [(2, 37, 37, 3, 12, 8, 10), (1, 200, 200, 2, 32, 16, 32), (2, 70, 99, 3, 16, 4, 24), (1, 40, 333, 1, 7, 6, 35)],
+)
+@pytest.mark.parametrize("own_positions", [False, True])
+def test_attention(dtype, batch, queries, keys, heads, content, rotary, value, own_positions):
+    query = draw((batch, queries, heads, content + rotary), dtype=dtype)[0]
+    key_value = draw((batch, keys, heads, content + value), dtype=dtype)[0]
+    rope = draw((batch, keys, rotary), dtype=dtype)[0]
+    angle = torch.rand(*([batch] if own_positions else []), queries, rotary // 2) * 6
+    cos, sin, scale = angle.cos(), angle.sin(), (content + rotary) ** -0.5
+    agree(
+        lambda q, kv, r: native.attend_causally(q, kv, r, cos, sin, scale),
+        lambda q, kv, r: attend_plainly(q, kv, r, cos.double(), sin.double(), scale, content),
+        [query, key_value, rope],
+        dtype,
+    )
+
+
+def test_attention_with_scores_beyond_what_an_exponential_holds():
+    query, key_value, rope = draw((1, 64, 1, 10)), draw((1, 64, 1, 14)), draw((1, 64, 2))
+    cos, sin = torch.ones(64, 1), torch.zeros(64, 1)
+    got = native.attend_causally(query[0] * 200, key_value[0], rope[0], cos, sin, 1.0)
+    want = attend_plainly(query[0] * 200, key_value[0], rope[0], cos, sin, 1.0, 8)
+    assert (got - want).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("width", [6, 64, 250])
+def test_rms_norm(dtype, width):
+    x, w = draw((3, 50, width), dtype=dtype)[0], draw((width,), dtype=dtype)[0]
+
+    def plain(x, w):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w
+
+    agree(lambda x, w: native.rms_norm(x, w, 1e-6, dtype), plain, [x, w], dtype)
+    part = draw((3, 50, width + 9), dtype=dtype)[0]  # rows of a wider matrix, as a split leaves them
+    agree(
+        lambda x, w: native.rms_norm(x[..., 3:-6], w, 1e-6, dtype),
+        lambda x, w: plain(x[..., 3:-6], w),
+        [part, w],
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("width", [5, 1003])
+def test_cross_entropy(dtype, width):
+    logits = draw((70, width), dtype=dtype, scale=4)[0]
+    labels = torch.randint(width, (70,))
+    labels[::7] = -100
+
+    def plain(x):
+        return F.cross_entropy(x, labels, ignore_index=-100, reduction="sum")
+
+    agree(lambda x: native.cross_entropy(x, labels, -100), plain, [logits], dtype)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad):
+    """The trainer skips a step by its loss; a kernel that swallowed a NaN would hide it."""
+    x, w = draw((40, 32), (16, 32))
+    x[3, 5] = bad
+    assert not native.linear(x, w)[3].isfinite().any()
+    assert not native.rms_norm(x, torch.ones(32), 1e-6, FP32)[3].isfinite().all()
+    assert not native.cross_entropy(x, torch.zeros(40, dtype=torch.int64), -100).isfinite()
+    assert native.linear(x, w)[4].isfinite().all()
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2), (3, 3)])
+@pytest.mark.parametrize("rule", ["v3", "v2"])
+def test_chosen_experts(groups, kept, rule, monkeypatch):
+    from deepseek_v3.config import ModelConfig
+
+    v2 = {"scoring_func": "softmax", "topk_method": "group_limited_greedy", "norm_topk_prob": False}
+    sizes = {"n_routed_experts": 12, "n_group": groups, "topk_group": kept, "num_experts_per_tok": 3, "hidden_size": 20}
+    router = Router(ModelConfig.preset("demo").replace(**sizes, **(v2 if rule == "v2" else {})))
+    score = torch.rand(500, 12)
+    if rule == "v3":
+        router.e_score_correction_bias.normal_(0, 0.3)
+    ours = router.choose_experts(score).sort(-1).values
+    monkeypatch.setenv("DEEPSEEK_V3_NATIVE", "0")
+    assert torch.equal(ours, router.choose_experts(score).sort(-1).values)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_bit(threads):
+    """Resuming is bitwise, also on a machine that has other cores."""
+
+    def run():
+        torch.manual_seed(1)
+        x, up, down = draw((300, 32), (5, 40, 32), (5, 32, 20))
+        leaves = [t.requires_grad_() for t in (x, torch.rand(300, 2), up, down)]
+        index = torch.stack([torch.randperm(5)[:2] for _ in range(300)])
+        y = native.rms_norm(native.run_experts(leaves[0], leaves[1], index, *leaves[2:]), torch.ones(32), 1e-6, FP32)
+        y = native.linear(y, draw((64, 32))[0])
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    want = run()
+    torch.set_num_threads(threads)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(run(), want))
+    finally:
+        torch.set_num_threads(before)
