@@ -60,12 +60,3 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
-
-
-def product_share(function: Callable[[], object]) -> float:
-    """Share of a call's operator time that lies in matrix products, by PyTorch's profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        function()
-    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    products = ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm", "aten::baddbmm_")
-    return sum(times.get(name, 0.0) for name in products) / sum(times.values())

@@ -13,10 +13,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from benchmarks.machine import interleave, keep_freed_memory, matmul_rate, median_ratio, product_share
+from benchmarks.machine import interleave, keep_freed_memory, matmul_rate, median_ratio
 from benchmarks.peers import make_peer, nano
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.sizing import attention_flops, count_parameters, training_flops
+from deepseek_v3.training.loss import IGNORED, sum_nats
 
 ROWS, LENGTH, PROMPT = 8, 512, 2048
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -25,18 +26,28 @@ SETTINGS = [("sdpa", "grouped_mm"), ("sdpa", "eager"), ("eager", "grouped_mm"), 
 
 
 def training_step(
-    model: torch.nn.Module, forward: Callable, tokens: torch.Tensor, *, autocast: bool = False
+    model: torch.nn.Module, forward: Callable, loss: Callable, tokens: torch.Tensor, *, autocast: bool = False
 ) -> Callable:
-    """One forward and backward, the loss as both sides train with it; the gradients are dropped."""
-    labels_N = F.pad(tokens[:, 1:], (0, 1), value=-100).flatten()
+    """One forward and backward, each side with the loss that it trains with; the gradients are dropped."""
+    labels_BS = F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = forward(tokens)
-        F.cross_entropy(logits.flatten(0, 1).float(), labels_N).backward()
+        loss(logits, labels_BS).backward()
         model.zero_grad(set_to_none=True)
 
     return run
+
+
+def our_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+    """As our trainer computes it."""
+    return sum_nats(logits_BSV, labels_BS) / (labels_BS != IGNORED).sum()
+
+
+def peer_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+    """As transformers computes it: cross-entropy of FP32 logits."""
+    return F.cross_entropy(logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORED)
 
 
 def training_contenders() -> dict[str, Callable]:
@@ -46,10 +57,10 @@ def training_contenders() -> dict[str, Callable]:
     for name in PRODUCTS:
         dtype, autocast = DTYPES["bf16" if name == "bf16" else "fp32"], name == "auto"
         model = nano(dtype)
-        contenders[f"ours {name}"] = training_step(model, model, tokens, autocast=autocast)
+        contenders[f"ours {name}"] = training_step(model, model, our_loss, tokens, autocast=autocast)
         for attention, experts in SETTINGS:
             peer = make_peer(nano(), dtype, attention=attention, experts=experts)
-            step = training_step(peer, _peer_forward(peer), tokens, autocast=autocast)
+            step = training_step(peer, _peer_forward(peer), peer_loss, tokens, autocast=autocast)
             contenders[f"peer {name} {attention}+{experts}"] = step
     return contenders
 
@@ -98,12 +109,11 @@ def report(title: str, contenders: dict[str, Callable], flops: float, rounds: in
         return min((n for n in middle if n.startswith(words)), key=middle.__getitem__)
 
     for name in formats:
-        peer = fastest(f"peer {name}")
-        bound = middle[peer] / flops * peaks[PRODUCTS[name]]
-        share = product_share(contenders[f"ours {name}"])
+        peer, ours, product = fastest(f"peer {name}"), middle[f"ours {name}"], PRODUCTS[name]
+        bound = flops / peaks[product]
         ratio = median_ratio(times, peer, f"ours {name}")
-        print(f"  {name}: {ratio:.2f} x the speed of {peer}; all products at the full rate would be {bound:.2f} x")
-        print(f"        of our time {share:.0%} is in matrix products, the rest in passes over memory and in calls")
+        print(f"  {name}: {ratio:.2f} x the speed of {peer}; {middle[peer] / bound:.2f} x is where products bound it:")
+        print(f"        at the full {product} rate they take {bound * 1e3:.0f} of our {ours * 1e3:.0f} ms")
     ratio = median_ratio(times, fastest("peer"), fastest("ours"))
     print(f"  each at its best: {ratio:.2f} x ({fastest('ours')} against {fastest('peer')})")
 

@@ -65,7 +65,9 @@ class Router(nn.Module):
         """Route; returns weights [N, A] and scores [N, E] in FP32 (or FP64), and indices [N, A]."""
         dtype = torch.promote_types(x_ND.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
-            logits_NE = F.linear(x_ND.to(dtype), self.weight.to(dtype))
+            x_ND, weight_ED = x_ND.to(dtype), self.weight.to(dtype)
+            serves = native.serves(x_ND, weight_ED)
+            logits_NE = native.linear(x_ND, weight_ED) if serves else F.linear(x_ND, weight_ED)
         score_NE = logits_NE.sigmoid() if self.sigmoid else logits_NE.softmax(-1)  # V3 Eq. (15)
         index_NA = self.choose_experts(score_NE.detach())
         weight_NA = score_NE.gather(1, index_NA)  # the raw score: the bias must not leak in here

@@ -36,6 +36,15 @@ template <typename From, typename To> void turn_row(const From* x, const float* 
     }
 }
 
+template <typename T> float dot(const T* x, const T* y, long n) {
+    Vec sum = {};
+    float rest = 0;
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) sum += load_vec(x + i) * load_vec(y + i);
+    for (; i < n; i++) rest += to_float(x[i]) * to_float(y[i]);
+    return rest + sum_lanes(sum);
+}
+
 // Keys, values and queries of one head of one row of the batch, as the products want them.
 template <typename T> struct Head {
     const Inputs<T>& in;
@@ -130,8 +139,7 @@ template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Size
                 multiply(n, U, seen, p, room, v_panels, mixed, U, false, keys);
                 for (long i = 0; i < n; i++) {
                     T* to = out + ((head.b * z.queries + start + i) * z.heads + head.h) * U;
-                    float scale = 1.f / sums[i];
-                    for (long u = 0; u < U; u++) store(to + u, mixed[i * U + u] * scale);
+                    scale_row(mixed + i * U, 1.f / sums[i], U, to);
                 }
             }
         }
@@ -180,9 +188,7 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                 multiply(n, round_up(seen, PANEL), U, d, U, v_turned, dp, room);
                 for (long i = 0; i < n; i++) {
                     long visible = seen - n + i + 1, j = 0;
-                    const T* o = out + (row + i * z.heads) * U;
-                    float along = 0, log = logs[task * z.queries + start + i];
-                    for (long u = 0; u < U; u++) along += to_float(o[u]) * to_float(d[i * U + u]);
+                    float along = dot(out + (row + i * z.heads) * U, d + i * U, U), log = logs[task * z.queries + start + i];
                     const float *si = s + i * room, *dpi = dp + i * room;
                     T *pi = p + i * room, *dsi = ds + i * room;
                     for (; j + LANES <= visible; j += LANES) {
@@ -202,7 +208,7 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                 for (long i = 0; i < n; i++) {
                     T* to = dquery + (row + i * z.heads) * W;
                     long at = head.turn_at(start + i);
-                    for (long c = 0; c < z.content; c++) store(to + c, dq[i * W + c]);
+                    scale_row(dq + i * W, 1.f, z.content, to);
                     turn_row(dq + i * W + z.content, in.cos + at, in.sin + at, -1.f, z.rotary, to + z.content);
                 }
                 pack_all(Rows<T>{q, W}, n, W, q_panels);
@@ -212,8 +218,8 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
             }
             for (long t = 0; t < z.keys; t++) {
                 T* to = dkey_value + (head.key_value(t) - in.key_value);
-                for (long c = 0; c < z.content; c++) store(to + c, dk[t * W + c]);
-                for (long u = 0; u < U; u++) store(to + z.content + u, dv[t * U + u]);
+                scale_row(dk + t * W, 1.f, z.content, to);
+                scale_row(dv + t * U, 1.f, U, to + z.content);
                 memcpy(rope_sums + (task * z.keys + t) * z.rotary, dk + t * W + z.content, 4 * z.rotary);
             }
         }

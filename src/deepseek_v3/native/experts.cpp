@@ -154,7 +154,7 @@ void outer_product(Rows<T> a, Rows<T> b, long rows, long o0, long o1, long out, 
     }
     if (rows == 0) memset(dw + o0 * in, 0, sizeof(S) * (o1 - o0) * in);
     else if (sizeof(S) == 2)
-        for (long i = 0; i < (o1 - o0) * in; i++) store(dw + o0 * in + i, sum[i]);
+        scale_row(sum, 1.f, (o1 - o0) * in, dw + o0 * in);
 }
 
 template <typename T, typename S> struct Gradients {

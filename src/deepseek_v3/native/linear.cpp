@@ -22,15 +22,17 @@ void multiply_by_weight(const T* x, const S* weight, T* y, long rows, long out, 
             if (transposed) pack_panel_transposed<T>(Rows<S>{weight, in}, in, j, out, to);
             else pack_panel<T>(Rows<S>{weight, out}, in, j, out, to);
         }
-#pragma omp for
-        for (long i = 0; i < rows; i += BLOCK)
-            multiply(std::min(BLOCK, rows - i), out, in, x + i * in, in, panels, y + i * out, out);
+        // Each thread has tiles of its own, as many as the others, and takes them a block at a time.
+        long tiles = (rows + TILE - 1) / TILE, thread = omp_get_thread_num(), all = omp_get_num_threads();
+        long start = tiles * thread / all * TILE, stop = std::min(rows, tiles * (thread + 1) / all * TILE);
+        for (long i = start; i < stop; i += BLOCK)
+            multiply(std::min(BLOCK, stop - i), out, in, x + i * in, in, panels, y + i * out, out);
     }
 }
 
 template <typename T, typename S>
 void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long in, int threads) {
-    constexpr long deep = 2 * DEPTH;
+    constexpr long deep = 8 * DEPTH / sizeof(T);  // rows at a time: their panels fill half of the second-level cache
     long tiles = (out + TILE - 1) / TILE;
     Scratch panel_memory(sizeof(T) * panels_size(deep, in));
     Scratch sum_memory(sizeof(S) == 4 ? 0 : 4 * out * in);
@@ -56,7 +58,7 @@ void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long i
         }
         if (sizeof(S) == 2) {
 #pragma omp for
-            for (long i = 0; i < out * in; i++) store(dw + i, sum[i]);
+            for (long o = 0; o < out; o++) scale_row(sum + o * in, 1.f, in, dw + o * in);
         }
     }
 }

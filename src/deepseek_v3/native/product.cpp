@@ -39,33 +39,41 @@ inline void sum_tile(long k, const T* a, long across, long along, const T* panel
 #endif
 }
 
-// Store or add the first `width` numbers of a vector.
-template <typename Out> __attribute__((always_inline)) inline void put(Out* to, Vec x, int width, bool add) {
+// Store or add a vector, of which `width` numbers exist.
+template <bool add, typename Out> __attribute__((always_inline)) inline void put(Out* to, Vec x, int width = LANES) {
     if (width == LANES) {
         store_result(to, add ? load_vec(to) + x : x);
         return;
     }
     Out part[LANES];
-    store_vec(part, x);
+    store_result(part, x);
     for (int j = 0; j < width; j++) store(to + j, add ? to_float(to[j]) + x[j] : to_float(part[j]));
 }
 
 // One tile by one panel into C, of which `width` columns exist; `add` to what is there.
-template <typename T, typename Out, int M>
-void multiply_tile(long k, const T* a, long across, long along, const T* panel, Out* c, long stride, int width, bool add) {
+template <typename T, typename Out, int M, bool add>
+void multiply_tile(long k, const T* a, long across, long along, const T* panel, Out* c, long stride, int width) {
     if (width <= LANES) {
         Vec sum[M][1];
         sum_tile<T, M, 1>(k, a, across, along, panel, sum);
 #pragma GCC unroll 16
-        for (int i = 0; i < M; i++) put(c + i * stride, sum[i][0], width, add);
+        for (int i = 0; i < M; i++) put<add>(c + i * stride, sum[i][0], width);
         return;
     }
     Vec sum[M][2];
     sum_tile<T, M, 2>(k, a, across, along, panel, sum);
+    if (width == PANEL) {
+#pragma GCC unroll 16
+        for (int i = 0; i < M; i++) {
+            put<add>(c + i * stride, sum[i][0]);
+            put<add>(c + i * stride + LANES, sum[i][1]);
+        }
+        return;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
-        put(c + i * stride, sum[i][0], LANES, add);
-        put(c + i * stride + LANES, sum[i][1], width - LANES, add);
+        put<add>(c + i * stride, sum[i][0]);
+        put<add>(c + i * stride + LANES, sum[i][1], width - LANES);
     }
 }
 
@@ -74,7 +82,7 @@ void multiply_rows(int m, long k, const T* a, long across, long along, const T* 
     auto next = [&](auto rows) {
         constexpr int M = decltype(rows)::value;
         for (; m >= M; m -= M, a += M * across, c += M * stride)
-            multiply_tile<T, Out, M>(k, a, across, along, panel, c, stride, width, add);
+            (add ? multiply_tile<T, Out, M, true> : multiply_tile<T, Out, M, false>)(k, a, across, along, panel, c, stride, width);
     };
     next(std::integral_constant<int, TILE>{});
     next(std::integral_constant<int, 7>{});

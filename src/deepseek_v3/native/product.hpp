@@ -158,6 +158,13 @@ inline void store_result(bf16* to, Vec x) { store_vec(to, x); }
 #endif
 inline void store_result(float* to, Vec x) { store_vec(to, x); }
 
+// to = scale x
+template <typename T> void scale_row(const float* x, float scale, long n, T* to) {
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) store_result(to + i, load_vec(x + i) * scale);
+    for (; i < n; i++) store(to + i, x[i] * scale);
+}
+
 // A tile of m <= TILE rows by one panel into C, of which `width` columns exist; `add` to what is there. A[i, p] is at
 // a + i * across + p * along, p counting STEPs of k.
 template <typename T, typename Out>
