@@ -56,10 +56,11 @@ def torch_step(folder: Path, windows, dtype: torch.dtype) -> Callable[[], float]
     def run() -> float:
         record = RoutingRecord()
         counter.reset()
-        logits, ahead = model(tokens[:, :-1], mtp=True, record=record)
+        hidden = model.hidden_states(tokens[:, :-1], record=record)
         parts = pretraining_loss(
-            logits,
-            ahead,
+            hidden,
+            model.mtp_hidden_states(tokens[:, :-1], hidden, record),
+            model.lm_head.weight,
             tokens,
             documents,
             mtp_weight=recipe.mtp_weight,

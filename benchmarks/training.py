@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from benchmarks.machine import interleave, keep_freed_memory, matmul_rate, median_ratio
 from benchmarks.peers import make_peer, nano
 from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.sizing import attention_flops, count_parameters, training_flops
 from deepseek_v3.training.loss import IGNORED, sum_nats
 
@@ -26,28 +27,29 @@ SETTINGS = [("sdpa", "grouped_mm"), ("sdpa", "eager"), ("eager", "grouped_mm"), 
 
 
 def training_step(
-    model: torch.nn.Module, forward: Callable, loss: Callable, tokens: torch.Tensor, *, autocast: bool = False
+    model: torch.nn.Module, compute_loss: Callable, tokens: torch.Tensor, *, autocast: bool = False
 ) -> Callable:
     """One forward and backward, each side with the loss that it trains with; the gradients are dropped."""
     labels_BS = F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = forward(tokens)
-        loss(logits, labels_BS).backward()
+            loss = compute_loss(model, tokens, labels_BS)
+        loss.backward()
         model.zero_grad(set_to_none=True)
 
     return run
 
 
-def our_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
-    """As our trainer computes it."""
-    return sum_nats(logits_BSV, labels_BS) / (labels_BS != IGNORED).sum()
+def our_loss(model: DeepseekV3, tokens: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+    """As our trainer computes it: head and cross-entropy in one."""
+    return sum_nats(model.hidden_states(tokens), model.lm_head.weight, labels_BS) / (labels_BS != IGNORED).sum()
 
 
-def peer_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+def peer_loss(peer: torch.nn.Module, tokens: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
     """As transformers computes it: cross-entropy of FP32 logits."""
-    return F.cross_entropy(logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORED)
+    logits_NV = peer(tokens, use_cache=False).logits.flatten(0, 1).float()
+    return F.cross_entropy(logits_NV, labels_BS.flatten(), ignore_index=IGNORED)
 
 
 def training_contenders() -> dict[str, Callable]:
@@ -57,16 +59,12 @@ def training_contenders() -> dict[str, Callable]:
     for name in PRODUCTS:
         dtype, autocast = DTYPES["bf16" if name == "bf16" else "fp32"], name == "auto"
         model = nano(dtype)
-        contenders[f"ours {name}"] = training_step(model, model, our_loss, tokens, autocast=autocast)
+        contenders[f"ours {name}"] = training_step(model, our_loss, tokens, autocast=autocast)
         for attention, experts in SETTINGS:
             peer = make_peer(nano(), dtype, attention=attention, experts=experts)
-            step = training_step(peer, _peer_forward(peer), peer_loss, tokens, autocast=autocast)
+            step = training_step(peer, peer_loss, tokens, autocast=autocast)
             contenders[f"peer {name} {attention}+{experts}"] = step
     return contenders
-
-
-def _peer_forward(peer) -> Callable:
-    return lambda tokens: peer(tokens, use_cache=False).logits
 
 
 def prefill_contenders() -> dict[str, Callable]:

@@ -138,17 +138,27 @@ def test_rms_norm(dtype, width):
     )
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize("width", [5, 1003])
-def test_cross_entropy(dtype, width):
-    logits = draw((70, width), dtype=dtype, scale=4)[0]
-    labels = torch.randint(width, (70,))
+@pytest.mark.parametrize(("dtype", "weight_dtype"), dtypes())
+@pytest.mark.parametrize(("rows", "width", "vocab"), [(40, 10, 6), (70, 34, 1004), (2500, 16, 250)])
+def test_head_loss(dtype, weight_dtype, rows, width, vocab):
+    hidden, head = draw((rows, width), dtype=dtype)[0], draw((vocab, width), dtype=weight_dtype, scale=width**-0.5)[0]
+    labels = torch.randint(vocab, (rows,))
     labels[::7] = -100
 
-    def plain(x):
-        return F.cross_entropy(x, labels, ignore_index=-100, reduction="sum")
+    def plain(h, w):
+        return F.cross_entropy(h @ w.T, labels, ignore_index=-100, reduction="sum")
 
-    agree(lambda x: native.cross_entropy(x, labels, -100), plain, [logits], dtype)
+    agree(lambda h, w: native.head_loss(h[None], w, labels[None], -100), plain, [hidden, head], dtype)
+    with torch.no_grad():
+        alone = native.head_loss(hidden, head, labels, -100)
+    assert (alone.double() - plain(hidden.double(), head.double())).abs() <= 1e-2 * rows
+
+
+@pytest.mark.parametrize("label", [-1, 6])
+def test_a_label_beyond_the_head_is_refused(label):
+    hidden, head = draw((40, 10), (6, 10))
+    with pytest.raises(IndexError, match="6 logits"):
+        native.head_loss(hidden, head, torch.full((40,), label), -100)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -158,7 +168,7 @@ def test_what_is_not_finite_stays_so(bad):
     x[3, 5] = bad
     assert not native.linear(x, w)[3].isfinite().any()
     assert not native.rms_norm(x, torch.ones(32), 1e-6, FP32)[3].isfinite().all()
-    assert not native.cross_entropy(x, torch.zeros(40, dtype=torch.int64), -100).isfinite()
+    assert not native.head_loss(x, w, torch.zeros(40, dtype=torch.int64), -100).isfinite()
     assert native.linear(x, w)[4].isfinite().all()
 
 

@@ -140,12 +140,14 @@ def draw_batch(vocab_size: int):
 def step_package(package: DeepseekV3, tokens, document):
     """One loss and its gradients by released name, and the record."""
     record = RoutingRecord()
-    logits, mtp_logits = package(torch.tensor(tokens[:, :-1]), mtp=True, record=record)
+    inputs = torch.tensor(tokens[:, :-1])
+    hidden = package.hidden_states(inputs, record=record)
     labels = torch.tensor(tokens[:, 1:]), torch.tensor(document)
     rows = int((labels[1][:, 1:] == labels[1][:, :-1]).sum())
     parts = pretraining_loss(
-        logits,
-        mtp_logits,
+        hidden,
+        package.mtp_hidden_states(inputs, hidden, record),
+        package.lm_head.weight,
         torch.tensor(tokens),
         labels[1],
         mtp_weight=MTP_WEIGHT,

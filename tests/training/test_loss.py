@@ -11,9 +11,11 @@ DOCUMENTS = torch.tensor([[5, 5, 5, 5, 8, 8, 8, 9, 9]])
 
 
 def loss_of(model, tokens: torch.Tensor, documents: torch.Tensor, **settings):
-    logits, mtp_logits = model(tokens[:, :-1], mtp=True)
+    hidden = model.hidden_states(tokens[:, :-1])
+    ahead = model.mtp_hidden_states(tokens[:, :-1], hidden)
     rows = int((make_labels(tokens, documents, 0) != IGNORED).sum())
-    return pretraining_loss(logits, mtp_logits, tokens, documents, **{"mtp_weight": 0.3, "step_rows": rows, **settings})
+    settings = {"mtp_weight": 0.3, "step_rows": rows, **settings}
+    return pretraining_loss(hidden, ahead, model.lm_head.weight, tokens, documents, **settings)
 
 
 def test_row_i_of_depth_k_is_scored_on_token_i_plus_1_plus_k():  # V3 Eq. (24)

@@ -276,38 +276,37 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Ten
     return _RMSNorm.apply(x, weight_D, eps, dtype)  # type: ignore[return-value]
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, ignored: int) -> Tensor:
-        nats_N, logs_N = torch.empty(2, logits_NV.shape[0]).unbind()
-        ctx.arguments = (*_is_bf16(logits_NV), ignored, *logits_NV.shape)
-        bf16, _, rows, width = ctx.arguments
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, ignored: int) -> Tensor:
+        nats_N, dhidden_ND, dweight_VD = torch.empty(hidden_ND.shape[0]), None, None
+        if any(ctx.needs_input_grad):
+            dhidden_ND, dweight_VD = torch.empty_like(hidden_ND), torch.empty_like(weight_VD)
         run_kernel(
-            "cross_entropy_forward", bf16, logits_NV, labels_N, ignored, nats_N, logs_N, rows, width,
-            torch.get_num_threads(),
+            "head_loss", KINDS[hidden_ND.dtype, weight_VD.dtype], hidden_ND, weight_VD, labels_N, ignored, nats_N,
+            dhidden_ND, dweight_VD, hidden_ND.shape[0], *weight_VD.shape, torch.get_num_threads(),
         )  # fmt: skip
-        ctx.save_for_backward(logits_NV, labels_N, logs_N)
+        ctx.save_for_backward(dhidden_ND, dweight_VD)
         return nats_N.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        logits_NV, labels_N, logs_N = ctx.saved_tensors
-        bf16, ignored, rows, width = ctx.arguments
-        dlogits_NV = torch.empty_like(logits_NV)
-        run_kernel(
-            "cross_entropy_backward", bf16, logits_NV, labels_N, ignored, logs_N, float(grads[0]), dlogits_NV, rows,
-            width, torch.get_num_threads(),
-        )  # fmt: skip
-        return dlogits_NV, None, None
+        dhidden_ND, dweight_VD = ctx.saved_tensors
+        scale = float(grads[0])
+        return dhidden_ND * scale, dweight_VD * scale, None, None
 
 
-def cross_entropy(logits_NV: Tensor, labels_N: Tensor, ignored: int) -> Tensor:
-    """Sum of -log P of the labels that are not `ignored`, in FP32.
+def head_loss(hidden_BSD: Tensor, weight_VD: Tensor, labels_BS: Tensor, ignored: int) -> Tensor:
+    """Sum of -log P of the labels that are not `ignored`, in FP32, from what the head reads.
+
+    The logits are made, used and overwritten some hundred tokens at a time.
 
     Raises:
-        IndexError: a label that is no column of the logits.
+        IndexError: a label that is no row of the head.
     """
+    labels_N, hidden_ND = labels_BS.reshape(-1).contiguous(), hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
     counted = labels_N[labels_N != ignored]
-    if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < logits_NV.shape[1]:
-        raise IndexError(f"labels from {counted.min()} to {counted.max()} for {logits_NV.shape[1]} logits")
-    return _CrossEntropy.apply(logits_NV.contiguous(), labels_N.contiguous(), ignored)  # type: ignore[return-value]
+    if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < weight_VD.shape[0]:
+        raise IndexError(f"labels from {counted.min()} to {counted.max()} for {weight_VD.shape[0]} logits")
+    hidden_ND = hidden_ND.to(activation_dtype(hidden_ND)).contiguous()
+    return _HeadLoss.apply(hidden_ND, weight_VD, labels_N, ignored)  # type: ignore[return-value]

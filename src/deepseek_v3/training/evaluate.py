@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deepseek_v3.data.tokenizer import Tokenizer
-from deepseek_v3.training.loss import IGNORED, sum_nats
+from deepseek_v3.training.loss import IGNORED
 
 WINDOWS_AT_ONCE = 16
 
@@ -71,7 +72,11 @@ def measure_model(
             tokens_BS, labels_BS = _stack(windows[start : start + WINDOWS_AT_ONCE], tokenizer.pad_id)
             with torch.no_grad(), context():
                 logits_BSV, mtp_logits = model(tokens_BS, mtp=True) if has_mtp else (model(tokens_BS), [])
-            nats += float(sum_nats(logits_BSV, labels_BS))
+            nats += float(
+                F.cross_entropy(
+                    logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+                )
+            )
             if has_mtp:
                 same, counted = _agreement(logits_BSV, mtp_logits[0], labels_BS)
                 agreed, compared = agreed + same, compared + counted

@@ -52,17 +52,19 @@ def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
     return labels_BS
 
 
-def sum_nats(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
-    """Return the sum of -log P of the labels that count, in FP32 (or FP64)."""
-    if native.serves(logits_BSV):
-        return native.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), IGNORED)
-    wide_NV = logits_BSV.flatten(0, 1).to(torch.promote_types(logits_BSV.dtype, torch.float32))
+def sum_nats(hidden_BSD: Tensor, head_VD: Tensor, labels_BS: Tensor) -> Tensor:
+    """Return the sum of -log P of the labels that count, in FP32 (or FP64), from what the head reads."""
+    if native.serves(hidden_BSD, head_VD):
+        return native.head_loss(hidden_BSD, head_VD, labels_BS, IGNORED)
+    logits_NV = F.linear(hidden_BSD, head_VD).flatten(0, 1)
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     return F.cross_entropy(wide_NV, labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def pretraining_loss(
-    logits_BSV: Tensor,
-    mtp_logits: list[Tensor],
+    hidden_BSD: Tensor,
+    mtp_hiddens: list[Tensor],
+    head_VD: Tensor,
     tokens: Tensor,
     documents: Tensor,
     *,
@@ -75,15 +77,16 @@ def pretraining_loss(
     """Add up the losses of one micro-batch.
 
     Args:
-        logits_BSV, mtp_logits: of the model on `tokens[:, :-1]` with `mtp=True`.
+        hidden_BSD, mtp_hiddens: the model's on `tokens[:, :-1]`: `hidden_states` and `mtp_hidden_states`.
+        head_VD: the weight of the head that all depths share.
         tokens, documents: [B, S + 1], as `data.packing` gives them.
         step_rows: T of the whole step: main rows that count, over all micro-batches (and ranks).
         balance_losses: with alpha = 1, one a layer.
         balance_share: the micro-batch's part of the step's sequences.
     """
-    labels = [make_labels(tokens, documents, k) for k in range(len(mtp_logits) + 1)]
-    main_nats = sum_nats(logits_BSV, labels[0])
-    mtp_nats = [sum_nats(depth_BSV, depth_labels) for depth_BSV, depth_labels in zip(mtp_logits, labels[1:])]
+    labels = [make_labels(tokens, documents, k) for k in range(len(mtp_hiddens) + 1)]
+    main_nats = sum_nats(hidden_BSD, head_VD, labels[0])
+    mtp_nats = [sum_nats(depth_BSD, head_VD, depth_labels) for depth_BSD, depth_labels in zip(mtp_hiddens, labels[1:])]
     total = main_nats / step_rows
     for nats in mtp_nats:
         total = total + mtp_weight / len(mtp_nats) * nats / step_rows  # V3 Eq. (25)

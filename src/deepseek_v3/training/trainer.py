@@ -156,11 +156,11 @@ class Trainer:
             rows = slice(start, start + self.options.micro_batch)
             record = RoutingRecord()
             with self.context():
-                output = self.model(tokens[rows, :-1], mtp=True, record=record)
-                logits_BSV, mtp_logits = output
+                hidden_BSD = self.model.hidden_states(tokens[rows, :-1], record=record)
                 parts = pretraining_loss(
-                    logits_BSV,
-                    mtp_logits,
+                    hidden_BSD,
+                    self.model.mtp_hidden_states(tokens[rows, :-1], hidden_BSD, record),
+                    self.model.lm_head.weight,
                     tokens[rows],
                     documents[rows],
                     mtp_weight=settings.mtp_weight,

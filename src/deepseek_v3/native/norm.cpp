@@ -1,4 +1,4 @@
-// What works on one row at a time: RMSNorm and the cross-entropy of logits, forward and backward.
+// RMSNorm, forward and backward, a row at a time.
 #include "product.hpp"
 
 namespace {
@@ -76,48 +76,6 @@ void norm_backward(const In* x, long stride, const W* w, const float* rstd, cons
     }
 }
 
-// nats = log sum e^l - l[label], and the log kept; 0 where the label is to be ignored
-template <typename T>
-void entropy_forward(const T* logits, const int64_t* labels, int64_t ignored, float* nats, float* logs, long rows, long n, long threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long r = 0; r < rows; r++) {
-        nats[r] = logs[r] = 0;
-        if (labels[r] == ignored) continue;
-        const T* l = logits + r * n;
-        Vec top = splat(to_float(l[0])), sum = {};
-        long i = 0;
-        for (; i + LANES <= n; i += LANES) {
-            Vec x = load_vec(l + i);
-            top = x > top ? x : top;
-        }
-        float most = top[0], rest = 0;
-        for (int j = 1; j < LANES; j++) most = std::max(most, top[j]);
-        for (; i < n; i++) most = std::max(most, to_float(l[i]));
-        for (i = 0; i + LANES <= n; i += LANES) sum += exp_vec(load_vec(l + i) - most);
-        for (; i < n; i++) rest += expf(to_float(l[i]) - most);
-        logs[r] = most + logf(rest + sum_lanes(sum));
-        nats[r] = logs[r] - to_float(l[labels[r]]);
-    }
-}
-
-// dl = scale (softmax(l) - [label])
-template <typename T>
-void entropy_backward(const T* logits, const int64_t* labels, int64_t ignored, const float* logs, float scale, T* dlogits, long rows, long n, long threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long r = 0; r < rows; r++) {
-        const T* l = logits + r * n;
-        T* d = dlogits + r * n;
-        if (labels[r] == ignored) {
-            memset(d, 0, sizeof(T) * n);
-            continue;
-        }
-        long i = 0;
-        for (; i + LANES <= n; i += LANES) store_result(d + i, exp_vec(load_vec(l + i) - logs[r]) * scale);
-        for (; i < n; i++) store(d + i, expf(to_float(l[i]) - logs[r]) * scale);
-        store(d + labels[r], (expf(to_float(l[labels[r]]) - logs[r]) - 1.f) * scale);
-    }
-}
-
 template <typename Visit> void with_types(int64_t in, int64_t out, int64_t weight, Visit visit) {
     auto inner = [&](auto x, auto y) { weight ? visit(x, y, bf16{}) : visit(x, y, 0.f); };
     auto outer = [&](auto x) { out ? inner(x, bf16{}) : inner(x, 0.f); };
@@ -139,16 +97,4 @@ EXPORT void rms_norm_backward(int64_t in, int64_t out, int64_t weight, const voi
         norm_backward((const decltype(i)*)x, stride, (const decltype(v)*)w, (const float*)rstd, (const decltype(o)*)dy, (decltype(i)*)dx,
                       (decltype(v)*)dw, rows, width, threads);
     });
-}
-
-EXPORT void cross_entropy_forward(int64_t is_bf16, const void* logits, const void* labels, int64_t ignored, void* nats, void* logs,
-                                  int64_t rows, int64_t width, int64_t threads) {
-    auto run = [&](auto* l) { entropy_forward(l, (const int64_t*)labels, ignored, (float*)nats, (float*)logs, rows, width, threads); };
-    is_bf16 ? run((const bf16*)logits) : run((const float*)logits);
-}
-
-EXPORT void cross_entropy_backward(int64_t is_bf16, const void* logits, const void* labels, int64_t ignored, const void* logs, double scale,
-                                   void* dlogits, int64_t rows, int64_t width, int64_t threads) {
-    auto run = [&](auto* l, auto* d) { entropy_backward(l, (const int64_t*)labels, ignored, (const float*)logs, float(scale), d, rows, width, threads); };
-    is_bf16 ? run((const bf16*)logits, (bf16*)dlogits) : run((const float*)logits, (float*)dlogits);
 }
