@@ -1,12 +1,16 @@
 """`make demo`: train a small DeepSeek-V3 on the text that every Python carries, show what it learned, let it write.
 
-The number of steps follows from the speed of this machine, so that it takes at most five minutes on two cores.
+The number of steps follows from the speed of this machine, and follows it on while it trains, so that all of it takes
+less than five minutes.
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from deepseek_v3.training.options import OptionsError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,8 +19,7 @@ if TYPE_CHECKING:
 
 CODE_PROMPT = "def read_lines(path, encoding=None):\n"  # no space at its end: words bring their own
 PROSE_PROMPT = "The statement is used to"
-FEWEST_STEPS = 60
-PROBE_STEPS = 6
+PROBE_STEPS = 2  # for a first plan; the clock of the training corrects it
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,24 @@ class DemoOptions:
 
     Attributes:
         run: the run folder; a former demo in it is replaced.
-        minutes: of training; measuring, comparing and writing take about one more.
+        minutes: of all of it, set-up not counted; training ends in time for what follows.
         max_steps: a fast machine stops here.
         steps: exactly so many steps, whatever the time; 0 follows the minutes.
         seed: of weights and data order.
     """
 
     run: str = "runs/demo"
-    minutes: float = 3.3
+    minutes: float = 4.5
     max_steps: int = 1200
     steps: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("max_steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise OptionsError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
+        if not (self.minutes > 0 and math.isfinite(self.minutes)):
+            raise OptionsError(f"--minutes {self.minutes} must be a positive number")
 
 
 def run_demo(options: DemoOptions | None = None) -> int:
@@ -43,8 +53,9 @@ def run_demo(options: DemoOptions | None = None) -> int:
     from rich.console import Console
 
     from deepseek_v3.train import STOPPED, continue_text
+    from deepseek_v3.training.deadline import follow_clock
     from deepseek_v3.training.progress import choose_progress
-    from deepseek_v3.training.session import prepare_training
+    from deepseek_v3.training.session import prepare_training, record_steps
 
     options = options or DemoOptions()
     started = time.perf_counter()
@@ -52,9 +63,11 @@ def run_demo(options: DemoOptions | None = None) -> int:
     console.print("[bold]DeepSeek-V3 from scratch[/]: latent attention, routed experts, multi-token prediction\n")
     clear_former_demo(options.run)
     trainer = prepare_training(demo_recipe(options), sampler=continue_text, progress=choose_progress())
-    plan_steps(trainer, options, console)
+    deadline = started + 60 * options.minutes
+    plan_steps(trainer, options, deadline, console)
     trained = time.perf_counter()
-    outcome = trainer.train()
+    outcome = trainer.train(None if options.steps else follow_clock(deadline, options.max_steps))
+    record_steps(trainer.options)
     if not outcome.finished:
         console.print(f"stopped by {outcome.stopped_by}; go on with: deepseek-v3 train --run {options.run} --resume")
         return STOPPED.get(outcome.stopped_by, 1)
@@ -98,7 +111,6 @@ def clear_former_demo(run: str) -> None:
     import shutil
     from pathlib import Path
 
-    from deepseek_v3.training.options import OptionsError
     from deepseek_v3.training.session import OPTIONS
 
     folder = Path(run)
@@ -109,12 +121,12 @@ def clear_former_demo(run: str) -> None:
     shutil.rmtree(folder)
 
 
-def plan_steps(trainer: "Trainer", options: DemoOptions, console: "Console") -> None:
-    """Time a few steps on a copy of the model, then fit the schedule to the minutes."""
+def plan_steps(trainer: "Trainer", options: DemoOptions, deadline: float, console: "Console") -> None:
+    """Time a few steps on a copy of the model, then fit the schedule to the time until the deadline."""
     import copy
 
     from deepseek_v3.data.packing import PackedStream
-    from deepseek_v3.training.session import record_steps
+    from deepseek_v3.training.deadline import fit_steps
     from deepseek_v3.training.trainer import Trainer
 
     steps = options.steps
@@ -128,12 +140,11 @@ def plan_steps(trainer: "Trainer", options: DemoOptions, console: "Console") -> 
         for _ in range(PROBE_STEPS):
             probe.run_step()
         step_s = (time.perf_counter() - begun) / PROBE_STEPS
-        steps = max(FEWEST_STEPS, min(options.max_steps, int(options.minutes * 60 / step_s)))
+        steps = fit_steps(0, deadline - time.perf_counter(), step_s, options.max_steps)
         console.print(f"a step takes {step_s:.2f} s here: {steps} steps in about {steps * step_s / 60:.1f} minutes\n")
     trainer.options = trainer.options.replace(
         steps=steps, warmup_steps=min(40, -(-steps // 5)), eval_every=max(1, -(-steps // 3))
     )
-    record_steps(trainer.options)
 
 
 def gather_facts(trainer: "Trainer", training_s: float) -> dict[str, Any]:

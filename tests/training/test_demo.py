@@ -17,6 +17,12 @@ def test_a_former_demo_is_replaced_and_nothing_else(tmp_path):
     assert not tmp_path.exists()
 
 
+@pytest.mark.parametrize("changes", [{"minutes": 0.0}, {"minutes": float("nan")}, {"steps": -1}, {"max_steps": 0}])
+def test_an_option_out_of_range_is_refused_before_a_former_demo_is_touched(changes):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes)).replace('_', '-')} .* must be"):
+        DemoOptions(**changes)
+
+
 def test_the_page_ends_with_three_commands(tmp_path):
     commands = next_commands(tmp_path)
     assert len(commands) == 3

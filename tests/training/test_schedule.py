@@ -1,11 +1,13 @@
 """The report's schedules, at the report's proportions and at their edges."""
 
+import random
+
 import pytest
 import torch
 
 from deepseek_v3.training.optimizer import AveragedWeights, build_optimizer
 from deepseek_v3.training.options import TrainOptions
-from deepseek_v3.training.schedule import learning_rate, rows_at, settings_at
+from deepseek_v3.training.schedule import learning_rate, move_end, rows_at, settings_at
 
 REPORT = TrainOptions(
     steps=14800, lr=2.2e-4, warmup_steps=20, batch_size=15360, batch_size_start=3072, micro_batch=8, bias_speed=1e-3
@@ -39,6 +41,23 @@ def test_the_batch_grows_to_its_size_over_the_first_469_of_14800_billion_tokens(
 def test_lambda_and_gamma_step_down_where_the_report_says():
     assert [settings_at(s, REPORT).mtp_weight for s in (0, 9999, 10000, 14799)] == [0.3, 0.3, 0.1, 0.1]
     assert [settings_at(s, REPORT).bias_speed for s in (0, 14299, 14300, 14799)] == [1e-3, 1e-3, 0.0, 0.0]
+
+
+def test_a_moved_end_never_raises_the_rate_and_the_schedule_still_comes_to_its_end():
+    rng, earlier, later = random.Random(3), 0, 0
+    for _ in range(50):
+        options, step, rates = REPORT.replace(steps=300), 0, []
+        while step < options.steps:
+            rates.append(learning_rate(step, options))
+            step += 1
+            wish = options.steps + rng.randint(-5, 5)
+            moved = move_end(step, wish, options)
+            assert moved.steps == max(step, wish) or (wish > options.steps == moved.steps)
+            earlier, later = earlier + (moved.steps < options.steps), later + (moved.steps > options.steps)
+            options = moved
+        assert rates[20:] == sorted(rates[20:], reverse=True)
+        assert rates[-1] <= 2.3e-5  # a tenth of the peak, where the cosine ends
+    assert min(earlier, later) > 1000
 
 
 def test_matrices_decay_and_gains_do_not(tiny_model):

@@ -18,6 +18,7 @@ from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.training.checkpoint import list_checkpoints, newest_checkpoint, read_training_state
+from deepseek_v3.training.deadline import follow_clock
 from deepseek_v3.training.metrics import read_metrics
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.signals import StopSignal
@@ -197,6 +198,49 @@ def test_the_loss_falls_and_the_averaged_weights_follow(tmp_path):
     assert sum(losses[-5:]) < sum(losses[:5]) - 1
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "averaged"] == [30]
+
+
+class SlowingMachine:
+    """Lends a trainer a clock by which a step takes half a second, and from a moment on a whole one."""
+
+    MEASURING, WRITING = 15, 15  # take as long as so many steps
+
+    def __init__(self, trainer: Trainer, slow_from: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.slow_from = 0.0, slow_from
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        for name, steps in (("run_step", 1), ("_measure_and_sample", self.MEASURING)):
+            monkeypatch.setattr(trainer, name, self.taking(steps, getattr(trainer, name)))
+
+    def step_s(self) -> float:
+        return 0.5 if self.now < self.slow_from else 1.0
+
+    def taking(self, steps: int, work):
+        def timed(stop):
+            self.now += steps * self.step_s()
+            return work(stop)
+
+        return timed
+
+
+@pytest.mark.parametrize("slow_from", [0, 30, 60, 90, 999])
+def test_a_training_ends_at_its_deadline_on_a_machine_that_becomes_slow(tmp_path, monkeypatch, slow_from):
+    trainer = tiny_trainer(tmp_path, steps=210, eval_every=70, seq_len=5, batch_size=2)
+    machine = SlowingMachine(trainer, slow_from, monkeypatch)
+    outcome = trainer.train(replan=follow_clock(130.0, most=300))
+    assert outcome.finished
+    assert outcome.step == trainer.options.steps
+    rates = [row["lr"] for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "step"]
+    assert len(rates) == outcome.step
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] <= 0.11 * trainer.options.lr  # the cosine came to its end
+    over = machine.now + machine.WRITING * machine.step_s()
+    assert 0.85 * 130 < over <= 130 + machine.MEASURING * machine.step_s()  # a measurement just before the end is late
+
+
+def test_without_a_plan_the_steps_are_those_of_the_options(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, steps=70, eval_every=0, seq_len=5, batch_size=2)
+    SlowingMachine(trainer, 0, monkeypatch)
+    assert trainer.train().step == 70
 
 
 def test_resuming_with_other_data_is_refused(tmp_path):

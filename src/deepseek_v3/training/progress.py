@@ -9,7 +9,7 @@ class Progress(Protocol):
     """What the trainer tells: called after each step, around everything, and with notes."""
 
     def start(self, first_step: int, steps: int) -> None: ...
-    def update(self, step: int, row: dict[str, Any]) -> None: ...
+    def update(self, step: int, steps: int, row: dict[str, Any]) -> None: ...
     def note(self, text: str) -> None: ...
     def finish(self) -> None: ...
 
@@ -20,7 +20,7 @@ class Silent:
     def start(self, first_step: int, steps: int) -> None:
         """Begin."""
 
-    def update(self, step: int, row: dict[str, Any]) -> None:
+    def update(self, step: int, steps: int, row: dict[str, Any]) -> None:
         """Ignore a step."""
 
     def note(self, text: str) -> None:
@@ -35,16 +35,16 @@ class PlainLines:
 
     def __init__(self, stream=None) -> None:
         self.stream = stream or sys.stdout
-        self.every, self.steps = 1, 0
+        self.every = 1
 
     def start(self, first_step: int, steps: int) -> None:
         """Fix how often to speak."""
-        self.steps, self.every = steps, max(1, (steps - first_step) // 20)
+        self.every = max(1, (steps - first_step) // 20)
 
-    def update(self, step: int, row: dict[str, Any]) -> None:
+    def update(self, step: int, steps: int, row: dict[str, Any]) -> None:
         """Print the step if it is one of those."""
-        if step % self.every == 0 or step == self.steps:
-            print(f"step {step:>6,}/{self.steps:,}  {describe_row(row)}", file=self.stream, flush=True)
+        if step % self.every == 0 or step == steps:
+            print(f"step {step:>6,}/{steps:,}  {describe_row(row)}", file=self.stream, flush=True)
 
     def note(self, text: str) -> None:
         """Print a note."""
@@ -78,9 +78,9 @@ class LiveBar:
         self.live = Live(Group(self.bar, self.figures), console=self.console, refresh_per_second=4)
         self.live.start()
 
-    def update(self, step: int, row: dict[str, Any]) -> None:
+    def update(self, step: int, steps: int, row: dict[str, Any]) -> None:
         """Move the bar."""
-        self.bar.update(self.task, completed=step)
+        self.bar.update(self.task, completed=step, total=steps)
         self.figures.update(self.text, description=describe_row(row))
 
     def note(self, text: str) -> None:
@@ -120,23 +120,33 @@ def format_seconds(seconds: float) -> str:
 
 
 class Clock:
-    """Tokens per second over the last few steps, and the time left."""
+    """How fast the steps are: the last few, and all since it was made."""
 
     def __init__(self, window: int = 20) -> None:
-        self.window = window
-        self.marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
+        self.window, self.steps = window, 0
+        self.begun = time.perf_counter()
+        self.marks: list[tuple[float, int]] = [(self.begun, 0)]
 
-    def tick(self, tokens: int) -> float:
-        """Count tokens; return tokens per second."""
+    def tick(self, tokens: int) -> None:
+        """Count a step and its tokens."""
+        self.steps += 1
         self.marks.append((time.perf_counter(), self.marks[-1][1] + tokens))
         self.marks = self.marks[-self.window - 1 :]
-        (start, before), (end, after) = self.marks[0], self.marks[-1]
-        return (after - before) / max(end - start, 1e-9)
 
     def pause(self, seconds: float) -> None:
         """Leave out time that went into something else than steps."""
+        self.begun += seconds
         self.marks = [(moment + seconds, count) for moment, count in self.marks]
+
+    def tokens_per_second(self) -> float:
+        """Return the rate over the last few steps."""
+        (start, before), (end, after) = self.marks[0], self.marks[-1]
+        return (after - before) / max(end - start, 1e-9)
 
     def seconds_per_step(self) -> float:
         """Return the mean over the same steps."""
         return (self.marks[-1][0] - self.marks[0][0]) / max(1, len(self.marks) - 1)
+
+    def mean_step_s(self) -> float:
+        """Return the mean over all steps."""
+        return (self.marks[-1][0] - self.begun) / max(1, self.steps)

@@ -82,7 +82,7 @@ def describe_step(
     result: StepResult, clock: Clock, machine: Machine, config: ModelConfig, options: TrainOptions, step: int
 ) -> dict[str, Any]:
     """Return the figures of a step that a person watches."""
-    rate = clock.tick(result.tokens)
+    rate = clock.tokens_per_second()
     per_token = flops_per_token(config, options.seq_len)
     return {
         "loss": result.loss,

@@ -47,6 +47,17 @@ def learning_rate(step: int, o: TrainOptions) -> float:
     return o.lr * (o.lr_end if step < final else o.lr_final)
 
 
+def move_end(step: int, steps: int, o: TrainOptions) -> TrainOptions:
+    """Return the options with another number of steps, for a run that has done `step` of them.
+
+    Every bound moves along, so the schedule comes to its end all the same. A later end is taken only while the rate
+    stands at its peak: further on, the rate would rise again.
+    """
+    if steps > o.steps and step > o.constant_fraction * o.steps:
+        return o
+    return o.replace(steps=max(step, steps))
+
+
 def rows_at(step: int, o: TrainOptions) -> int:
     """Return the batch of a step in rows, whole micro-batches while it grows."""
     ramp = o.batch_ramp_fraction * o.steps

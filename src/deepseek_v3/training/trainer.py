@@ -36,13 +36,14 @@ from deepseek_v3.training.optimizer import (
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.progress import Clock, Progress, Silent
 from deepseek_v3.training.results import Machine, Outcome, StepResult, describe_step, summarise_step
-from deepseek_v3.training.schedule import Settings, settings_at
+from deepseek_v3.training.schedule import Settings, move_end, settings_at
 from deepseek_v3.training.signals import StopSignal
 
 FAILURES_IN_A_ROW = 3
 LOADS_KEPT = 200  # about so many lines of metrics carry the load of every expert
 
 Sampler = Callable[[DeepseekV3, Tokenizer, str], str]
+Replan = Callable[[int, Clock], int]
 
 
 class TrainingError(ValueError):
@@ -78,32 +79,36 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def train(self) -> Outcome:
+    def train(self, replan: Replan | None = None) -> Outcome:
         """Run to the last step, or until SIGTERM or Ctrl-C, and save.
 
+        Args:
+            replan: asked after each step how many there shall be; without, as many as the options say.
         Raises:
             TrainingError: the loss was not finite three times in a row.
             SaveError: a checkpoint could not be written.
         """
-        options = self.options
         self.metrics = MetricsLog(self.run / "metrics.jsonl", resume_at=self.step if self.step else None)
         saved_at = self.step if self.step else -1
-        self.progress.start(self.step, options.steps)
+        self.progress.start(self.step, self.options.steps)
         stop = StopSignal()
         try:
             with stop:
                 if self.step == 0:
                     self._measure_and_sample(stop)
                 clock = Clock()
-                while self.step < options.steps and not stop:
+                while self.step < self.options.steps and not stop:
                     result = self.run_step(stop)
                     if result is None:
                         break
+                    clock.tick(result.tokens)
+                    if replan:
+                        self.options = move_end(self.step, replan(self.step, clock), self.options)
                     self._tell(result, clock)
                     paused = time.perf_counter()
-                    if self._due(options.eval_every):
+                    if self._due(self.options.eval_every, apart=self.options.eval_every // 2):
                         self._measure_and_sample(stop)
-                    if self._due(options.save_every):
+                    if self._due(self.options.save_every):
                         self.save()
                         saved_at = self.step
                     clock.pause(time.perf_counter() - paused)
@@ -112,7 +117,7 @@ class Trainer:
         finally:
             self.progress.finish()
             self.metrics.close()
-        return Outcome(self.step >= options.steps, stop.name, self.step, newest_checkpoint(self.run))
+        return Outcome(self.step >= self.options.steps, stop.name, self.step, newest_checkpoint(self.run))
 
     def run_step(self, stop: StopSignal | None = None) -> StepResult | None:
         """Do one step; None if it was told to stop half-way, and then nothing has changed.
@@ -196,7 +201,7 @@ class Trainer:
 
     def _tell(self, result: StepResult, clock: Clock) -> None:
         row = describe_step(result, clock, self.machine, self.model.config, self.options, self.step)
-        self.progress.update(self.step, row)
+        self.progress.update(self.step, self.options.steps, row)
         if not result.applied or self.step % self.options.log_every:
             return
         del row["left_s"]
@@ -252,8 +257,10 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.write(kind, **values)
 
-    def _due(self, every: int) -> bool:
-        return self.step >= self.options.steps or bool(every and self.step % every == 0)
+    def _due(self, every: int, *, apart: int = 0) -> bool:
+        """Whether a step is the last, or one of every so many that stands `apart` from the last."""
+        left = self.options.steps - self.step
+        return left <= 0 or bool(every and self.step % every == 0 and left >= apart)
 
     # -- where it stands -----------------------------------------------------------------------------------------------
 
