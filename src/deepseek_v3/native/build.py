@@ -79,12 +79,16 @@ def _compile(compiler: str) -> Path:
     """Return the path of the library, made by this process or by an earlier or parallel one."""
     import fcntl
 
-    sources = sorted(HERE.glob("*.[ch]pp"))
-    digest = hashlib.sha256(repr((FLAGS, _run(compiler, "--version"), _processor())).encode())
-    for source in sources:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    folder = _cache_folder()
-    library = folder / f"kernels-{digest.hexdigest()[:20]}.so"
+    common = hashlib.sha256(repr((FLAGS, _run(compiler, "--version"), _processor())).encode())
+    for header in sorted(HERE.glob("*.hpp")):
+        common.update(header.name.encode() + b"\0" + header.read_bytes())
+    folder, objects, together = _cache_folder(), {}, common.copy()
+    for source in sorted(HERE.glob("*.cpp")):
+        own = common.copy()
+        own.update(source.read_bytes())
+        objects[source] = folder / f"{source.stem}-{own.hexdigest()[:20]}.o"
+        together.update(objects[source].name.encode())
+    library = folder / f"kernels-{together.hexdigest()[:20]}.so"
     if library.exists():
         return library
     with open(folder / "lock", "w") as lock:
@@ -93,25 +97,29 @@ def _compile(compiler: str) -> Path:
             return library
         if sys.stderr.isatty():
             print("compiling the CPU kernels, once for this machine ...", file=sys.stderr)
-        unfinished = library.with_suffix(".part")
-        with tempfile.TemporaryDirectory() as objects:
-            units = [(source, Path(objects) / f"{source.stem}.o") for source in sources if source.suffix == ".cpp"]
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(lambda unit: _run(compiler, *FLAGS, "-c", str(unit[0]), "-o", str(unit[1])), units))
-            _run(compiler, "-shared", "-fopenmp", *(str(unit[1]) for unit in units), "-o", str(unfinished))
-        unfinished.replace(library)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda source: _make(objects[source], compiler, *FLAGS, "-c", str(source)), objects))
+        _make(library, compiler, "-shared", "-fopenmp", *map(str, objects.values()))
     return library
+
+
+def _make(target: Path, *command: str) -> None:
+    """Run a compiler's command that writes `target`, which appears whole or not at all."""
+    if not target.exists():
+        unfinished = target.with_suffix(".part")
+        _run(*command, "-o", str(unfinished))
+        unfinished.replace(target)
 
 
 def _cache_folder() -> Path:
     """A folder that belongs to this user alone, for what is loaded from it is run."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "deepseek-v3"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepseek-v3"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+        status = folder.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # not to be written to, or no home at all
         pass
     return Path(tempfile.mkdtemp(prefix="deepseek-v3-"))
 
