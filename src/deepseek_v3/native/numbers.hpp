@@ -59,9 +59,13 @@ inline void store_vec(bf16* to, Vec x) {
     *(HalfVec*)to = __builtin_convertvector(word, HalfVec);
 }
 inline float sum_lanes(Vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += x[i];
     return sum;
+#endif
 }
 
 // e^x to about one unit in the last place: x = n ln 2 + r, a polynomial for e^r, and n into the exponent.
