@@ -5,14 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepseek_v3.fp8 import quantize
-from deepseek_v3.fp8.decode import dequantize_on_cpu
 from deepseek_v3.fp8.quantize import (
     block_scales,
     cast_e4m3,
     dequantize_tiles,
     dequantize_weight,
-    find_nan_code,
     quantize_tiles,
     quantize_weight,
     quantize_with_scales,
@@ -124,47 +121,6 @@ def test_a_block_is_scaled_by_its_own_maximum(shape, ue8m0):
     assert torch.all((back - weight).abs() <= torch.maximum(weight.abs() / 16, step * 2.0**-10) * (1 + 1e-6))
 
 
-def formula(code, scale, dtype):
-    """The released weight_dequant, written out."""
-    rows, columns = code.shape
-    spread = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
-    return (code.float() * spread).to(dtype)
-
-
-@pytest.mark.parametrize("shape", [(128, 128), (300, 513), (577, 2000), (1, 7), (130, 70001)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-def test_the_fast_decoder_is_the_formula_bit_for_bit(shape, dtype):
-    """Every code but NaN, subnormals and -0 too, under scales from tiny to huge."""
-    torch.manual_seed(0)
-    code = torch.randint(0, 256, shape, dtype=torch.uint8)
-    code[(code & 0x7F) == 0x7F] = 0x80
-    code = code.view(torch.float8_e4m3fn)
-    scale = torch.exp2(torch.empty(-(-shape[0] // 128), -(-shape[1] // 128)).uniform_(-100, 90))
-    out = torch.empty(shape, dtype=dtype)
-    dequantize_on_cpu(code, scale, out)
-    bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
-    assert torch.equal(out.view(bits), formula(code, scale, dtype).view(bits))
-
-
-def test_the_fast_decoder_keeps_nan_and_the_largest_scales():
-    code = ALL_CODES.repeat(1, 3)
-    scale = torch.tensor([[1.0, 2.0**120, 2.0**127, 1e-45, 0.5, 3.0]])
-    out = torch.empty(code.shape)
-    dequantize_on_cpu(code, scale, out)
-    assert torch.equal(out.nan_to_num(7.0), formula(code, scale, torch.float32).nan_to_num(7.0))
-    assert out.isnan().sum() == 6
-
-
-def test_large_and_small_matrices_decode_alike(monkeypatch):
-    torch.manual_seed(0)
-    code, scale = quantize_weight(torch.randn(1100, 1000))
-    fast = dequantize_weight(code, scale)
-    monkeypatch.setattr(quantize, "WORTH_SHIFTING", 2**62)
-    threads = torch.get_num_threads()
-    assert torch.equal(dequantize_weight(code, scale), fast)
-    assert torch.get_num_threads() == threads
-
-
 def test_quantising_what_was_dequantised_in_fp32_changes_nothing():
     torch.manual_seed(0)
     code, scale = quantize_weight(torch.randn(300, 200))
@@ -181,11 +137,3 @@ def test_refusals_name_the_numbers():
         dequantize_weight(torch.zeros(128, 129).to(torch.float8_e4m3fn), torch.ones(2, 1))
     with pytest.raises(ValueError, match="pad it to 256"):
         quantize_tiles(torch.ones(2, 130))
-
-
-def test_the_first_code_that_is_no_number_is_found():
-    code = torch.zeros(3, 5).to(torch.float8_e4m3fn)
-    assert find_nan_code(code) is None
-    code.view(torch.uint8)[1, 2] = 0xFF
-    code.view(torch.uint8)[2, 2] = 0x7F
-    assert find_nan_code(code) == 7

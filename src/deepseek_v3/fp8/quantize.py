@@ -13,11 +13,12 @@ Source: arXiv:2412.19437, section 3.3.2; the released kernels act_quant and weig
 import torch
 from torch import Tensor
 
+from deepseek_v3.native.build import have_kernels, run_kernel
+
 BLOCK = 128
 E4M3_MAX = 448.0
 TINIEST_AMAX = 1e-4  # what a smaller maximum counts as: the released kernel's floor
 E4M3_NAN = 0x7F  # and 0xFF: the only codes that are no numbers
-WORTH_SHIFTING = 2**16  # elements from which the decoder of decode.py pays
 
 
 def count_blocks(length: int) -> int:
@@ -98,15 +99,10 @@ def dequantize_weight(code_OI: Tensor, scale: Tensor, dtype: torch.dtype = torch
 
 def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
     """`dequantize_weight` into memory that is there already (rows of a larger tensor, say)."""
-    check_scale_shape(code_OI, scale)
-    if code_OI.device.type == "cpu" and code_OI.numel() >= WORTH_SHIFTING:
-        from deepseek_v3.fp8.decode import dequantize_on_cpu
+    from deepseek_v3.fp8.decode import decode_blocks
 
-        dequantize_on_cpu(code_OI, scale, out_OI)
-        return
-    for i, scale_row in enumerate(scale):
-        rows = slice(i * BLOCK, (i + 1) * BLOCK)
-        out_OI[rows] = code_OI[rows].float() * spread_scales(scale_row, code_OI.shape[1])
+    check_scale_shape(code_OI, scale)
+    decode_blocks(code_OI, scale, out_OI)
 
 
 def check_scale_shape(code_OI: Tensor, scale: Tensor) -> None:
@@ -143,5 +139,10 @@ def find_nan_code(code_OI: Tensor) -> int | None:
     """Flat position of the first code that is no number, or None."""
     if not code_OI.numel():
         return None
-    payload = code_OI.contiguous().view(torch.uint8).flatten() & E4M3_NAN
+    code_OI = code_OI.contiguous().view(torch.uint8)
+    if code_OI.device.type == "cpu" and have_kernels():
+        first = torch.empty(1, dtype=torch.int64)
+        run_kernel("find_nan_e4m3", code_OI, first, code_OI.numel())
+        return None if int(first) == code_OI.numel() else int(first)
+    payload = code_OI.flatten() & E4M3_NAN
     return int(payload.argmax()) if int(payload.amax()) == E4M3_NAN else None

@@ -1,2 +1,121 @@
+// E4M3 codes to BF16 or FP32, one scale per block of 128 x 128; and the search for codes that are no numbers.
+//
+//   E4M3   s eeee mmm            2^(e - 7) (1 + m/8);  e = 0: 2^-6 m/8;  s 1111 111: NaN, and there is no infinity
+//   BF16   s eeeeeeee mmmmmmm    the upper half of an FP32
+//
+// Without its sign a code has 128 values, and a block has one scale. So 128 products, each rounded once, are all that a
+// block can hold; decoding looks them up and moves the sign over. Subnormals, overflow and NaN need no case of their own.
 #include "numbers.hpp"
-EXPORT int deepseek_v3_kernels() { return LANES; }
+
+namespace {
+
+constexpr int64_t BLOCK = 128;
+constexpr int MAGNITUDES = 128;
+constexpr uint8_t SIGN = 0x80, NAN_CODE = 0x7F;
+constexpr int64_t WORTH_THREADS = 1 << 16;          // elements
+constexpr int64_t BEYOND_CACHE = 8 * 1024 * 1024;  // bytes of output from which it is written past the cache
+
+struct Magnitudes {
+    alignas(64) float of[MAGNITUDES];
+    Magnitudes() {
+        for (int code = 0; code < MAGNITUDES; code++) {
+            uint32_t bits = (uint32_t(code) << 20) + ((127 - 7) << 23);
+            memcpy(&of[code], &bits, 4);
+            if (code < 8) of[code] = float(code) / 512;
+        }
+        of[NAN_CODE] = NAN;
+    }
+};
+const Magnitudes magnitudes;
+
+template <typename Out> void fill_table(Out* table, float scale) {
+    for (int i = 0; i < MAGNITUDES; i += LANES) store_vec(table + i, load_vec(magnitudes.of + i) * scale);
+}
+
+inline float flip_sign(float x, bool negative) { return negative ? -x : x; }
+inline bf16 flip_sign(bf16 x, bool negative) { return {uint16_t(x.bits ^ (negative << 15))}; }
+
+template <typename Out> void look_up(const uint8_t* code, const Out* table, Out* out, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = flip_sign(table[code[i] & ~SIGN], code[i] & SIGN);
+}
+
+// Up to 128 codes of one row of a block. `past_cache` wants `out` aligned to 64 bytes.
+void decode_run(const uint8_t* code, const float* table, float* out, int64_t n, bool) { look_up(code, table, out, n); }
+
+void decode_run(const uint8_t* code, const bf16* table, bf16* out, int64_t n, bool past_cache) {
+    int64_t i = 0;
+#if defined(__AVX512BW__)
+    // One permutation finds 32 of 64 entries at once; bit 6 of the code chooses between two of them.
+    const __m512i* part = (const __m512i*)table;
+    const __m512i part0 = part[0], part1 = part[1], part2 = part[2], part3 = part[3];
+    for (; i + 32 <= n; i += 32) {
+        __m512i word = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(code + i)));
+        __m512i low = _mm512_permutex2var_epi16(part0, word, part1);
+        __m512i high = _mm512_permutex2var_epi16(part2, word, part3);
+        __m512i value = _mm512_mask_mov_epi16(low, _mm512_test_epi16_mask(word, _mm512_set1_epi16(64)), high);
+        value = _mm512_xor_si512(value, _mm512_slli_epi16(_mm512_and_si512(word, _mm512_set1_epi16(SIGN)), 8));
+        if (past_cache)
+            _mm512_stream_si512((__m512i*)(out + i), value);
+        else
+            _mm512_storeu_si512(out + i, value);
+    }
+#endif
+    look_up(code + i, table, out + i, n - i);
+}
+
+template <typename Out>
+void decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int64_t columns) {
+    const int64_t strips = (rows + BLOCK - 1) / BLOCK, blocks = (columns + BLOCK - 1) / BLOCK;
+    const bool aligned = uintptr_t(out) % 64 == 0 && columns * int64_t(sizeof(Out)) % 64 == 0;
+    const bool past_cache = aligned && rows * columns * int64_t(sizeof(Out)) >= BEYOND_CACHE;
+#pragma omp parallel if (rows * columns >= WORTH_THREADS)
+    {
+        Scratch scratch(blocks * MAGNITUDES * sizeof(Out));
+        Out* tables = scratch.as<Out>();
+#pragma omp for
+        for (int64_t strip = 0; strip < strips; strip++) {
+            for (int64_t b = 0; b < blocks; b++) fill_table(tables + b * MAGNITUDES, scale[strip * blocks + b]);
+            const int64_t end = std::min(rows, (strip + 1) * BLOCK);
+            for (int64_t row = strip * BLOCK; row < end; row++) {
+                for (int64_t b = 0; b < blocks; b++) {
+                    const int64_t at = row * columns + b * BLOCK, n = std::min(BLOCK, columns - b * BLOCK);
+                    decode_run(code + at, tables + b * MAGNITUDES, out + at, n, past_cache);
+                }
+            }
+        }
+#if defined(__AVX512BW__)
+        if (past_cache) _mm_sfence();  // such stores are ordered by nothing else
+#endif
+    }
+}
+
+inline bool holds_nan(const uint8_t* code, int64_t n) {
+    uint8_t found = 0;
+    for (int64_t i = 0; i < n; i++) found |= (code[i] & ~SIGN & 0xFF) == NAN_CODE;
+    return found;
+}
+
+}  // namespace
+
+// code [rows, columns], scale [ceil(rows / 128), ceil(columns / 128)], out [rows, columns], all contiguous.
+EXPORT void decode_e4m3_bf16(const uint8_t* code, const float* scale, bf16* out, int64_t rows, int64_t columns) {
+    decode(code, scale, out, rows, columns);
+}
+EXPORT void decode_e4m3_fp32(const uint8_t* code, const float* scale, float* out, int64_t rows, int64_t columns) {
+    decode(code, scale, out, rows, columns);
+}
+
+// first [1]: position of the first of n codes that is NaN, or n.
+EXPORT void find_nan_e4m3(const uint8_t* code, int64_t* first, int64_t n) {
+    constexpr int64_t STEP = 4096;
+    int64_t least = n;
+#pragma omp parallel for reduction(min : least) if (n >= WORTH_THREADS)
+    for (int64_t start = 0; start < n; start += STEP) {
+        const int64_t end = std::min(n, start + STEP);
+        if (start >= least || !holds_nan(code + start, end - start)) continue;
+        int64_t i = start;
+        while ((code[i] & NAN_CODE) != NAN_CODE) i++;
+        least = std::min(least, i);
+    }
+    *first = least;
+}
