@@ -16,7 +16,7 @@ ARROWS = {
     "native": set(),
     "fp8": {"native"},
     "model": {"fp8", "native"},
-    "weights": {"fp8", "model"},
+    "weights": {"native", "fp8", "model"},
     "data": set(),
     "parallel": {"fp8", "model"},
     "training": {"native", "fp8", "model", "weights", "data", "parallel"},

@@ -204,7 +204,7 @@ def test_a_damaged_manifest_is_noticed(tmp_path):
     save_tensors(state(1), tmp_path / "x")
     path = tmp_path / "x" / "manifest.json"
     good = path.read_bytes()
-    for bad in (b"", b"[]", b'{"format": 1, "files": []}', good + b" ", good.replace(b'"format": 1', b'"format": 2')):
+    for bad in (b"", b"[]", b'{"format": 1, "files": []}', good + b" ", good.replace(b'"format": 2', b'"format": 3')):
         path.write_bytes(bad)
         with pytest.raises(DigestError, match=r"manifest.json: (is not|was damaged)"):
             load_tensors(tmp_path / "x")

@@ -7,6 +7,7 @@
 Nothing from the folder is executed or unpickled: config.json, headers and numbers are all that is looked at.
 """
 
+from collections.abc import Iterator, Sequence
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.quantize import dequantize_weight, find_nan_code
+from deepseek_v3.fp8.quantize import BLOCK, dequantize_into, dequantize_weight, find_nan_code
 from deepseek_v3.weights.errors import (
     CheckpointError,
     ConfigFileError,
@@ -32,6 +33,7 @@ from deepseek_v3.weights.strict_json import read_json
 
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**20
+PIECE_ELEMENTS = 2**24  # of a tensor that are read or converted at a time
 FLOATS = ("F32", "BF16", "F16", "F64")
 FP8 = "F8_E4M3"
 
@@ -110,12 +112,12 @@ class Checkpoint:
         """Whether the slot's weight is stored in FP8."""
         return self.entries[slot.name].dtype == FP8
 
-    def view(self, name: str) -> Tensor:
-        """Show the stored tensor without copying it."""
+    def view(self, name: str, rows: slice | None = None) -> Tensor:
+        """Show the stored tensor, or some of its rows, without copying it."""
         file = self.files[name]
         if file not in self._open:
             self._open[file] = SafetensorsFile(file)
-        return self._open[file].view(name)
+        return self._open[file].view(name, rows)
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return the weight in `dtype`, dequantised if it is stored in FP8 (its scale may lie in another shard)."""
@@ -123,6 +125,21 @@ class Checkpoint:
         if self.entries[name].dtype != FP8:
             return stored.to(dtype)
         return dequantize_weight(stored, self.view(scale_name(name)).float(), dtype)
+
+    def read_rows(self, name: str, rows: slice, place: Tensor) -> None:
+        """Check the numbers of some rows (from a multiple of 128 on) and write them into `place`, in its dtype.
+
+        Raises:
+            ScaleError: a block scale or an FP8 code that is no usable number; `place` is as it was.
+        """
+        stored = self.view(name, rows)
+        if self.entries[name].dtype != FP8:
+            place.copy_(stored)
+            return
+        scale = self.view(scale_name(name), block_rows(rows)).float()
+        if not usable_scales(scale).all() or find_nan_code(stored) is not None:
+            self.check_codes(name)  # says which element of the whole
+        dequantize_into(stored, scale, place)
 
     def check_numbers(self, slots: list[Slot]) -> None:
         """Look at the numbers that can be wrong: block scales, FP8 codes, and the MTP layer's copies.
@@ -135,10 +152,11 @@ class Checkpoint:
             if self.is_fp8(slot):
                 self.check_codes(slot.name)
             elif slot.copy:
-                self._check_copy(slot.name, originals[slot.memory])
+                self.check_copy(slot.name, originals[slot.memory])
             self.release()
 
-    def _check_copy(self, name: str, original: str) -> None:
+    def check_copy(self, name: str, original: str) -> None:
+        """Refuse a copy that differs from its original."""
         for copied, kept in zip(self.view(name).split(4096), self.view(original).split(4096)):
             if copied.dtype != kept.dtype or not torch.equal(copied.view(torch.uint8), kept.view(torch.uint8)):
                 problem = f"differs from {original}, of which it is the MTP layer's copy"
@@ -148,7 +166,7 @@ class Checkpoint:
     def check_codes(self, name: str) -> None:
         """Refuse block scales and FP8 codes that are no usable numbers."""
         scale = self.view(scale_name(name)).float()
-        good = torch.isfinite(scale) & (scale > 0)
+        good = usable_scales(scale)
         if not bool(good.all()):
             i = int((~good).int().flatten().argmax())
             row, column = divmod(i, scale.shape[1])
@@ -203,6 +221,24 @@ class Checkpoint:
         elif ".indexer." in name:
             mend = "a V3.2 checkpoint with sparse attention, which this package does not build"
         raise UnexpectedTensorError("is unexpected", file=self.files[name], tensor=name, mend=mend)
+
+
+def split_rows(shape: Sequence[int]) -> Iterator[slice]:
+    """Cut a tensor into runs of rows that are whole blocks of 128, of about PIECE_ELEMENTS each."""
+    width = prod(shape[1:])
+    step = max(PIECE_ELEMENTS // (width * BLOCK), 1) * BLOCK
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def block_rows(rows: slice) -> slice:
+    """The rows of block scales that belong to rows of a weight."""
+    return slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
+
+
+def usable_scales(scale: Tensor) -> Tensor:
+    """Which block scales are positive and finite."""
+    return torch.isfinite(scale) & (scale > 0)
 
 
 def count_bytes(entries: dict[str, TensorEntry]) -> int:

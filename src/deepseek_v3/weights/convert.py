@@ -7,15 +7,15 @@ that already have the asked form are copied byte by byte, so FP8 to FP8 changes 
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from deepseek_v3.fp8.quantize import BLOCK, block_scales, dequantize_weight, quantize_with_scales
-from deepseek_v3.weights.checkpoint import FP8, Checkpoint, count_bytes
+from deepseek_v3.fp8.quantize import block_scales, dequantize_weight, quantize_with_scales
+from deepseek_v3.weights.checkpoint import FP8, Checkpoint, block_rows, count_bytes, split_rows
 from deepseek_v3.weights.errors import CheckpointError
 from deepseek_v3.weights.folder import atomic_folder, recover_folder
 from deepseek_v3.weights.manifest import verify_manifest
@@ -25,7 +25,6 @@ from deepseek_v3.weights.save import METADATA, RELEASED_FP8
 from deepseek_v3.weights.shards import Spec, plan_shards, write_shards
 
 FORMATS = ("keep", "bf16", "fp32", "fp8")
-PIECE_ELEMENTS = 2**24
 # Data, not code, and nothing of it is interpreted here.
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
@@ -110,18 +109,17 @@ class _Stream:
         entry = self.checkpoint.entries[slot.name]
         is_scale = name.endswith(SCALE_SUFFIX)
         dtype = self.stored_dtype(slot)
-        for rows in _split_rows(slot.shape):
+        for rows in split_rows(slot.shape):
             yield self._piece(slot, rows, dtype, is_scale)
             if not is_scale and self.advance is not None:
                 self.advance(entry.n_bytes * len(range(*rows.indices(slot.shape[0]))) // slot.shape[0], self.total)
             self.checkpoint.release()
 
     def _piece(self, slot: Slot, rows: slice, dtype: torch.dtype, is_scale: bool) -> Tensor:
-        stored = self.checkpoint.view(slot.name)[rows]
+        stored = self.checkpoint.view(slot.name, rows)
         from_fp8, to_fp8 = stored.dtype == torch.float8_e4m3fn, dtype == torch.float8_e4m3fn
-        blocks = slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
         if from_fp8 and (is_scale or not to_fp8):
-            scale = self.checkpoint.view(scale_name(slot.name))[blocks]
+            scale = self.checkpoint.view(scale_name(slot.name), block_rows(rows))
             return scale if is_scale else dequantize_weight(stored, scale.float(), dtype)
         if from_fp8 or not to_fp8:
             return stored.to(dtype)
@@ -131,11 +129,3 @@ class _Stream:
             file = self.checkpoint.files[slot.name]
             raise CheckpointError(str(error), file=file, tensor=slot.name) from None
         return scale if is_scale else quantize_with_scales(stored, scale)
-
-
-def _split_rows(shape: Sequence[int]) -> Iterator[slice]:
-    """Cut a tensor into runs of rows that are whole blocks of 128, of about PIECE_ELEMENTS each."""
-    width = shape[1] if len(shape) > 1 else 1
-    step = max(PIECE_ELEMENTS // (width * BLOCK), 1) * BLOCK
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))

@@ -5,23 +5,33 @@
 Everything that can be refused is refused before the first weight of a model changes.
 """
 
-from collections.abc import Callable
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.weights.checkpoint import Checkpoint, read_config
+from deepseek_v3.weights.checkpoint import Checkpoint, read_config, split_rows
+from deepseek_v3.weights.digests import Piece, pair_up
 from deepseek_v3.weights.errors import CheckpointError, ConfigFileError
 from deepseek_v3.weights.folder import recover_folder
-from deepseek_v3.weights.manifest import verify_manifest
+from deepseek_v3.weights.jobs import run_jobs
+from deepseek_v3.weights.manifest import list_pieces, verify_manifest, verify_pair, verify_pieces
 from deepseek_v3.weights.names import Slot
 
 TOKENIZER = "tokenizer.json"
+MADV_HUGEPAGE = 14  # of Linux
+HUGE_PAGE_BYTES = 2**21
+Job = tuple[str, int, Callable[[], None]]  # a file, how much of it must have come in, and what to do then
 
 
 def load_model(
@@ -49,16 +59,16 @@ def load_model(
     if dtype is not None and (not dtype.is_floating_point or dtype.itemsize == 1):
         raise CheckpointError(f"dtype={dtype} is not a format to compute in; use float32, bfloat16 or float64")
     recover_folder(folder)
-    verify_manifest(folder, skip=skip_verify)
+    expected = list_pieces(folder, skip=skip_verify) or []
+    verify_pieces([piece for piece in expected if piece[0].start == 0])  # config, index and headers, before they count
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
-        checkpoint.check_numbers(slots)
         if dtype is None:
             dtype = getattr(torch, checkpoint.config.torch_dtype)
         assert dtype is not None
         config = checkpoint.config.replace(quantization_config=None, torch_dtype=str(dtype).removeprefix("torch."))
         model = build_empty(config, dtype)
-        fill_model(model, checkpoint, slots)
+        fill_model(model, checkpoint, slots, [piece for piece in expected if piece[0].start])
     path = Path(folder) / TOKENIZER
     tokenizer = None if not path.exists() else path if tokenizer_from is None else tokenizer_from(path)
     return model.eval(), tokenizer
@@ -94,24 +104,72 @@ def first_difference(found: ModelConfig, wanted: ModelConfig) -> str:
 
 
 def build_empty(config: ModelConfig, dtype: torch.dtype) -> DeepseekV3:
-    """Allocate a model without drawing its weights."""
-    with torch.device("meta"):
+    """Allocate a model without drawing its weights, or touching their memory."""
+    with _Unfilled(dtype):
         model = DeepseekV3(config)
-    model = model.to(dtype).to_empty(device="cpu")
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight  # allocating parted them
+    model = model.to(dtype)  # the norms; the rest has its dtype already
+    for parameter in model.parameters():
+        ask_for_huge_pages(parameter)
     return model
 
 
-@torch.no_grad()
-def fill_model(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> None:
-    """Copy every checked tensor to its place in memory, shard by shard, dequantising on the way."""
-    state = model.state_dict()
-    for slot in sorted(slots, key=lambda slot: checkpoint.files[slot.name]):
-        if not slot.copy:
-            place = place_of(slot, state)
-            place.copy_(checkpoint.weight(slot.name, place.dtype))
+class _Unfilled(TorchFunctionMode):
+    """Allocate in the given dtype and draw nothing. (Drawing on the meta device imports PyTorch's compiler: 1 s.)"""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.empty and kwargs.get("dtype") is None:
+            kwargs = {**kwargs, "dtype": self.dtype}
+        return func(*args, **kwargs)
+
+
+def ask_for_huge_pages(tensor: Tensor) -> None:
+    """Have fresh memory mapped 2 MB at a time where the system can: by 4 KB, mapping takes longer than reading."""
+    start = -(-tensor.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    length = (tensor.data_ptr() + tensor.nbytes - start) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+    if sys.platform == "linux" and length > 0:  # a mere wish: whether it is granted does not matter
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
+
+
+def fill_model(
+    model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot], expected: Sequence[tuple[Piece, str]] = ()
+) -> None:
+    """Copy every tensor to its place in memory on all cores, in the order of the files: each byte comes in once.
+
+    Numbers are checked just before they are used, and so are the pieces of files that are `expected` to have a digest.
+
+    Raises:
+        CheckpointError: a number or a digest is wrong; the model is then filled in part.
+    """
+    jobs = [*_fill_jobs(model, checkpoint, slots), *_verify_jobs(expected)]
+    run_jobs([run for _, _, run in sorted(jobs, key=lambda job: job[:2])])
     checkpoint.release()
+
+
+def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> Iterator[Job]:
+    state = model.state_dict()
+    originals = {slot.memory: slot.name for slot in slots if not slot.copy}
+    for slot in slots:
+        entry, file = checkpoint.entries[slot.name], str(checkpoint.files[slot.name])
+        if slot.copy:
+            yield file, entry.end, partial(checkpoint.check_copy, slot.name, originals[slot.memory])
+            continue
+        place = place_of(slot, state)
+        for rows in split_rows(slot.shape):
+            end = entry.start + entry.n_bytes // slot.shape[0] * rows.stop
+            yield file, end, partial(checkpoint.read_rows, slot.name, rows, place[rows])
+
+
+def _verify_jobs(expected: Sequence[tuple[Piece, str]]) -> Iterator[Job]:
+    for _, pieces in groupby(expected, key=lambda piece: piece[0].path):
+        for pair in pair_up(list(pieces)):
+            yield str(pair[0][0].path), pair[0][0].start, partial(verify_pair, pair)
 
 
 def place_of(slot: Slot, state: dict[str, Tensor]) -> Tensor:

@@ -1,54 +1,51 @@
-"""SHA-256 of every file of a folder, written with it and verified when it is read.
+"""SHA-256 of every file of a folder in pieces of 16 MB, written with it and verified when it is read.
 
-    {"format": 1, "files": {"model.safetensors": {"bytes": 123, "sha256": "..."}}}
+    {"format": 2, "piece_bytes": 16777216, "files": {"model.safetensors": {"bytes": 123, "sha256": ["..."]}}}
 
 The manifest notices what the .safetensors format cannot: one flipped bit in the data. It has one spelling only, so a
 flipped bit in the manifest itself is noticed too. It guards against damage, not against somebody who can rewrite both.
+A file of one piece has the digest that `sha256sum` prints. Format 1, still read, has the digest of every whole file.
 """
 
-import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from deepseek_v3.weights.digests import PIECE_BYTES, Piece, cut_file, digest_pair, digest_pieces, pair_up
 from deepseek_v3.weights.errors import CheckpointError, DigestError, clip
+from deepseek_v3.weights.jobs import run_jobs
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20  # 2.5 MB for the released checkpoint
 GUARDED = (".safetensors", ".index.json", "config.json", "tokenizer.json", "tokenizer_config.json")
+MEND = "take the file from a good copy, or skip the verification (skip_verify=True, --skip-verify)"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Digest:
-    """What a file must be."""
+    """What a file must be: its length, and the SHA-256 of each of its pieces, or of all of it as a text (format 1)."""
 
     n_bytes: int
-    sha256: str
+    sha256: tuple[str, ...] | str
 
-
-def digest_file(path: Path) -> Digest:
-    """Hash one file in pieces of 1 MB."""
-    hasher = hashlib.sha256()
-    piece = bytearray(2**20)
-    n_bytes = 0
-    with path.open("rb", buffering=0) as stream:
-        while n := stream.readinto(piece):
-            hasher.update(memoryview(piece)[:n])
-            n_bytes += n
-    return Digest(n_bytes, hasher.hexdigest())
+    def cut(self, path: Path) -> list[tuple[Piece, str]]:
+        """The pieces of the file, each with the digest that it must have."""
+        if isinstance(self.sha256, str):
+            return [(Piece(path, 0, self.n_bytes), self.sha256)]
+        return list(zip(cut_file(path, self.n_bytes), self.sha256, strict=True))
 
 
 def digest_files(folder: Path, names: Iterable[str]) -> dict[str, Digest]:
-    """Hash the named files, one thread per core (hashing leaves the interpreter free)."""
-    names = sorted(names)
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
-        return dict(zip(names, pool.map(lambda name: digest_file(folder / name), names)))
+    """Hash the named files."""
+    sizes = {name: (folder / name).stat().st_size for name in sorted(names)}
+    cuts = {name: cut_file(folder / name, n_bytes) for name, n_bytes in sizes.items()}
+    digests = iter(digest_pieces([piece for pieces in cuts.values() for piece in pieces]))
+    return {name: Digest(sizes[name], tuple(next(digests) for _ in pieces)) for name, pieces in cuts.items()}
 
 
 def list_files(folder: Path) -> set[str]:
@@ -56,10 +53,11 @@ def list_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def spell_manifest(digests: dict[str, Digest]) -> bytes:
-    """The one spelling of a manifest."""
+def spell_manifest(digests: dict[str, Digest], number: int = 2) -> bytes:
+    """The one spelling of a manifest of format 1 or 2."""
     files = {name: {"bytes": digest.n_bytes, "sha256": digest.sha256} for name, digest in sorted(digests.items())}
-    return (json.dumps({"format": 1, "files": files}, indent=1) + "\n").encode("ascii")
+    head: dict[str, Any] = {"format": 1} if number == 1 else {"format": 2, "piece_bytes": PIECE_BYTES}
+    return (json.dumps({**head, "files": files}, indent=1) + "\n").encode("ascii")
 
 
 def write_manifest(folder: Path, *, except_for: Iterable[str] = ()) -> None:
@@ -82,9 +80,9 @@ def read_manifest(folder: str | PathLike) -> dict[str, Digest] | None:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise DigestError(f"a manifest above {MAX_MANIFEST_BYTES:,} bytes", file=path, mend=mend)
         raw = path.read_bytes()
-        files = json.loads(raw)["files"]
-        digests = {name: Digest(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-        canonical = spell_manifest(digests) == raw
+        content = json.loads(raw)
+        digests = {name: _read_entry(entry, content["format"]) for name, entry in content["files"].items()}
+        canonical = spell_manifest(digests, content["format"]) == raw
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -94,34 +92,66 @@ def read_manifest(folder: str | PathLike) -> dict[str, Digest] | None:
     return digests
 
 
+def _read_entry(entry: dict[str, Any], number: int) -> Digest:
+    n_bytes, sha256 = entry["bytes"], entry["sha256"]
+    if number == 1 and isinstance(sha256, str):
+        return Digest(n_bytes, sha256)
+    if number != 2 or not isinstance(sha256, list) or len(sha256) != max(-(-n_bytes // PIECE_BYTES), 1):
+        raise ValueError(f"{number=}: not a digest for each piece of {n_bytes} bytes")
+    return Digest(n_bytes, tuple(sha256))
+
+
 def verify_manifest(folder: str | PathLike, *, skip: bool = False) -> bool:
     """Compare every file that the manifest lists; False when there is no manifest to compare with.
 
     Raises:
         DigestError: a listed file is absent or differs, or a file that will be read is not listed.
     """
+    expected = list_pieces(folder, skip=skip)
+    verify_pieces(expected or [])
+    return expected is not None
+
+
+def list_pieces(folder: str | PathLike, *, skip: bool = False) -> list[tuple[Piece, str]] | None:
+    """Hold names and lengths against the manifest; return what remains to be hashed, None without a manifest.
+
+    Raises:
+        DigestError: as `verify_manifest`, but for the bytes.
+    """
     folder = Path(folder)
     if skip:
         log.warning("%s: the SHA-256 manifest is NOT verified, as asked", clip(str(folder), 300))
-        return False
+        return None
     digests = read_manifest(folder)
     if digests is None:
         log.info("%s: no %s, so damage to the data cannot be noticed", clip(str(folder), 300), MANIFEST)
-        return False
-    mend = "take the file from a good copy, or skip the verification (skip_verify=True, --skip-verify)"
+        return None
     for name, digest in digests.items():
         if not _inside(name) or not (folder / name).is_file():
-            raise DigestError("the manifest lists it, but it is not there", file=folder / clip(name), mend=mend)
+            raise DigestError("the manifest lists it, but it is not there", file=folder / clip(name), mend=MEND)
         n_bytes = (folder / name).stat().st_size
         if n_bytes != digest.n_bytes:
-            raise DigestError(f"has {n_bytes:,} bytes, not {digest.n_bytes:,}", file=folder / name, mend=mend)
+            raise DigestError(f"has {n_bytes:,} bytes, not {digest.n_bytes:,}", file=folder / name, mend=MEND)
     for name in sorted(path.name for path in folder.iterdir()):
         if name.endswith(GUARDED) and name not in digests:
             raise DigestError("was not written with the rest: the manifest does not list it", file=folder / name)
-    for name, found in digest_files(folder, digests).items():
-        if found != digests[name]:
-            raise DigestError("its bytes are not the ones that were written (SHA-256)", file=folder / name, mend=mend)
-    return True
+    return [piece for name, digest in digests.items() for piece in digest.cut(folder / name)]
+
+
+def verify_pieces(expected: Sequence[tuple[Piece, str]]) -> None:
+    """Hash pieces on all cores, two at a time in each.
+
+    Raises:
+        DigestError: the first whose bytes are not those that were written.
+    """
+    run_jobs([lambda pair=pair: verify_pair(pair) for pair in pair_up(expected)])
+
+
+def verify_pair(expected: Sequence[tuple[Piece, str]]) -> None:
+    """Hash one or two pieces in this thread."""
+    for (piece, sha256), found in zip(expected, digest_pair([piece for piece, _ in expected]), strict=True):
+        if found != sha256:
+            raise DigestError("its bytes are not the ones that were written (SHA-256)", file=piece.path, mend=MEND)
 
 
 def _inside(name: str) -> bool:

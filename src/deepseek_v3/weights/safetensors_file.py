@@ -230,18 +230,23 @@ class SafetensorsFile:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def view(self, name: str) -> torch.Tensor:
-        """Show the tensor `name` without copying it."""
+    def view(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Show the tensor `name`, or the rows from `rows.start` to `rows.stop` of it, without copying it."""
         entry = self.header.entries.get(name)
         if entry is None:
             raise MissingTensorError("is not in this file", file=self.path, tensor=name)
         dtype = DTYPES[entry.dtype]
-        if not entry.n_bytes:
-            return torch.empty(entry.shape, dtype=dtype)
-        flat = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.n_bytes, offset=entry.start)
-        if entry.start % dtype.itemsize:
+        start, shape = entry.start, entry.shape
+        if rows is not None:
+            start += entry.n_bytes // shape[0] * rows.start
+            shape = (rows.stop - rows.start, *shape[1:])
+        n_bytes = prod(shape) * dtype.itemsize
+        if not n_bytes:
+            return torch.empty(shape, dtype=dtype)
+        flat = torch.frombuffer(self._map, dtype=torch.uint8, count=n_bytes, offset=start)
+        if start % dtype.itemsize:
             flat = flat.clone()  # another writer did not align it; PyTorch wants it aligned
-        return flat.view(dtype).view(entry.shape)
+        return flat.view(dtype).view(shape)
 
     def release(self) -> None:
         """Let the system forget the pages read so far (they count as this process's memory)."""
