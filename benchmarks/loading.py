@@ -1,0 +1,126 @@
+"""Loading a checkpoint against reading its bytes: python -m benchmarks.loading
+
+The checkpoint has 1.3 GB in BF16 and half of that in FP8, in shards of 300 MB. Loading is `load_model` into BF16, with the
+SHA-256 manifest verified and without. Reading brings the bytes of every file into fresh memory with as many threads, in
+two ways: `read` takes memory as it comes (pages of 4 KB), which is what reading a file into a new array does;
+`read, huge pages` asks for pages of 2 MB, as loading does, and is the faster of the two wherever the system grants them.
+
+Warm: the files are in the page cache. Cold: they are flushed to disk and dropped from it (posix_fadvise DONTNEED) before
+every timing. The contenders take turns; a ratio is the median over the rounds of time / time of reading.
+"""
+
+import gc
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import seconds
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.weights.digests import cut_file
+from deepseek_v3.weights.jobs import run_jobs
+from deepseek_v3.weights.load import ask_for_huge_pages, build_empty, load_model
+from deepseek_v3.weights.save import save_model
+
+SIZES = {
+    "vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 4096, "moe_intermediate_size": 1024,
+    "num_hidden_layers": 7, "num_attention_heads": 16, "q_lora_rank": 384, "kv_lora_rank": 256, "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32, "v_head_dim": 64, "n_routed_experts": 32, "num_experts_per_tok": 4, "n_group": 4,
+    "topk_group": 2, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
+}  # fmt: skip
+SHARD_BYTES = 300 * 10**6
+
+
+def write_checkpoint(folder: Path, *, fp8: bool) -> None:
+    """Save a model of random weights."""
+    torch.manual_seed(0)
+    model = build_empty(ModelConfig.from_dict(SIZES), torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.04, 0.04)
+    save_model(model, folder, fp8=fp8, shard_bytes=SHARD_BYTES)
+
+
+def read_files(folder: Path, *, huge_pages: bool) -> list[torch.Tensor]:
+    """Read every file into memory of its own, on all threads, 16 MB at a time."""
+    contents, jobs = [], []
+    for path in sorted(folder.iterdir()):
+        content = torch.empty(path.stat().st_size, dtype=torch.uint8)
+        if huge_pages:
+            ask_for_huge_pages(content)
+        contents.append(content)
+        jobs += [partial(read_into, path, piece.start, content[piece.start : piece.stop]) for piece in
+                 cut_file(path, len(content))]
+    run_jobs(jobs)
+    return contents
+
+
+def read_into(path: Path, start: int, place: torch.Tensor) -> None:
+    """Fill `place` with the bytes of a file from `start` on."""
+    buffer, done = memoryview(place.numpy()), 0
+    with path.open("rb", buffering=0) as stream:
+        while done < len(buffer):
+            done += os.preadv(stream.fileno(), [buffer[done:]], start + done)
+
+
+def forget_files(folder: Path) -> None:
+    """Drop the folder's files from the page cache."""
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def contenders(folder: Path) -> dict[str, Callable[[], object]]:
+    """Two ways to read, and loading with and without verification."""
+    return {
+        "read": lambda: read_files(folder, huge_pages=False),
+        "read, huge pages": lambda: read_files(folder, huge_pages=True),
+        "load, verified": lambda: load_model(folder),
+        "load, unverified": lambda: load_model(folder, skip_verify=True),
+    }
+
+
+def measure(folder: Path, *, cold: bool, rounds: int) -> dict[str, list[float]]:
+    """Time the contenders in turn."""
+    times: dict[str, list[float]] = {name: [] for name in contenders(folder)}
+    for i in range(rounds + 1):
+        for name, run in contenders(folder).items():
+            gc.collect()
+            if cold:
+                forget_files(folder)
+            took = seconds(run)
+            if i:  # the first round warms up
+                times[name].append(took)
+    return times
+
+
+def print_table(name: str, n_bytes: int, times: dict[str, list[float]]) -> None:
+    """Print medians, rates, and ratios to both ways of reading."""
+    print(f"  {name}, {n_bytes / 1e9:.2f} GB")
+    for way, taken in times.items():
+        middle = statistics.median(taken)
+        ratios = [statistics.median(t / r for t, r in zip(taken, times[read])) for read in ("read", "read, huge pages")]
+        print(
+            f"    {way:<18} {middle:6.2f} s {n_bytes / middle / 1e9:6.2f} GB/s"
+            f"   {ratios[0]:5.2f} x read   {ratios[1]:5.2f} x read with huge pages"
+        )
+
+
+def main(rounds: int = 5) -> None:
+    """Write the checkpoints, and print a table for each format and state of the page cache."""
+    print(f"\nloading a checkpoint against reading its bytes, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, fp8 in (("BF16", False), ("FP8", True)):
+            folder = Path(scratch) / name
+            write_checkpoint(folder, fp8=fp8)
+            n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+            for cold in (False, True):
+                print_table(f"{name}, {'cold' if cold else 'warm'}", n_bytes, measure(folder, cold=cold, rounds=rounds))
+
+
+if __name__ == "__main__":
+    main()
