@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from deepseek_v3.weights.errors import CheckpointError, DigestError, DtypeError, IndexFileError, UnsafePathError
-from deepseek_v3.weights.shards import load_tensors, locate_tensors, plan_shards, read_tensors, save_tensors
+from deepseek_v3.weights.shards import load_tensors, read_headers, plan_shards, read_tensors, save_tensors
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -116,7 +116,7 @@ def test_a_name_in_the_index_that_cannot_be_is_refused(sharded, file, error, sai
     index["weight_map"]["step"] = file
     path.write_text(json.dumps(index))
     with pytest.raises(error, match=said) as refusal:
-        locate_tensors(sharded)
+        read_headers(sharded)
     assert refusal.value.tensor == "step"
     assert len(str(refusal.value)) < 1000
 
@@ -145,7 +145,7 @@ def test_a_name_in_the_index_that_cannot_be_is_refused(sharded, file, error, sai
 def test_an_index_that_is_malformed_is_refused(sharded, content, said):
     (sharded / "model.safetensors.index.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(CheckpointError, match=said):
-        locate_tensors(sharded)
+        read_headers(sharded)
 
 
 @pytest.mark.parametrize("total", [1, -1, True, "9", 1.5, 10**30])
@@ -153,7 +153,7 @@ def test_a_total_that_is_wrong_is_refused(sharded, total):
     path = sharded / "model.safetensors.index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "metadata": {"total_size": total}}))
     with pytest.raises(IndexFileError, match=r"total_size|digits"):
-        locate_tensors(sharded)
+        read_headers(sharded)
 
 
 def test_an_index_without_a_total_or_with_a_float_one_is_read(sharded):
@@ -170,7 +170,7 @@ def test_a_tensor_that_the_index_forgets_or_puts_elsewhere_is_refused(sharded):
     forgotten = {k: v for k, v in index["weight_map"].items() if k != "step"}
     path.write_text(json.dumps({**index, "weight_map": forgotten}))
     with pytest.raises(IndexFileError, match="tensor step: lies in this shard, but the index does not name it"):
-        locate_tensors(sharded)
+        read_headers(sharded)
 
 
 def test_a_shard_that_links_out_of_the_folder_is_refused_unless_allowed(sharded, tmp_path):
@@ -178,16 +178,16 @@ def test_a_shard_that_links_out_of_the_folder_is_refused_unless_allowed(sharded,
     shutil.move(file, tmp_path / "outside.safetensors")
     file.symlink_to("../outside.safetensors")
     with pytest.raises(UnsafePathError, match="leaves the folder"):
-        locate_tensors(sharded)
-    assert locate_tensors(sharded, follow_links=True)
+        read_headers(sharded)
+    assert read_headers(sharded, follow_links=True)
 
 
 def test_two_answers_or_none_are_refused(sharded, tmp_path):
     shutil.copy(sharded / "model-00001-of-00003.safetensors", sharded / "model.safetensors")
     with pytest.raises(IndexFileError, match="which one counts"):
-        locate_tensors(sharded)
+        read_headers(sharded)
     with pytest.raises(CheckpointError, match="holds neither"):
-        locate_tensors(tmp_path)
+        read_headers(tmp_path)
 
 
 def test_a_flipped_bit_is_noticed_and_the_check_can_be_skipped_aloud(sharded, caplog):

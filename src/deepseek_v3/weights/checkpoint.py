@@ -28,7 +28,7 @@ from deepseek_v3.weights.errors import (
 )
 from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, mtp_layer_of, scale_name, scale_shape
 from deepseek_v3.weights.safetensors_file import SafetensorsFile, TensorEntry
-from deepseek_v3.weights.shards import locate_tensors
+from deepseek_v3.weights.shards import read_headers
 from deepseek_v3.weights.strict_json import read_json
 
 CONFIG = "config.json"
@@ -64,11 +64,11 @@ class Checkpoint:
     def __init__(self, folder: str | PathLike, *, mtp: bool = True, follow_links: bool = False):
         self.folder = Path(folder)
         self.config = read_config(folder)
-        located = locate_tensors(folder, follow_links=follow_links)
+        self._headers = read_headers(folder, follow_links=follow_links)
         self.files: dict[str, Path] = {}
         self.entries: dict[str, TensorEntry] = {}
-        for file, entries in located.items():
-            for name, entry in entries.items():
+        for file, header in self._headers.items():
+            for name, entry in header.entries.items():
                 if name in self.entries:
                     raise UnexpectedTensorError(f"occurs in {self.files[name].name} too", file=file, tensor=name)
                 if mtp or not mtp_layer_of(name, self.config):
@@ -116,7 +116,7 @@ class Checkpoint:
         """Show the stored tensor, or some of its rows, without copying it."""
         file = self.files[name]
         if file not in self._open:
-            self._open[file] = SafetensorsFile(file)
+            self._open[file] = SafetensorsFile(file, self._headers[file])
         return self._open[file].view(name, rows)
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:

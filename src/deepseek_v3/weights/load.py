@@ -122,7 +122,7 @@ class _Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_"):
+        if func.__name__ == "normal_" or getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         if func is torch.empty and kwargs.get("dtype") is None:
             kwargs = {**kwargs, "dtype": self.dtype}

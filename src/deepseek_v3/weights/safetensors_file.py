@@ -214,12 +214,13 @@ def read_header(path: str | PathLike) -> Header:
 class SafetensorsFile:
     """The tensors of one file, memory-mapped: nothing is read before it is asked for.
 
-    Use as a context manager. `view` shares the mapping's memory, so copy what must outlive it.
+    Use as a context manager. `view` shares the mapping's memory, so copy what must outlive it. Give the `header` if it was
+    read already.
     """
 
-    def __init__(self, path: str | PathLike):
+    def __init__(self, path: str | PathLike, header: Header | None = None):
         self.path = Path(path)
-        self.header = read_header(path)
+        self.header = header or read_header(path)
         with self.path.open("rb") as stream:
             # A private mapping is writable memory to PyTorch, though nothing here writes; the file never changes.
             self._map = mmap.mmap(stream.fileno(), self.header.file_bytes, access=mmap.ACCESS_COPY)

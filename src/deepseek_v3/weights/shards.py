@@ -23,7 +23,7 @@ import torch
 from deepseek_v3.weights.errors import CheckpointError, DtypeError, IndexFileError, UnsafePathError, clip
 from deepseek_v3.weights.folder import atomic_folder, recover_folder
 from deepseek_v3.weights.manifest import verify_manifest
-from deepseek_v3.weights.safetensors_file import CODES, SafetensorsFile, TensorEntry, layout_header, read_header
+from deepseek_v3.weights.safetensors_file import CODES, Header, SafetensorsFile, TensorEntry, layout_header, read_header
 
 SHARD_BYTES = 4 * 10**9
 MAX_INDEX_BYTES = 16 * 2**20  # the released one has 9 MB
@@ -150,19 +150,17 @@ def load_tensors(folder: str | PathLike, *, stem: str = "model", skip_verify: bo
 def read_tensors(folder: str | PathLike, *, stem: str = "model") -> dict[str, torch.Tensor]:
     """Read every tensor of a folder whose manifest was verified already."""
     tensors = {}
-    for file, entries in locate_tensors(folder, stem=stem).items():
-        with SafetensorsFile(file) as shard:
-            tensors.update({name: shard.view(name).clone() for name in entries})
+    for file, header in read_headers(folder, stem=stem).items():
+        with SafetensorsFile(file, header) as shard:
+            tensors.update({name: shard.view(name).clone() for name in header.entries})
     return tensors
 
 
-def locate_tensors(
-    folder: str | PathLike, *, stem: str = "model", follow_links: bool = False
-) -> dict[Path, dict[str, TensorEntry]]:
+def read_headers(folder: str | PathLike, *, stem: str = "model", follow_links: bool = False) -> dict[Path, Header]:
     """Read every header of a folder and hold it against the index.
 
     Returns:
-        entries by shard; each tensor occurs in exactly one shard.
+        header by shard; each tensor occurs in exactly one shard.
     Raises:
         CheckpointError: no tensors here, or index and shards do not agree.
     """
@@ -172,7 +170,7 @@ def locate_tensors(
         if not single.exists():
             raise CheckpointError(f"holds neither {single.name} nor {index.name}", file=folder)
         _check_inside(folder, single.name, single, follow_links)
-        return {single: read_header(single).entries}
+        return {single: read_header(single)}
     weight_map, total_size = read_index(index)
     if single.exists():
         raise IndexFileError(f"{single.name} lies beside it: which one counts?", file=index, mend="remove one of them")
@@ -209,25 +207,25 @@ def read_index(index: Path) -> tuple[dict[str, str], int | None]:
 
 def _hold_against_headers(
     folder: Path, index: Path, weight_map: dict[str, str], total_size: int | None, follow_links: bool
-) -> dict[Path, dict[str, TensorEntry]]:
+) -> dict[Path, Header]:
     claimed: dict[str, set[str]] = {}
     for name, file in weight_map.items():
         claimed.setdefault(file, set()).add(name)
-    located: dict[Path, dict[str, TensorEntry]] = {}
+    located: dict[Path, Header] = {}
     for file, names in sorted(claimed.items()):
         path = folder / file
         if not path.exists():
             raise IndexFileError(f"names the shard {file}, which is not there", file=index, tensor=min(names))
         _check_inside(folder, file, path, follow_links)
-        entries = read_header(path).entries
+        located[path] = read_header(path)
+        entries = located[path].entries
         if absent := names - entries.keys():
             raise IndexFileError(f"is not in {file}, where the index puts it", file=index, tensor=min(absent))
         if stray := entries.keys() - names:
             where = weight_map.get(min(stray))
             said = f"the index puts it into {where}" if where else "the index does not name it"
             raise IndexFileError(f"lies in this shard, but {said}", file=path, tensor=min(stray))
-        located[path] = entries
-    total = sum(entry.n_bytes for entries in located.values() for entry in entries.values())
+    total = sum(entry.n_bytes for header in located.values() for entry in header.entries.values())
     if total_size not in (None, total):
         raise IndexFileError(f"total_size is {total_size:,}, the shards hold {total:,} bytes of tensors", file=index)
     return located
