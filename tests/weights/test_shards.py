@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from deepseek_v3.weights.errors import CheckpointError, DigestError, DtypeError, IndexFileError, UnsafePathError
-from deepseek_v3.weights.shards import load_tensors, read_headers, plan_shards, read_tensors, save_tensors
+from deepseek_v3.weights.shards import load_tensors, plan_shards, read_headers, read_tensors, save_tensors
 
 
 def some_tensors() -> dict[str, torch.Tensor]:

@@ -27,11 +27,12 @@ from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.manifest import list_pieces, verify_manifest, verify_pair, verify_pieces
 from deepseek_v3.weights.names import Slot
+from deepseek_v3.weights.read_ahead import ReadAhead
 
 TOKENIZER = "tokenizer.json"
 MADV_HUGEPAGE = 14  # of Linux
 HUGE_PAGE_BYTES = 2**21
-Job = tuple[str, int, Callable[[], None]]  # a file, how much of it must have come in, and what to do then
+Job = tuple[Path, int, Callable[[], None]]  # a file, how much of it must have come in, and what to do then
 
 
 def load_model(
@@ -147,8 +148,14 @@ def fill_model(
     Raises:
         CheckpointError: a number or a digest is wrong; the model is then filled in part.
     """
-    jobs = [*_fill_jobs(model, checkpoint, slots), *_verify_jobs(expected)]
-    run_jobs([run for _, _, run in sorted(jobs, key=lambda job: job[:2])])
+    jobs = sorted([*_fill_jobs(model, checkpoint, slots), *_verify_jobs(expected)], key=lambda job: job[:2])
+    ahead = ReadAhead(dict.fromkeys(path for path, _, _ in jobs))
+
+    def run(path: Path, position: int, job: Callable[[], None]) -> None:
+        ahead.reach(path, position)
+        job()
+
+    run_jobs([partial(run, *job) for job in jobs])
     checkpoint.release()
 
 
@@ -156,7 +163,7 @@ def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> 
     state = model.state_dict()
     originals = {slot.memory: slot.name for slot in slots if not slot.copy}
     for slot in slots:
-        entry, file = checkpoint.entries[slot.name], str(checkpoint.files[slot.name])
+        entry, file = checkpoint.entries[slot.name], checkpoint.files[slot.name]
         if slot.copy:
             yield file, entry.end, partial(checkpoint.check_copy, slot.name, originals[slot.memory])
             continue
@@ -169,7 +176,7 @@ def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> 
 def _verify_jobs(expected: Sequence[tuple[Piece, str]]) -> Iterator[Job]:
     for _, pieces in groupby(expected, key=lambda piece: piece[0].path):
         for pair in pair_up(list(pieces)):
-            yield str(pair[0][0].path), pair[0][0].start, partial(verify_pair, pair)
+            yield pair[0][0].path, pair[0][0].start, partial(verify_pair, pair)
 
 
 def place_of(slot: Slot, state: dict[str, Tensor]) -> Tensor:

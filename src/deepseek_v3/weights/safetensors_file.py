@@ -214,8 +214,8 @@ def read_header(path: str | PathLike) -> Header:
 class SafetensorsFile:
     """The tensors of one file, memory-mapped: nothing is read before it is asked for.
 
-    Use as a context manager. `view` shares the mapping's memory, so copy what must outlive it. Give the `header` if it was
-    read already.
+    Use as a context manager. `view` shares the mapping's memory, so copy what must outlive it. `header`, if it was
+    read before, is not read again.
     """
 
     def __init__(self, path: str | PathLike, header: Header | None = None):

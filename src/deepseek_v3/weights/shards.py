@@ -23,7 +23,7 @@ import torch
 from deepseek_v3.weights.errors import CheckpointError, DtypeError, IndexFileError, UnsafePathError, clip
 from deepseek_v3.weights.folder import atomic_folder, recover_folder
 from deepseek_v3.weights.manifest import verify_manifest
-from deepseek_v3.weights.safetensors_file import CODES, Header, SafetensorsFile, TensorEntry, layout_header, read_header
+from deepseek_v3.weights.safetensors_file import CODES, Header, SafetensorsFile, layout_header, read_header
 
 SHARD_BYTES = 4 * 10**9
 MAX_INDEX_BYTES = 16 * 2**20  # the released one has 9 MB

@@ -1,0 +1,102 @@
+"""How a load is spread over the cores: jobs in their order, the disk asked ahead, and a model that nothing draws."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_checkpoints import V2_LITE, V3
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.weights import read_ahead
+from deepseek_v3.weights.checkpoint import split_rows
+from deepseek_v3.weights.jobs import run_jobs
+from deepseek_v3.weights.load import build_empty
+from deepseek_v3.weights.read_ahead import ReadAhead
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_the_order_of_the_jobs_and_threads_are_as_before(threads):
+    def job(i: int) -> tuple[int, int]:
+        time.sleep(0.01 * (i % 2))
+        return i, torch.get_num_threads()
+
+    assert run_jobs([lambda i=i: job(i) for i in range(7)]) == [(i, 1) for i in range(7)]
+    assert torch.get_num_threads() == threads
+    assert run_jobs([]) == []
+
+
+def test_the_first_exception_is_raised_and_late_jobs_are_dropped(threads):
+    begun, lock = [], threading.Lock()
+
+    def job(i: int) -> None:
+        with lock:
+            begun.append(i)
+        time.sleep(0.02)
+        if i in (1, 2):
+            raise KeyError(i)
+
+    with pytest.raises(KeyError, match="1"):
+        run_jobs([lambda i=i: job(i) for i in range(50)])
+    assert len(begun) < 50
+    assert torch.get_num_threads() == threads
+
+
+def test_every_byte_is_asked_for_once_in_order_and_not_too_far_ahead(tmp_path, monkeypatch):
+    sizes = {"a": 23, "b": 0, "c": 101}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    asked = []
+    monkeypatch.setattr(read_ahead, "STRETCH_BYTES", 10)
+    monkeypatch.setattr(read_ahead, "AHEAD_BYTES", 20)
+    monkeypatch.setattr(read_ahead, "ask_for", lambda path, start, stop: asked.append((path.name, start, stop)))
+    ahead = ReadAhead([tmp_path / name for name in sizes])
+    ahead.reach(tmp_path / "a", 0)
+    assert asked == [("a", 0, 10), ("a", 10, 20)]
+    ahead.reach(tmp_path / "a", 5)
+    assert asked[2:] == [("a", 20, 23), ("c", 0, 10)]
+    ahead.reach(tmp_path / "a", 1)  # behind
+    assert len(asked) == 4
+    ahead.reach(tmp_path / "c", 101)
+    assert asked[4:] == [("c", start, min(start + 10, 101)) for start in range(10, 101, 10)]
+
+
+def test_asking_leaves_the_bytes_as_they_are(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" * 100_000)
+    read_ahead.ask_for(tmp_path / "x", 5, 300_000)
+    assert (tmp_path / "x").read_bytes() == b"abc" * 100_000
+
+
+@pytest.mark.parametrize("values", [V3, V2_LITE, {**V3, "tie_word_embeddings": True}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_empty_model_is_the_model_but_for_its_numbers(values, dtype):
+    """Dtypes, shapes, shared weights, rope frequencies and the bias in FP32, and no draw from the generator."""
+    config = ModelConfig.from_dict(values)
+    expected = DeepseekV3(config).to(dtype)
+    state = torch.get_rng_state()
+    model = build_empty(config, dtype)
+    assert torch.equal(torch.get_rng_state(), state)
+    found, wanted = model.state_dict(), expected.state_dict()
+    assert {k: (v.dtype, v.shape) for k, v in found.items()} == {k: (v.dtype, v.shape) for k, v in wanted.items()}
+    assert torch.equal(model.frequency_R, expected.frequency_R)
+    assert (model.lm_head.weight is model.embed_tokens.weight) == config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("shape", "step"), [((7,), 2**24), ((300, 2**20), 128), ((1000, 2**16), 256), ((0, 5), 1)])
+def test_rows_are_cut_at_whole_blocks(shape, step):
+    rows = list(split_rows(shape))
+    assert [i for part in rows for i in range(part.start, part.stop)] == list(range(shape[0]))
+    assert all(part.start % 128 == 0 for part in rows)
+    assert all(part.stop - part.start <= step for part in rows)
