@@ -6,9 +6,9 @@ SHA-256 manifest verified and without. Reading brings the bytes of every file in
     read         16 MB at a time, into new arrays: what a program does that just reads files
     read hard    the same with all that loading itself does for speed: pages of 2 MB, and the disk asked far ahead
 
-Warm: the files are in the page cache. Cold: they are flushed to disk and dropped from it (posix_fadvise DONTNEED) before
-every timing. The contenders take turns; a ratio is the median over the rounds of time / time of reading. Processor time
-is that of all threads together: with other work on the machine it says more than the clock.
+Warm: the files are in the page cache. Cold: they are flushed to disk and dropped from it (posix_fadvise DONTNEED)
+before every timing. The contenders take turns; a ratio is the median over the rounds of time / time of reading.
+Processor time is that of all threads together: with other work on the machine it says more than the clock.
 
 Memory of a virtual machine that its host took back is slow to touch; so before every timing as much memory as a model
 takes is touched and freed.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepseek_v3.fp8 import quantize
 from deepseek_v3.fp8.quantize import (
     block_scales,
     cast_e4m3,
@@ -15,6 +16,7 @@ from deepseek_v3.fp8.quantize import (
     quantize_with_scales,
     scale_from_amax,
 )
+from deepseek_v3.native.build import have_kernels
 
 
 def table() -> np.ndarray:
@@ -119,6 +121,36 @@ def test_a_block_is_scaled_by_its_own_maximum(shape, ue8m0):
     back = dequantize_weight(code, scale, torch.float32)
     step = scale.repeat_interleave(128, 0)[: shape[0]].repeat_interleave(128, 1)[:, : shape[1]]
     assert torch.all((back - weight).abs() <= torch.maximum(weight.abs() / 16, step * 2.0**-10) * (1 + 1e-6))
+
+
+@pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_kernels_quantise_as_pytorch_does_bit_for_bit(monkeypatch, dtype):
+    """Every finite BF16 value, ties and subnormals among the quotients; FP32 values between them; tiles with NaN too."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    finite = every[torch.isfinite(every)].to(dtype)
+    if dtype == torch.float32:
+        finite = torch.cat([finite, finite * (1 + 2.0**-9), torch.randn(2**16)])
+    finite = finite[torch.isfinite(finite)]
+    shuffled = finite[torch.randperm(len(finite), generator=torch.Generator().manual_seed(0))]
+    weights = [finite[: 2 * 131 * 199].view(-1, 199), shuffled[: 300 * 200].view(300, 200), shuffled[:7].view(7, 1)]
+    tiles = torch.cat([finite[: 128 * 300], torch.tensor([float("nan"), -1.0, float("inf")] * 128).to(dtype)])
+    unit = torch.ones(3, 2)  # scales of 1: the values themselves are rounded
+
+    def forms() -> list[torch.Tensor]:
+        found = [tensor for weight in weights for tensor in quantize_weight(weight)]
+        found += quantize_tiles(tiles.view(3, -1, 128)) + quantize_tiles(tiles.view(-1, 128), ue8m0=True)
+        return [*found, quantize_with_scales(finite[: 300 * 200].view(300, 200), unit)]
+
+    compiled = forms()
+    monkeypatch.setattr(quantize, "have_kernels", lambda: False)
+    for ours, plain in zip(compiled, forms(), strict=True):
+        assert ours.dtype == plain.dtype
+        assert torch.equal(ours.float().isnan(), plain.float().isnan())
+        assert torch.equal(ours.float().nan_to_num(3.0), plain.float().nan_to_num(3.0))
+        assert torch.equal(
+            ours.float().signbit() | ours.float().isnan(), plain.float().signbit() | plain.float().isnan()
+        )
 
 
 def test_quantising_what_was_dequantised_in_fp32_changes_nothing():

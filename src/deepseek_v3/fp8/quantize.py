@@ -16,6 +16,7 @@ from torch import Tensor
 from deepseek_v3.native.build import have_kernels, run_kernel
 
 BLOCK = 128
+CODE = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 TINIEST_AMAX = 1e-4  # what a smaller maximum counts as: the released kernel's floor
 E4M3_NAN = 0x7F  # and 0xFF: the only codes that are no numbers
@@ -37,7 +38,7 @@ def scale_from_amax(amax: Tensor, *, ue8m0: bool = False) -> Tensor:
 
 def cast_e4m3(x: Tensor) -> Tensor:
     """Round to E4M3, ties to even, saturating at +-448 (a cast alone may give NaN)."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(CODE)
 
 
 def block_scales(weight_OI: Tensor, *, ue8m0: bool = False) -> Tensor:
@@ -48,12 +49,7 @@ def block_scales(weight_OI: Tensor, *, ue8m0: bool = False) -> Tensor:
     """
     if weight_OI.dim() != 2:
         raise ValueError(f"a weight of shape {tuple(weight_OI.shape)} must be a matrix [out, in]")
-    rows, columns = weight_OI.shape
-    amax = weight_OI.new_zeros((count_blocks(rows), count_blocks(columns)), dtype=torch.float32)
-    for i in range(amax.shape[0]):
-        column_amax = weight_OI[i * BLOCK : (i + 1) * BLOCK].abs().amax(0).float()
-        padded = torch.nn.functional.pad(column_amax, (0, -columns % BLOCK))
-        amax[i] = padded.view(-1, BLOCK).amax(1)
+    amax = block_amax(weight_OI, BLOCK)
     if not torch.isfinite(amax).all():
         raise ValueError("a weight with NaN or infinity has no FP8 form; find out where training broke")
     return scale_from_amax(amax, ue8m0=ue8m0)
@@ -74,11 +70,33 @@ def quantize_weight(weight_OI: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, 
 
 def quantize_with_scales(weight_OI: Tensor, scale: Tensor) -> Tensor:
     """E4M3 codes of a matrix under given block scales."""
-    code_OI = torch.empty(weight_OI.shape, dtype=torch.float8_e4m3fn, device=weight_OI.device)
+    code_OI = torch.empty(weight_OI.shape, dtype=CODE, device=weight_OI.device)
+    if kernel := _kernel_for(weight_OI):
+        run_kernel(f"quantise_{kernel}", weight_OI, scale.float().contiguous(), code_OI, *weight_OI.shape, BLOCK)
+        return code_OI
     for i, scale_row in enumerate(scale):
         rows = slice(i * BLOCK, (i + 1) * BLOCK)
         code_OI[rows] = cast_e4m3(weight_OI[rows].float() / spread_scales(scale_row, weight_OI.shape[1]))
     return code_OI
+
+
+def block_amax(x_OI: Tensor, height: int) -> Tensor:
+    """FP32 largest magnitude of every block of height x 128; NaN where the block holds one."""
+    rows, columns = x_OI.shape
+    amax = torch.zeros(-(-rows // height), count_blocks(columns), device=x_OI.device)
+    if kernel := _kernel_for(x_OI):
+        run_kernel(f"amax_{kernel}", x_OI, amax, rows, columns, height)
+        return amax
+    for i in range(len(amax)):
+        column_amax = x_OI[i * height : (i + 1) * height].abs().amax(0).float()
+        amax[i] = torch.nn.functional.pad(column_amax, (0, -columns % BLOCK)).view(-1, BLOCK).amax(1)
+    return amax
+
+
+def _kernel_for(x: Tensor) -> str | None:
+    """The suffix of the kernels that take this tensor, if any do."""
+    suffix = {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(x.dtype)
+    return suffix if x.device.type == "cpu" and x.is_contiguous() and have_kernels() else None
 
 
 def spread_scales(scale_row: Tensor, columns: int) -> Tensor:
@@ -125,6 +143,13 @@ def quantize_tiles(x_ND: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor
     width = x_ND.shape[-1]
     if width % BLOCK:
         raise ValueError(f"width {width} is not a multiple of {BLOCK}; pad it to {width + -width % BLOCK}")
+    if kernel := _kernel_for(x_ND):
+        shape = (x_ND.numel() // width, width, 1)
+        amax, code_ND = torch.empty(*x_ND.shape[:-1], width // BLOCK), torch.empty_like(x_ND, dtype=CODE)
+        run_kernel(f"amax_{kernel}", x_ND, amax, *shape)
+        scale = scale_from_amax(amax, ue8m0=ue8m0)
+        run_kernel(f"quantise_{kernel}", x_ND, scale, code_ND, *shape)
+        return code_ND, scale
     tiles = x_ND.unflatten(-1, (-1, BLOCK)).float()
     scale = scale_from_amax(tiles.abs().amax(-1), ue8m0=ue8m0)
     return cast_e4m3(tiles / scale[..., None]).flatten(-2), scale

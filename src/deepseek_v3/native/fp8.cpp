@@ -1,10 +1,14 @@
-// E4M3 codes to BF16 or FP32, one scale per block of 128 x 128; and the search for codes that are no numbers.
+// E4M3 codes to BF16 or FP32 and back, one scale per block of 128 x 128; and the search for codes that are no numbers.
 //
 //   E4M3   s eeee mmm            2^(e - 7) (1 + m/8);  e = 0: 2^-6 m/8;  s 1111 111: NaN, and there is no infinity
 //   BF16   s eeeeeeee mmmmmmm    the upper half of an FP32
 //
 // Without its sign a code has 128 values, and a block has one scale. So 128 products, each rounded once, are all that a
 // block can hold; decoding looks them up and moves the sign over. Subnormals, overflow and NaN need no case of their own.
+//
+// Encoding rounds to nearest, ties to even: 20 bits of an FP32's mantissa go, which may carry into the exponent, as it
+// should. Below 2^-6 the codes are multiples of 2^-9, which is the last place of the numbers from 2^14 on: adding 2^14
+// rounds to it.
 #include "numbers.hpp"
 
 namespace {
@@ -89,6 +93,54 @@ void decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int
     }
 }
 
+inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline uint8_t encode(float x) {
+    x = x > 448.0f ? 448.0f : x < -448.0f ? -448.0f : x;  // NaN stays
+    const uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFF;
+    const uint32_t normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - ((127 - 7) << 3);
+    const uint32_t subnormal = bits_of(std::fabs(x) + 16384.0f) - bits_of(16384.0f);
+    const uint32_t number = magnitude < bits_of(0x1p-6f) ? subnormal : normal;
+    return uint8_t((bits >> 24 & SIGN) | (x != x ? NAN_CODE : number));
+}
+
+// The largest magnitude of each block of height x 128. As integers, the bits of NaN are larger than all others.
+template <typename In>
+void find_amax(const In* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
+    const int64_t strips = (rows + height - 1) / height, blocks = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for if (rows * columns >= WORTH_THREADS)
+    for (int64_t strip = 0; strip < strips; strip++) {
+        float* found = amax + strip * blocks;
+        for (int64_t b = 0; b < blocks; b++) found[b] = 0;
+        for (int64_t row = strip * height; row < std::min(rows, (strip + 1) * height); row++) {
+            for (int64_t b = 0; b < blocks; b++) {
+                const In* run = x + row * columns + b * BLOCK;
+                const int64_t n = std::min(BLOCK, columns - b * BLOCK);
+                uint32_t largest = bits_of(found[b]);
+                for (int64_t i = 0; i < n; i++) largest = std::max(largest, bits_of(to_float(run[i])) & 0x7FFFFFFF);
+                memcpy(&found[b], &largest, 4);
+            }
+        }
+    }
+}
+
+template <typename In>
+void quantise(const In* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+    const int64_t blocks = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for if (rows * columns >= WORTH_THREADS)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t at = row * columns + b * BLOCK, n = std::min(BLOCK, columns - b * BLOCK);
+            const float divisor = scale[row / height * blocks + b];
+            for (int64_t i = at; i < at + n; i++) code[i] = encode(to_float(x[i]) / divisor);
+        }
+    }
+}
+
 inline bool holds_nan(const uint8_t* code, int64_t n) {
     uint8_t found = 0;
     for (int64_t i = 0; i < n; i++) found |= (code[i] & ~SIGN & 0xFF) == NAN_CODE;
@@ -103,6 +155,22 @@ EXPORT void decode_e4m3_bf16(const uint8_t* code, const float* scale, bf16* out,
 }
 EXPORT void decode_e4m3_fp32(const uint8_t* code, const float* scale, float* out, int64_t rows, int64_t columns) {
     decode(code, scale, out, rows, columns);
+}
+
+// amax, scale [ceil(rows / height), ceil(columns / 128)]: height is 128 for weights, 1 for the tiles of activations.
+EXPORT void amax_bf16(const bf16* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
+    find_amax(x, amax, rows, columns, height);
+}
+EXPORT void amax_fp32(const float* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
+    find_amax(x, amax, rows, columns, height);
+}
+EXPORT void quantise_bf16(
+    const bf16* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+    quantise(x, scale, code, rows, columns, height);
+}
+EXPORT void quantise_fp32(
+    const float* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+    quantise(x, scale, code, rows, columns, height);
 }
 
 // first [1]: position of the first of n codes that is NaN, or n.
