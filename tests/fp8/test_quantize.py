@@ -126,7 +126,7 @@ def test_a_block_is_scaled_by_its_own_maximum(shape, ue8m0):
 @pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_kernels_quantise_as_pytorch_does_bit_for_bit(monkeypatch, dtype):
-    """Every finite BF16 value, ties and subnormals among the quotients; FP32 values between them; tiles with NaN too."""
+    """Every finite BF16 value, so ties and subnormals; FP32 values between them; tiles with NaN and infinity."""
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     finite = every[torch.isfinite(every)].to(dtype)
     if dtype == torch.float32:

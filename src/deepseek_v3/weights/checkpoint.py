@@ -8,7 +8,7 @@ Nothing from the folder is executed or unpickled: config.json, headers and numbe
 """
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import inf, prod
 from os import PathLike
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from deepseek_v3.weights.errors import (
     ShapeError,
     UnexpectedTensorError,
 )
+from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, mtp_layer_of, scale_name, scale_shape
 from deepseek_v3.weights.safetensors_file import SafetensorsFile, TensorEntry
 from deepseek_v3.weights.shards import read_headers
@@ -81,7 +82,7 @@ class Checkpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        run_jobs([shard.release for shard in self._open.values()])
         self._open.clear()
 
     def release(self) -> None:
@@ -137,7 +138,8 @@ class Checkpoint:
             place.copy_(stored)
             return
         scale = self.view(scale_name(name), block_rows(rows)).float()
-        if not usable_scales(scale).all() or find_nan_code(stored) is not None:
+        lowest, highest = torch.aminmax(scale)  # NaN if one of them is
+        if not 0 < lowest.item() <= highest.item() < inf or find_nan_code(stored) is not None:
             self.check_codes(name)  # says which element of the whole
         dequantize_into(stored, scale, place)
 
@@ -166,7 +168,7 @@ class Checkpoint:
     def check_codes(self, name: str) -> None:
         """Refuse block scales and FP8 codes that are no usable numbers."""
         scale = self.view(scale_name(name)).float()
-        good = usable_scales(scale)
+        good = torch.isfinite(scale) & (scale > 0)
         if not bool(good.all()):
             i = int((~good).int().flatten().argmax())
             row, column = divmod(i, scale.shape[1])
@@ -234,11 +236,6 @@ def split_rows(shape: Sequence[int]) -> Iterator[slice]:
 def block_rows(rows: slice) -> slice:
     """The rows of block scales that belong to rows of a weight."""
     return slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
-
-
-def usable_scales(scale: Tensor) -> Tensor:
-    """Which block scales are positive and finite."""
-    return torch.isfinite(scale) & (scale > 0)
 
 
 def count_bytes(entries: dict[str, TensorEntry]) -> int:

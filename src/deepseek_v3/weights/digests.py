@@ -15,7 +15,6 @@ import torch
 
 from deepseek_v3.native.build import have_kernels, run_kernel
 from deepseek_v3.weights.jobs import run_jobs
-from deepseek_v3.weights.read_ahead import ask_for
 
 PIECE_BYTES = 2**24
 READ_BYTES = 2**20
@@ -66,7 +65,6 @@ def digest_pair(pieces: Sequence[Piece]) -> list[str]:
 
 def map_piece(piece: Piece) -> torch.Tensor:
     """Show the bytes without copying them."""
-    ask_for(piece.path, piece.start, piece.stop)
     with piece.path.open("rb") as stream:
         # A private mapping is writable memory to PyTorch, though nothing writes there.
         mapped = mmap.mmap(stream.fileno(), piece.n_bytes, access=mmap.ACCESS_COPY, offset=piece.start)

@@ -156,7 +156,6 @@ def fill_model(
         job()
 
     run_jobs([partial(run, *job) for job in jobs])
-    checkpoint.release()
 
 
 def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> Iterator[Job]:

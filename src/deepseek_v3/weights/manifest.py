@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from deepseek_v3.weights.digests import PIECE_BYTES, Piece, cut_file, digest_pair, digest_pieces, pair_up
 from deepseek_v3.weights.errors import CheckpointError, DigestError, clip
 from deepseek_v3.weights.jobs import run_jobs
+from deepseek_v3.weights.read_ahead import ask_for
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20  # 2.5 MB for the released checkpoint
@@ -144,7 +146,13 @@ def verify_pieces(expected: Sequence[tuple[Piece, str]]) -> None:
     Raises:
         DigestError: the first whose bytes are not those that were written.
     """
-    run_jobs([lambda pair=pair: verify_pair(pair) for pair in pair_up(expected)])
+
+    def verify(pair: Sequence[tuple[Piece, str]]) -> None:
+        for piece, _ in pair:
+            ask_for(piece.path, piece.start, piece.stop)
+        verify_pair(pair)
+
+    run_jobs([partial(verify, pair) for pair in pair_up(expected)])
 
 
 def verify_pair(expected: Sequence[tuple[Piece, str]]) -> None:

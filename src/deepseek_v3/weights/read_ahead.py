@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 
-REQUEST_BYTES = 2**17
+REQUEST_BYTES = 2**19
 STRETCH_BYTES = 2**24
 AHEAD_BYTES = 2**27
 
