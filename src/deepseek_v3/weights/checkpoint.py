@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.quantize import BLOCK, dequantize_into, dequantize_weight, find_nan_code
+from deepseek_v3.weights.digests import Piece, map_piece
 from deepseek_v3.weights.errors import (
     CheckpointError,
     ConfigFileError,
@@ -115,10 +116,18 @@ class Checkpoint:
 
     def view(self, name: str, rows: slice | None = None) -> Tensor:
         """Show the stored tensor, or some of its rows, without copying it."""
-        file = self.files[name]
+        return self._shard(self.files[name]).view(name, rows)
+
+    def show_piece(self, piece: Piece) -> Tensor:
+        """Show the bytes of a piece; those of a shard are mapped once for all uses."""
+        if piece.path in self._headers:
+            return self._shard(piece.path).show_bytes(piece.start, piece.stop)
+        return map_piece(piece)
+
+    def _shard(self, file: Path) -> SafetensorsFile:
         if file not in self._open:
             self._open[file] = SafetensorsFile(file, self._headers[file])
-        return self._open[file].view(name, rows)
+        return self._open[file]
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return the weight in `dtype`, dequantised if it is stored in FP8 (its scale may lie in another shard)."""

@@ -148,7 +148,7 @@ def fill_model(
     Raises:
         CheckpointError: a number or a digest is wrong; the model is then filled in part.
     """
-    jobs = sorted([*_fill_jobs(model, checkpoint, slots), *_verify_jobs(expected)], key=lambda job: job[:2])
+    jobs = sorted([*_fill_jobs(model, checkpoint, slots), *_verify_jobs(expected, checkpoint)], key=lambda job: job[:2])
     ahead = ReadAhead(dict.fromkeys(path for path, _, _ in jobs))
 
     def run(path: Path, position: int, job: Callable[[], None]) -> None:
@@ -172,10 +172,10 @@ def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> 
             yield file, end, partial(checkpoint.read_rows, slot.name, rows, place[rows])
 
 
-def _verify_jobs(expected: Sequence[tuple[Piece, str]]) -> Iterator[Job]:
+def _verify_jobs(expected: Sequence[tuple[Piece, str]], checkpoint: Checkpoint) -> Iterator[Job]:
     for _, pieces in groupby(expected, key=lambda piece: piece[0].path):
         for pair in pair_up(list(pieces)):
-            yield pair[0][0].path, pair[0][0].start, partial(verify_pair, pair)
+            yield pair[0][0].path, pair[0][0].start, partial(verify_pair, pair, checkpoint.show_piece)
 
 
 def place_of(slot: Slot, state: dict[str, Tensor]) -> Tensor:

@@ -9,14 +9,16 @@ A file of one piece has the digest that `sha256sum` prints. Format 1, still read
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from deepseek_v3.weights.digests import PIECE_BYTES, Piece, cut_file, digest_pair, digest_pieces, pair_up
+from torch import Tensor
+
+from deepseek_v3.weights.digests import PIECE_BYTES, Piece, cut_file, digest_pair, digest_pieces, map_piece, pair_up
 from deepseek_v3.weights.errors import CheckpointError, DigestError, clip
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.read_ahead import ask_for
@@ -155,9 +157,10 @@ def verify_pieces(expected: Sequence[tuple[Piece, str]]) -> None:
     run_jobs([partial(verify, pair) for pair in pair_up(expected)])
 
 
-def verify_pair(expected: Sequence[tuple[Piece, str]]) -> None:
-    """Hash one or two pieces in this thread."""
-    for (piece, sha256), found in zip(expected, digest_pair([piece for piece, _ in expected]), strict=True):
+def verify_pair(expected: Sequence[tuple[Piece, str]], show: Callable[[Piece], Tensor] = map_piece) -> None:
+    """Hash one or two pieces in this thread; `show` as for `digest_pair`."""
+    digests = digest_pair([piece for piece, _ in expected], show)
+    for (piece, sha256), found in zip(expected, digests, strict=True):
         if found != sha256:
             raise DigestError("its bytes are not the ones that were written (SHA-256)", file=piece.path, mend=MEND)
 

@@ -244,10 +244,14 @@ class SafetensorsFile:
         n_bytes = prod(shape) * dtype.itemsize
         if not n_bytes:
             return torch.empty(shape, dtype=dtype)
-        flat = torch.frombuffer(self._map, dtype=torch.uint8, count=n_bytes, offset=start)
+        flat = self.show_bytes(start, start + n_bytes)
         if start % dtype.itemsize:
             flat = flat.clone()  # another writer did not align it; PyTorch wants it aligned
         return flat.view(dtype).view(shape)
+
+    def show_bytes(self, start: int, stop: int) -> torch.Tensor:
+        """Show some bytes of the file, at least one, without copying them."""
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=stop - start, offset=start)
 
     def release(self) -> None:
         """Let the system forget the pages read so far (they count as this process's memory)."""
