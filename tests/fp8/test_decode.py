@@ -57,6 +57,20 @@ SHAPES = [(1, 1), (1, 7), (128, 128), (127, 33), (300, 513), (577, 2000), (129, 
 
 
 @both_forms
+@pytest.mark.parametrize("shape", [(3, 7), (5, 96), (130, 129), (300, 513)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_code_that_is_no_number_is_reported(form, shape, dtype):
+    code = torch.arange(shape[0] * shape[1]).remainder(0x7F).to(torch.uint8).view(shape)
+    scale, out = torch.ones(-(-shape[0] // 128), -(-shape[1] // 128)), torch.empty(shape, dtype=dtype)
+    assert form(code.view(torch.float8_e4m3fn), scale, out)
+    for position in ((0, 0), (shape[0] - 1, shape[1] - 1), (1, shape[1] // 2)):
+        for nan in (0x7F, 0xFF):
+            kept, code[position] = code[position].item(), nan
+            assert not form(code.view(torch.float8_e4m3fn), scale, out)
+            code[position] = kept
+
+
+@both_forms
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_blocks_at_the_edges_may_be_smaller(form, shape, dtype):

@@ -10,27 +10,29 @@ Letters: O rows (out), I columns (in).
 import torch
 from torch import Tensor
 
-from deepseek_v3.fp8.quantize import BLOCK, spread_scales
+from deepseek_v3.fp8.quantize import BLOCK, find_nan_code, spread_scales
 from deepseek_v3.native.build import have_kernels, run_kernel
 
 KERNELS = {torch.bfloat16: "decode_e4m3_bf16", torch.float32: "decode_e4m3_fp32"}
 
 
-def decode_blocks(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
-    """Fill `out_OI` with float32(code) * scale; the shape of the scales was checked by the caller."""
+def decode_blocks(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
+    """Fill `out_OI` with float32(code) * scale and say whether every code is a number; shapes were checked before."""
     kernel = KERNELS.get(out_OI.dtype)
     plain = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (code_OI, out_OI))
-    if kernel and plain and have_kernels():
-        run_kernel(kernel, code_OI, scale.float().contiguous(), out_OI, *code_OI.shape)
-    else:
-        decode_by_pytorch(code_OI, scale, out_OI)
+    if not (kernel and plain and have_kernels()):
+        return decode_by_pytorch(code_OI, scale, out_OI)
+    nan = torch.empty(1, dtype=torch.int64)
+    run_kernel(kernel, code_OI, scale.float().contiguous(), out_OI, *code_OI.shape, nan)
+    return not nan.item()
 
 
-def decode_by_pytorch(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
+def decode_by_pytorch(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
     """The same on any device, strip by strip of 128 rows."""
     for i, scale_row in enumerate(scale.float()):
         rows = slice(i * BLOCK, (i + 1) * BLOCK)
         out_OI[rows] = code_OI[rows].float() * spread_scales(scale_row, code_OI.shape[1])
+    return find_nan_code(code_OI) is None
 
 
 def main(rows: int = 4096, columns: int = 7168, repeats: int = 20) -> None:

@@ -115,12 +115,16 @@ def dequantize_weight(code_OI: Tensor, scale: Tensor, dtype: torch.dtype = torch
     return out_OI
 
 
-def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> None:
-    """`dequantize_weight` into memory that is there already (rows of a larger tensor, say)."""
+def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
+    """`dequantize_weight` into memory that is there already (rows of a larger tensor, say).
+
+    Returns:
+        whether every code is a number (0x7F and 0xFF are not, and become NaN).
+    """
     from deepseek_v3.fp8.decode import decode_blocks
 
     check_scale_shape(code_OI, scale)
-    decode_blocks(code_OI, scale, out_OI)
+    return decode_blocks(code_OI, scale, out_OI)
 
 
 def check_scale_shape(code_OI: Tensor, scale: Tensor) -> None:

@@ -39,21 +39,31 @@ template <typename Out> void fill_table(Out* table, float scale) {
 inline float flip_sign(float x, bool negative) { return negative ? -x : x; }
 inline bf16 flip_sign(bf16 x, bool negative) { return {uint16_t(x.bits ^ (negative << 15))}; }
 
-template <typename Out> void look_up(const uint8_t* code, const Out* table, Out* out, int64_t n) {
-    for (int64_t i = 0; i < n; i++) out[i] = flip_sign(table[code[i] & ~SIGN], code[i] & SIGN);
+template <typename Out> bool look_up(const uint8_t* code, const Out* table, Out* out, int64_t n) {
+    bool nan = false;
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = flip_sign(table[code[i] & ~SIGN], code[i] & SIGN);
+        nan |= (code[i] & NAN_CODE) == NAN_CODE;
+    }
+    return nan;
 }
 
-// Up to 128 codes of one row of a block. `past_cache` wants `out` aligned to 64 bytes.
-void decode_run(const uint8_t* code, const float* table, float* out, int64_t n, bool) { look_up(code, table, out, n); }
+// Decode up to 128 codes of one row of a block; return whether one is NaN. `past_cache` wants `out` aligned to 64 bytes.
+bool decode_run(const uint8_t* code, const float* table, float* out, int64_t n, bool) {
+    return look_up(code, table, out, n);
+}
 
-void decode_run(const uint8_t* code, const bf16* table, bf16* out, int64_t n, bool past_cache) {
+bool decode_run(const uint8_t* code, const bf16* table, bf16* out, int64_t n, bool past_cache) {
     int64_t i = 0;
+    bool nan = false;
 #if defined(__AVX512BW__)
     // One permutation finds 32 of 64 entries at once; bit 6 of the code chooses between two of them.
     const __m512i* part = (const __m512i*)table;
     const __m512i part0 = part[0], part1 = part[1], part2 = part[2], part3 = part[3];
+    const __m512i all = _mm512_set1_epi16(NAN_CODE);
     for (; i + 32 <= n; i += 32) {
         __m512i word = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(code + i)));
+        nan |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(word, all), all) != 0;
         __m512i low = _mm512_permutex2var_epi16(part0, word, part1);
         __m512i high = _mm512_permutex2var_epi16(part2, word, part3);
         __m512i value = _mm512_mask_mov_epi16(low, _mm512_test_epi16_mask(word, _mm512_set1_epi16(64)), high);
@@ -64,15 +74,16 @@ void decode_run(const uint8_t* code, const bf16* table, bf16* out, int64_t n, bo
             _mm512_storeu_si512(out + i, value);
     }
 #endif
-    look_up(code + i, table, out + i, n - i);
+    return look_up(code + i, table, out + i, n - i) || nan;
 }
 
 template <typename Out>
-void decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int64_t columns) {
+bool decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int64_t columns) {
+    bool nan = false;
     const int64_t strips = (rows + BLOCK - 1) / BLOCK, blocks = (columns + BLOCK - 1) / BLOCK;
     const bool aligned = uintptr_t(out) % 64 == 0 && columns * int64_t(sizeof(Out)) % 64 == 0;
     const bool past_cache = aligned && rows * columns * int64_t(sizeof(Out)) >= BEYOND_CACHE;
-#pragma omp parallel if (rows * columns >= WORTH_THREADS)
+#pragma omp parallel reduction(|| : nan) if (rows * columns >= WORTH_THREADS)
     {
         Scratch scratch(blocks * MAGNITUDES * sizeof(Out));
         Out* tables = scratch.as<Out>();
@@ -83,7 +94,7 @@ void decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int
             for (int64_t row = strip * BLOCK; row < end; row++) {
                 for (int64_t b = 0; b < blocks; b++) {
                     const int64_t at = row * columns + b * BLOCK, n = std::min(BLOCK, columns - b * BLOCK);
-                    decode_run(code + at, tables + b * MAGNITUDES, out + at, n, past_cache);
+                    if (decode_run(code + at, tables + b * MAGNITUDES, out + at, n, past_cache)) nan = true;
                 }
             }
         }
@@ -91,6 +102,7 @@ void decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int
         if (past_cache) _mm_sfence();  // such stores are ordered by nothing else
 #endif
     }
+    return nan;
 }
 
 inline uint32_t bits_of(float x) {
@@ -149,12 +161,14 @@ inline bool holds_nan(const uint8_t* code, int64_t n) {
 
 }  // namespace
 
-// code [rows, columns], scale [ceil(rows / 128), ceil(columns / 128)], out [rows, columns], all contiguous.
-EXPORT void decode_e4m3_bf16(const uint8_t* code, const float* scale, bf16* out, int64_t rows, int64_t columns) {
-    decode(code, scale, out, rows, columns);
+// code, out [rows, columns], scale [ceil(rows / 128), ceil(columns / 128)], all contiguous. nan [1]: whether a code is.
+EXPORT void decode_e4m3_bf16(
+    const uint8_t* code, const float* scale, bf16* out, int64_t rows, int64_t columns, int64_t* nan) {
+    *nan = decode(code, scale, out, rows, columns);
 }
-EXPORT void decode_e4m3_fp32(const uint8_t* code, const float* scale, float* out, int64_t rows, int64_t columns) {
-    decode(code, scale, out, rows, columns);
+EXPORT void decode_e4m3_fp32(
+    const uint8_t* code, const float* scale, float* out, int64_t rows, int64_t columns, int64_t* nan) {
+    *nan = decode(code, scale, out, rows, columns);
 }
 
 // amax, scale [ceil(rows / height), ceil(columns / 128)]: height is 128 for weights, 1 for the tiles of activations.

@@ -137,10 +137,10 @@ class Checkpoint:
         return dequantize_weight(stored, self.view(scale_name(name)).float(), dtype)
 
     def read_rows(self, name: str, rows: slice, place: Tensor) -> None:
-        """Check the numbers of some rows (from a multiple of 128 on) and write them into `place`, in its dtype.
+        """Write some rows (from a multiple of 128 on) into `place`, in its dtype, and check their numbers on the way.
 
         Raises:
-            ScaleError: a block scale or an FP8 code that is no usable number; `place` is as it was.
+            ScaleError: a block scale or an FP8 code that is no usable number; `place` is written all the same.
         """
         stored = self.view(name, rows)
         if self.entries[name].dtype != FP8:
@@ -148,9 +148,8 @@ class Checkpoint:
             return
         scale = self.view(scale_name(name), block_rows(rows)).float()
         lowest, highest = torch.aminmax(scale)  # NaN if one of them is
-        if not 0 < lowest.item() <= highest.item() < inf or find_nan_code(stored) is not None:
+        if not (dequantize_into(stored, scale, place) and 0 < lowest.item() <= highest.item() < inf):
             self.check_codes(name)  # says which element of the whole
-        dequantize_into(stored, scale, place)
 
     def check_numbers(self, slots: list[Slot]) -> None:
         """Look at the numbers that can be wrong: block scales, FP8 codes, and the MTP layer's copies.

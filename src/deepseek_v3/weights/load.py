@@ -9,7 +9,6 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,9 @@ def load_model(
         raise CheckpointError(f"dtype={dtype} is not a format to compute in; use float32, bfloat16 or float64")
     recover_folder(folder)
     expected = list_pieces(folder, skip=skip_verify) or []
-    verify_pieces([piece for piece in expected if piece[0].start == 0])  # config, index and headers, before they count
+    verify_pieces(
+        sorted([piece for piece in expected if piece[0].start == 0], key=lambda piece: piece[0].n_bytes)
+    )  # config, index and headers, before they count
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
         if dtype is None:
@@ -173,9 +174,9 @@ def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> 
 
 
 def _verify_jobs(expected: Sequence[tuple[Piece, str]], checkpoint: Checkpoint) -> Iterator[Job]:
-    for _, pieces in groupby(expected, key=lambda piece: piece[0].path):
-        for pair in pair_up(list(pieces)):
-            yield pair[0][0].path, pair[0][0].start, partial(verify_pair, pair, checkpoint.show_piece)
+    for pair in pair_up(expected):
+        first, _ = pair[0]
+        yield first.path, first.start, partial(verify_pair, pair, checkpoint.show_piece)
 
 
 def place_of(slot: Slot, state: dict[str, Tensor]) -> Tensor:
