@@ -1,4 +1,4 @@
-"""A decoder layer for a few tokens, in few operations: the same mathematics as the model's.
+"""A decoder layer for a few tokens, in few PyTorch operations: the same mathematics as the model's.
 
 The projections of the hidden state are one product, the rotary parts of queries and key turn together, gate and up are
 one product, and of the experts only the chosen ones are read. Two forms of the three heavy parts, equal by test:
@@ -27,7 +27,7 @@ from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.norm import RMSNorm
 
-READ_UP_TO = 2  # tokens whose experts are read one by one
+GATHER_UP_TO = 2  # tokens whose experts are gathered; for more, it is cheaper to sort the tokens by expert
 DENSE_UP_TO = 16  # tokens that every expert may read, if nearly all experts are needed anyway
 
 # (query_NHW, new latents NW) -> context_NHC
@@ -79,7 +79,6 @@ class FusedLayer:
         self.input_norm, self.post_norm = FusedNorm(block.input_layernorm), FusedNorm(block.post_attention_layernorm)
         self.latent_norm = FusedNorm(self.attention.kv_a_layernorm)
         self.query_norm = FusedNorm(self.attention.q_a_layernorm) if self.attention.low_rank_query else None
-        self.experts: list[tuple[Tensor, Tensor]] = []
         empty = torch.empty(0)
         self.down_ID = self.gate_up_FD = self.up_key_HKC = self.up_value_HUC = self.router_ED = empty
         self.refresh()
@@ -98,8 +97,6 @@ class FusedLayer:
         if isinstance(self.block.mlp, MixtureOfExperts):  # the gate is FP32, whatever the model is
             weight = self.block.mlp.gate.weight.detach()
             self.router_ED = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            experts = self.block.mlp.experts
-            self.experts = list(zip(experts.gate_up_proj.detach().unbind(), experts.down_proj.detach().unbind()))
         for norm in (self.input_norm, self.post_norm, self.latent_norm, self.query_norm):
             if norm is not None:
                 norm.refresh()
@@ -147,10 +144,8 @@ class FusedLayer:
             return ask_every_expert(x_ND, weight_NA, index_NA, experts.gate_up_proj, experts.down_proj)
         if torch.compiler.is_compiling():
             return sum_experts(x_ND, weight_NA, index_NA, experts.gate_up_proj, experts.down_proj)
-        if count > READ_UP_TO:
+        if count > GATHER_UP_TO:
             return experts(x_ND, weight_NA, index_NA)
-        if x_ND.device.type == "cpu" and self.input_norm.exact:
-            return read_experts(x_ND, weight_NA, index_NA, self.experts)
         return gather_experts(x_ND, weight_NA, index_NA, experts.gate_up_proj, experts.down_proj)
 
 
@@ -186,21 +181,8 @@ def gated(gate_up_NF: Tensor) -> Tensor:
     return F.silu(gate_NF) * up_NF
 
 
-def read_experts(x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor, experts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """One matrix-vector product per token and chosen expert, none of whose weights is copied: fastest in FP32."""
-    chosen = [experts[e] for e in index_NA.flatten().tolist()]
-    token = [x_D for x_D in x_ND.unbind() for _ in range(index_NA.shape[1])]
-    hidden_MF = gated(torch.stack([torch.mv(up_FD, x_D) for (up_FD, _), x_D in zip(chosen, token)]))
-    hidden_MF = hidden_MF * weight_NA.view(-1, 1)
-    y_ND = torch.zeros_like(x_ND)
-    out = [y_D for y_D in y_ND.unbind() for _ in range(index_NA.shape[1])]
-    for (_, down_DF), hidden_F, y_D in zip(chosen, hidden_MF.unbind(), out):
-        y_D.addmv_(down_DF, hidden_F)
-    return y_ND
-
-
 def gather_experts(x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
-    """Copy the chosen experts together, then one batched product: fewer kernel calls, for BF16 and on a GPU."""
+    """Copy the chosen experts together, then one batched product: few calls, though the weights move twice."""
     chosen_M, per_token = index_NA.flatten(), index_NA.shape[1]
     x_M1D = x_ND.repeat_interleave(per_token, 0).unsqueeze(1)
     hidden_M1F = gated(torch.bmm(x_M1D, up_EFD.index_select(0, chosen_M).mT))
