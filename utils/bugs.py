@@ -93,7 +93,8 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
         target = copy / bug.folder / bug.file
         target.write_text(target.read_text(encoding="utf-8").replace(bug.find, bug.plant), encoding="utf-8")
         output = copy / "output.txt"
-        code = _run_tests(copy, copy / bug.folder, bug.tests, output)
+        own_kernels = target.suffix in (".cpp", ".hpp")
+        code = _run_tests(copy, copy / bug.folder, bug.tests, output, own_kernels=own_kernels)
         printed = output.read_text(encoding="utf-8", errors="replace")
     if code == 0:
         return ""
@@ -103,14 +104,14 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
     return caught.group(1)
 
 
-def _run_tests(copy: Path, folder: Path, tests: tuple[str, ...], output: Path) -> int:
+def _run_tests(copy: Path, folder: Path, tests: tuple[str, ...], output: Path, *, own_kernels: bool) -> int:
     """Run pytest on the copy in a process forked from one that has NumPy, PyTorch and pytest loaded already.
 
     Importing them takes longer than most of the tests that are run here.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["numpy", "torch", "pytest", "safetensors.torch", "tokenizers"])
-    process = context.Process(target=_pytest_in_copy, args=(str(copy), str(folder), tests, str(output)))
+    process = context.Process(target=_pytest_in_copy, args=(str(copy), str(folder), tests, str(output), own_kernels))
     process.start()
     process.join(timeout=300)
     if process.exitcode is None:
@@ -120,7 +121,7 @@ def _run_tests(copy: Path, folder: Path, tests: tuple[str, ...], output: Path) -
     return process.exitcode
 
 
-def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str) -> None:
+def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str, own_kernels: bool) -> None:
     """In the forked process: look at the copy only, write what pytest prints into a file, leave its exit code."""
     sink = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(sink, 1)
@@ -132,6 +133,8 @@ def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str)
     for name in [n for n in sys.modules if n.split(".")[0] in ("utils", "deepseek_v3", "conftest")]:
         del sys.modules[name]
     os.environ.update(PYTHONPATH=f"{copy}/src{os.pathsep}{copy}", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    if own_kernels:  # compiled from a mistake, and of no use to anyone after
+        os.environ["XDG_CACHE_HOME"] = f"{copy}/cache"
     for name in [n for n in os.environ if n.startswith("PYTEST")]:
         del os.environ[name]
     import pytest

@@ -33,7 +33,7 @@ OPTIONS = {
     "v2 without groups": {**V2, "topk_method": "greedy"},
     "one group": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 7},
     "narrow": {"hidden_size": 7, "kv_lora_rank": 5, "qk_nope_head_dim": 3, "v_head_dim": 3, "q_lora_rank": 2},
-    "wide": {"hidden_size": 131, "kv_lora_rank": 101, "qk_nope_head_dim": 67, "v_head_dim": 71, "num_attention_heads": 5},
+    "wide": {"hidden_size": 131, "kv_lora_rank": 101, "qk_nope_head_dim": 67, "v_head_dim": 71},
     "tied": {"tie_word_embeddings": True},
 }
 TOLERANCE = 1e-5
@@ -91,6 +91,12 @@ def test_the_step_equals_the_model(changes, form):
     assert differences(model, step, [1, 2, 1, 1], [13, 13]) <= TOLERANCE
     assert differences(model, step, [1, 3, 1], [13, 2, 7]) <= TOLERANCE
     assert differences(model, step, [1, 2, 2], [41, 2, 7, 1, 17, 3, 23, 11]) <= TOLERANCE
+
+
+def test_the_latent_norms_have_their_own_eps(form):
+    """1e-6, whatever the config says."""
+    model = make_model({"rms_norm_eps": 0.1})
+    assert differences(model, DecodeStep(model), [1, 3], [7]) <= TOLERANCE
 
 
 def test_a_module_of_the_step_equals_the_model(form):

@@ -13,6 +13,7 @@
 // Letters: B rows, S new tokens of each, N = B * S, T slots, D width, H heads, K content, R rotary, U value, C latent,
 // W = C + R, Q query latent, E experts, A experts per token, F expert width, V vocabulary.
 // Source: arXiv:2412.19437, Eqs. (1) to (23).
+#include "meeting.hpp"
 #include "rows.hpp"
 #include <vector>
 
@@ -55,6 +56,7 @@ struct Buffer {
 
 // What all threads see.
 struct Board {
+    Meeting meeting;
     Buffer x, query_latent, query, latent, attended, score, gate, up, expert_gate, expert_up;
     std::vector<int64_t> chosen;     // [N, A]
     std::vector<float> chosen_weight;
@@ -73,10 +75,6 @@ struct Plan {
     std::vector<int64_t> order, start;
     std::vector<float*> from, to;  // per pair, sorted: the token's normed row, and its row of the residual stream
 };
-
-inline void barrier() {
-#pragma omp barrier
-}
 
 inline void rotate(const float* x, const float* cos, const float* sin, float* y, int64_t width) {
     for (int64_t i = 0; i < width / 2; i++) {
@@ -122,6 +120,7 @@ template <typename T, typename L> class Worker {
         int64_t blocks = (rows + ROWS - 1) / ROWS;
         return {std::min(rows, blocks * index / threads * ROWS), std::min(rows, blocks * (index + 1) / threads * ROWS)};
     }
+    void meet() { board.meeting.wait(threads); }
     bool mine(int64_t n) const { return n % threads == index; }
     int64_t cached(int64_t n) const { return call.lengths[n / call.S] + n % call.S; }  // = the token's position
 
@@ -146,7 +145,7 @@ template <typename T, typename L> class Worker {
             }
             multiply<false, T>(stack.join, share(m.D), 2 * m.D, joined, board.x, N);  // V3 Eq. (21)
         }
-        barrier();
+        meet();
     }
 
     void attend(const Layer& layer, L* cache) {
@@ -157,20 +156,20 @@ template <typename T, typename L> class Worker {
         else
             multiply<false, T>(layer.query_up, share(queries), m.D, normed, board.query, N);  // V2-Lite
         multiply<false, T>(layer.latent_down, share(W), m.D, normed, board.latent, N);  // V3 Eqs. (1), (3)
-        barrier();
+        meet();
         for (int64_t n = 0; n < N; n++)
             if (mine(n)) write_latent(layer, cache, n);
         if (layer.query_down) {
             norm_rows(layer.query_norm, m.latent_eps, board.query_latent, query_latent, m.Q);
             multiply<false, T>(layer.query_up, share(queries), m.Q, query_latent, board.query, N);  // V3 Eqs. (7), (8)
         }
-        barrier();
+        meet();
         const int64_t groups = (m.H + group - 1) / group, units = groups * call.B;
         for (int64_t u = units * index / threads; u < units * (index + 1) / threads; u++)
             attend_heads(layer, cache, u % call.B, u / call.B * group);
-        barrier();
+        meet();
         multiply<true, T>(layer.out, share(m.D), m.H * m.U, board.attended, board.x, N);  // V3 Eq. (11)
-        barrier();
+        meet();
     }
 
     // The normed latent and the rotated key of one token, into its slot.
@@ -222,20 +221,20 @@ template <typename T, typename L> class Worker {
         }
         if (layer.router) {
             multiply<false, T>(layer.router, share(m.E), m.D, normed, board.score, N);
-            barrier();
+            meet();
             for (int64_t n = 0; n < N; n++)
                 if (mine(n)) route(layer, n);
-            barrier();
+            meet();
             read_experts_up(layer);
         }
-        barrier();
+        meet();
         const Range columns = share(m.D);
         if (layer.router)
             for (const Plan::Run& run : plan.runs)
                 multiply<true, T>((const T*)layer.expert_down + run.expert * m.D * m.F, columns, m.F,
                                   board.expert_gate + run.begin, plan.to.data() + run.begin, run.end - run.begin);
         if (layer.down) multiply<true, T>(layer.down, columns, layer.dense_width, board.gate, board.x, N);
-        barrier();
+        meet();
     }
 
     // Choose a token's experts by biased score within the best groups, weigh them by the score itself.

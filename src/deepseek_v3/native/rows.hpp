@@ -8,12 +8,19 @@
 #pragma once
 #include "numbers.hpp"
 
-constexpr int ROWS = 4;    // of a weight, read side by side
-constexpr int TOKENS = 4;  // rows of activations that share what is read: ROWS * TOKENS sums fit into the registers
+constexpr int ROWS = 4;      // of a weight, whose sums over the lanes are taken together
+constexpr int TOKENS = 8;    // rows of activations that share what is read: two sums of each fit into the registers
+constexpr int COMBINED = 4;  // the same, and as many vectors side by side, where rows are combined
 
-constexpr int READ_AHEAD = 8192;  // bytes; without, a core waits for memory half of the time
+constexpr int READ_AHEAD = 4096;  // bytes; without, a core waits for memory half of the time
+
+#define INLINE inline __attribute__((always_inline))  // a call would spill the sums that are in registers
 
 typedef float* const* Rows;  // rows of activations, wherever they lie
+
+struct Range {
+    int64_t begin, end;
+};
 
 // The first `count` of LANES numbers; the others are 0.
 template <typename T> inline Vec load_part(const T* from, int64_t count) {
@@ -33,7 +40,7 @@ constexpr int half_lane(int i, int size, int upper) {
     int j = i % (LANES / 2), half = size / 2;
     return i / (LANES / 2) * LANES + j / half * size + j % half + upper * half;
 }
-inline Vec pick_halves(Vec a, Vec b, int size, int upper) {
+INLINE Vec pick_halves(Vec a, Vec b, int size, int upper) {
     IntVec lane;
     for (int i = 0; i < LANES; i++) lane[i] = half_lane(i, size, upper);
 #if defined(__clang__)
@@ -45,79 +52,69 @@ inline Vec pick_halves(Vec a, Vec b, int size, int upper) {
 #endif
 }
 // Add the upper half of every segment to its lower half; the segments of a, then those of b.
-inline Vec fold(Vec a, Vec b, int size) { return pick_halves(a, b, size, 0) + pick_halves(a, b, size, 1); }
+INLINE Vec fold(Vec a, Vec b, int size) { return pick_halves(a, b, size, 0) + pick_halves(a, b, size, 1); }
 
 // The sums of four vectors, in lanes 0 to 3. One tree of additions, whichever of the four a vector is.
-inline Vec sum_four(Vec a, Vec b, Vec c, Vec d) {
+INLINE Vec sum_four(Vec a, Vec b, Vec c, Vec d) {
     Vec sum = fold(fold(a, b, LANES), fold(c, d, LANES), LANES / 2);
     if (LANES > 4) sum = fold(sum, sum, LANES / 4);
     if (LANES > 8) sum = fold(sum, sum, LANES / 8);
     return sum;
 }
 
-template <int R, int N, bool ADD, bool AHEAD, typename T>
-inline void multiply_tile(const T* weight, int64_t width, Rows x, Rows y, int64_t row) {
-    Vec sum[R][N];
-#pragma GCC unroll 16
-    for (int n = 0; n < N; n++)
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r][n] = Vec{};
+// Lane sums of W[o] . x_n for one row of W and N rows x_n. Two sums each, that a product need not await the one before.
+template <int N, typename T> INLINE void multiply_row(const T* row, int64_t width, Rows x, Vec* sum) {
+    Vec even[N], odd[N];
+    for (int n = 0; n < N; n++) even[n] = odd[n] = Vec{};
     int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        Vec w[R];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            w[r] = load_vec(weight + r * width + i);
-            if (AHEAD) __builtin_prefetch((const char*)(weight + r * width + i) + READ_AHEAD);
-        }
-#pragma GCC unroll 16
-        for (int n = 0; n < N; n++) {
-            Vec v = load_vec(x[n] + i);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) sum[r][n] += w[r] * v;
-        }
+    for (; i + 2 * LANES <= width; i += 2 * LANES) {
+        __builtin_prefetch((const char*)(row + i) + READ_AHEAD);
+        if (sizeof(T) * LANES == 64) __builtin_prefetch((const char*)(row + i) + READ_AHEAD + 64);
+        Vec w = load_vec(row + i), v = load_vec(row + i + LANES);
+        for (int n = 0; n < N; n++) even[n] += w * load_vec(x[n] + i);
+        for (int n = 0; n < N; n++) odd[n] += v * load_vec(x[n] + i + LANES);
+    }
+    if (i + LANES <= width) {
+        Vec w = load_vec(row + i);
+        for (int n = 0; n < N; n++) even[n] += w * load_vec(x[n] + i);
+        i += LANES;
     }
     if (i < width) {
-#pragma GCC unroll 16
+        Vec w = load_part(row + i, width - i);
+        for (int n = 0; n < N; n++) odd[n] += w * load_part(x[n] + i, width - i);
+    }
+    for (int n = 0; n < N; n++) sum[n] = even[n] + odd[n];
+}
+
+template <int N, typename T>
+void multiply_rows(const T* weight, Range rows, int64_t width, Rows x, Rows y, bool add) {
+    Vec sum[ROWS][N] = {};
+    for (int64_t row = rows.begin; row < rows.end; row += ROWS) {
+        const int count = (int)std::min<int64_t>(ROWS, rows.end - row);
+        for (int r = 0; r < count; r++) multiply_row<N>(weight + (row + r) * width, width, x, sum[r]);
         for (int n = 0; n < N; n++) {
-            Vec v = load_part(x[n] + i, width - i);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) sum[r][n] += load_part(weight + r * width + i, width - i) * v;
+            Vec four = sum_four(sum[0][n], sum[1][n], sum[2][n], sum[3][n]);
+            for (int r = 0; r < count; r++) y[n][row + r] = add ? y[n][row + r] + four[r] : four[r];
         }
     }
-#pragma GCC unroll 16
-    for (int n = 0; n < N; n++) {
-        Vec four = sum_four(sum[0][n], sum[1 % R][n], sum[2 % R][n], sum[3 % R][n]);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) y[n][row + r] = ADD ? y[n][row + r] + four[r] : four[r];
-    }
 }
 
-template <int R, bool ADD, typename T>
-inline void multiply_tokens(const T* weight, int64_t width, Rows x, Rows y, int64_t tokens, int64_t row) {
-    if (tokens == 1) return multiply_tile<R, 1, ADD, true>(weight, width, x, y, row);
-    if (tokens == 2) return multiply_tile<R, 2, ADD, true>(weight, width, x, y, row);
-    if (tokens == 3) return multiply_tile<R, 3, ADD, true>(weight, width, x, y, row);
-    multiply_tile<R, 4, ADD, true>(weight, width, x, y, row);
-    int64_t n = TOKENS;
-    for (; n + TOKENS <= tokens; n += TOKENS) multiply_tile<R, TOKENS, ADD, false>(weight, width, x + n, y + n, row);
-    if (tokens - n == 3) multiply_tile<R, 3, ADD, false>(weight, width, x + n, y + n, row);
-    if (tokens - n == 2) multiply_tile<R, 2, ADD, false>(weight, width, x + n, y + n, row);
-    if (tokens - n == 1) multiply_tile<R, 1, ADD, false>(weight, width, x + n, y + n, row);
-}
-
-struct Range {
-    int64_t begin, end;
-};
-
-// y_n[o] = W[o] . x_n for the rows o of a range, or with ADD that much more.
+// y_n[o] = W[o] . x_n for the rows o of a range, or with ADD that much more. Past TOKENS, W is read again.
 template <bool ADD, typename T>
 void multiply(const void* matrix, Range rows, int64_t width, Rows x, Rows y, int64_t tokens) {
     const T* weight = (const T*)matrix;
-    int64_t row = rows.begin;
-    for (; row + ROWS <= rows.end; row += ROWS)
-        multiply_tokens<ROWS, ADD>(weight + row * width, width, x, y, tokens, row);
-    for (; row < rows.end; row++) multiply_tokens<1, ADD>(weight + row * width, width, x, y, tokens, row);
+    for (; tokens > TOKENS; tokens -= TOKENS, x += TOKENS, y += TOKENS)
+        multiply_rows<TOKENS>(weight, rows, width, x, y, ADD);
+    switch (tokens) {
+        case 1: return multiply_rows<1>(weight, rows, width, x, y, ADD);
+        case 2: return multiply_rows<2>(weight, rows, width, x, y, ADD);
+        case 3: return multiply_rows<3>(weight, rows, width, x, y, ADD);
+        case 4: return multiply_rows<4>(weight, rows, width, x, y, ADD);
+        case 5: return multiply_rows<5>(weight, rows, width, x, y, ADD);
+        case 6: return multiply_rows<6>(weight, rows, width, x, y, ADD);
+        case 7: return multiply_rows<7>(weight, rows, width, x, y, ADD);
+        case 8: return multiply_rows<8>(weight, rows, width, x, y, ADD);
+    }
 }
 
 template <int V, int N, typename T>
@@ -125,8 +122,8 @@ inline void combine_tile(const T* from, int64_t rows, int64_t stride, Rows weigh
     Vec sum[V][N] = {};
     for (int64_t r = 0; r < rows; r++) {
         Vec w[V];
-        for (int v = 0; v < V; v++)
-            w[v] = count < LANES ? load_part(from + r * stride + c, count) : load_vec(from + r * stride + c + v * LANES);
+        const T* row = from + r * stride + c;
+        for (int v = 0; v < V; v++) w[v] = count < LANES ? load_part(row, count) : load_vec(row + v * LANES);
         for (int n = 0; n < N; n++)
             for (int v = 0; v < V; v++) sum[v][n] += w[v] * splat(weight[n][r]);
     }
@@ -145,8 +142,8 @@ inline void combine_columns(const T* from, int64_t rows, int64_t stride, int64_t
 template <typename T>
 void combine_rows(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, Rows y, int64_t tokens) {
     int64_t n = 0;
-    for (; n + TOKENS <= tokens; n += TOKENS)
-        combine_columns<TOKENS>(from, rows, stride, width, weight + n, y + n);
+    for (; n + COMBINED <= tokens; n += COMBINED)
+        combine_columns<COMBINED>(from, rows, stride, width, weight + n, y + n);
     for (; n < tokens; n++) combine_columns<1>(from, rows, stride, width, weight + n, y + n);
 }
 

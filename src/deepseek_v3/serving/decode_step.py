@@ -7,7 +7,7 @@ Equal to `model.hidden_states(tokens_BS, cache=cache)` and its head, faster for 
 own work. Call `refresh` after the weights have moved: see `prepare_step`. There are two forms:
 
     native_step.py    one call of a C++ kernel: on a CPU, in FP32 and BF16
-    fused_step.py     PyTorch operations, eager or through torch.compile: on a GPU, and wherever the kernel does not serve
+    fused_step.py     PyTorch operations, eager or through torch.compile: on a GPU, and where the kernel does not serve
 
 Letters: B batch, S new tokens a row, N = B * S, D width, V vocabulary.
 """
@@ -31,7 +31,7 @@ class DecodeStep:
     """
 
     def __init__(self, model: DeepseekV3, *, compiled: bool = False) -> None:
-        """Prepare; `compiled` means torch.compile on a GPU, and the kernel on a CPU, which needs not be asked for it."""
+        """Prepare; `compiled` means torch.compile on a GPU. On a CPU the kernel is compiled already, asked or not."""
         self.parts = ModelParts.of(model)
         self.native = NativeStep(self.parts)
         self._fused: FusedStep | None = None
@@ -40,8 +40,8 @@ class DecodeStep:
             self.compiled = False
             if not self.native.ready:
                 warnings.warn(
-                    f"decoding runs in PyTorch operations: on a CPU the compiled step is the C++ kernel, which reads FP32 "
-                    f"and BF16 (this model is {model.lm_head.weight.dtype}), needs g++ and is not switched off",
+                    "decoding runs in PyTorch operations: on a CPU the compiled step is the C++ kernel, which reads "
+                    f"FP32 and BF16 (this model is {model.lm_head.weight.dtype}), needs g++ and is not switched off",
                     RuntimeWarning,
                     stacklevel=2,
                 )

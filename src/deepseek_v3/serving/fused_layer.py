@@ -6,7 +6,7 @@ one product, and of the experts only the chosen ones are read. Two forms of the 
     eager       every product is one call of a matrix kernel, the norm is four operations instead of eight; the new
                 latents are in the cache before attention reads it
     compiled    a product with one row is written as a sum, which the compiler fuses with the choice of the expert and
-                spreads over the cores; the cache is only read, and the new latents are attended to beside it
+                spreads over the processor; the cache is only read, and the new latents are attended to beside it
 
 Memory: q_a_proj + kv_a_proj_with_mqa, and gate + up of dense and shared experts, are copied side by side (0.7 % of V3's
 weights), and the routers in FP32. W_UK, W_UV, the routed experts and all else are read where the model keeps them.

@@ -3,9 +3,9 @@
     step = FusedStep(ModelParts.of(model))     or FusedStep(parts, compiled=True): through torch.compile, for a GPU
     hidden_ND, logits_NV = step.run(-1, None, tokens_BS, cache)            depth -1: the main model; 0, 1, ...: a module
 
-The form for a GPU, for dtypes that the C++ kernel does not know, and for a CPU without a compiler. What it copies of the
-weights is told in fused_layer.py. Compiling takes half a minute for each batch and number of new tokens, and lasts for
-the process; the number of cached tokens may grow without compiling again.
+The form for a GPU, for dtypes that the C++ kernel does not know, and for a CPU without a compiler. What it copies of
+the weights is told in fused_layer.py. Compiling takes half a minute for each batch and number of new tokens, and lasts
+for the process; the number of cached tokens may grow without compiling again.
 
 Letters: B batch, S new tokens a row, N = B * S, T slots, W = C + R cached values, V vocabulary.
 """

@@ -1,8 +1,8 @@
 """The decoding step as one call of a C++ kernel, for a model on a CPU in FP32 or BF16 (native/decode.cpp).
 
-    native = NativeStep(model)
+    native = NativeStep(ModelParts.of(model))
     if native.serves(tokens_BS, cache):
-        hidden_ND, logits_NV = native.run(-1, None, tokens_BS, cache)          depth -1: the main model; 0, 1, ...: a module
+        hidden_ND, logits_NV = native.run(-1, None, tokens_BS, cache)      depth -1: the main model; 0, 1, ...: a module
 
 The kernel reads every weight where the model keeps it; this file hands it the addresses, in structures that have the
 fields of those in decode.cpp in the same order. Activations are FP32 in there, whatever the weights are.
@@ -26,7 +26,7 @@ from deepseek_v3.model.rope import rotation_at, softmax_scale
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
 
-SERVES_UP_TO = 16  # tokens of a step; more are the work of matrix kernels that block for the processor's cache
+SERVES_UP_TO = 16  # tokens of a step: the kernel reads the weights once for every 8
 DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INTEGER, FRACTION = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
@@ -101,11 +101,10 @@ class ModelParts(NamedTuple):
     @classmethod
     def of(cls, model: DeepseekV3) -> "ModelParts":
         """Name the parts of a model."""
-        layers, modules = list(model.layers), list(model.mtp)
-        return cls(
-            model.config, model.embed_tokens, layers, model.norm, model.lm_head, modules, model.frequency_R,
-            model.rope_magnitude,
-        )  # type: ignore[arg-type]  # fmt: skip
+        layers: list[Block] = list(model.layers)  # type: ignore[assignment]
+        modules: list[MultiTokenPredictor] = list(model.mtp)  # type: ignore[assignment]
+        place = model.frequency_R, model.rope_magnitude
+        return cls(model.config, model.embed_tokens, layers, model.norm, model.lm_head, modules, *place)
 
 
 class NativeStep:
@@ -144,9 +143,7 @@ class NativeStep:
         fits = tokens_BS.numel() <= SERVES_UP_TO and tokens_BS.device.type == latent.device.type == "cpu"
         return self.ready and fits and latent.dtype in DTYPES and latent.is_contiguous()
 
-    def run(
-        self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, cache: LatentCache
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, cache: LatentCache) -> tuple[Tensor, Tensor]:
         """Read the next tokens of every row and append to the cache.
 
         Args:
