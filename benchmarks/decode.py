@@ -2,11 +2,12 @@
 
 Each timing is 16 steps of one token a row, behind a prompt of 128 tokens, on the `nano` model with random weights; the
 contenders take turns, and a ratio is the median over the rounds. Every setting of the peer is timed and the fastest
-one counts. Ours is the decoding step of `deepseek_v3.generate`, eager and compiled.
+one counts. Ours is the decoding step of `deepseek_v3.generate`: the C++ kernel, and the same in PyTorch operations.
 
 What bounds a step is shown by two figures beside it: the share of the memory bandwidth (bytes of weights and cache that
-a step must read, by time, by the bandwidth measured in this run), and the time of the same operations on a model so
-narrow that there is next to nothing to read: what remains then is the calls.
+a step must read, by time, by the bandwidth measured in this run; more than all of it means that weights stay in the
+processor's cache from step to step), and the time of a step on a model so narrow that there is next to nothing to read:
+what remains then is the call, and the threads' waiting for each other.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.serving.decode_step import DecodeStep
+from deepseek_v3.serving.fused_step import FusedStep
+from deepseek_v3.serving.native_step import ModelParts
 from deepseek_v3.sizing import count_parameters
 
 PROMPT, STEPS = 128, 16
@@ -29,7 +32,7 @@ NARROW = {
     "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 16,
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "vocab_size": 64,
 }  # fmt: skip
-LABELS = {"ours": "our step", "compiled": "our step, compiled", "model": "our model, uncut"}
+LABELS = {"ours": "our step", "pytorch": "in PyTorch operations", "model": "our model, uncut"}
 
 
 @dataclass(frozen=True)
@@ -94,29 +97,31 @@ def peer_steps(peer, batch: int) -> Callable[[], None]:
     return run
 
 
-def contenders(dtype: torch.dtype, batch: int, *, compiled: bool = True) -> dict[str, Callable[[], None]]:
+def contenders(dtype: torch.dtype, batch: int) -> dict[str, Callable[[], None]]:
     """Ours and the peer's, in every setting that could be the fastest."""
     model = nano(dtype).eval()
-    step = DecodeStep(model)
+    step, fused = DecodeStep(model), FusedStep(ModelParts.of(model))
+
+    def read_fused(tokens_BS: torch.Tensor, cache: LatentCache) -> torch.Tensor:
+        return fused.run(-1, None, tokens_BS, cache)[1].view(*tokens_BS.shape, -1)
+
     found = {
         "ours": our_steps(model, batch, lambda tokens, cache: step(tokens, cache)[1]),
+        "pytorch": our_steps(model, batch, read_fused),
         "model": our_steps(model, batch, lambda tokens, cache: model(tokens, cache=cache)),
     }
-    if compiled:
-        fast = DecodeStep(model, compiled=True)
-        found["compiled"] = our_steps(model, batch, lambda tokens, cache: fast(tokens, cache)[1])
     for attention, experts in SETTINGS:
         peer = make_peer(nano(), dtype, attention=attention, experts=experts).eval()
         found[f"peer {attention}+{experts}"] = peer_steps(peer, batch)
     return found
 
 
-def measure(rounds: int = 9, *, batches: tuple[int, ...] = (1, 8), compiled: bool = True) -> list[Row]:
+def measure(rounds: int = 9, *, batches: tuple[int, ...] = (1, 8)) -> list[Row]:
     """Time every contender at each dtype and batch, interleaved."""
     rows, bandwidth = [], read_bandwidth()
     for name, dtype in DTYPES.items():
         for batch in batches:
-            times = interleave(contenders(dtype, batch, compiled=compiled), rounds, warm=1)
+            times = interleave(contenders(dtype, batch), rounds, warm=1)
             middle = {n: sorted(t)[len(t) // 2] / STEPS for n, t in times.items()}
             best = min((n for n in middle if n.startswith("peer")), key=middle.__getitem__)
             needed = bytes_per_step(nano().config, batch, dtype)
@@ -128,7 +133,7 @@ def measure(rounds: int = 9, *, batches: tuple[int, ...] = (1, 8), compiled: boo
 
 
 def calls_alone(batch: int, rounds: int = 9) -> float:
-    """Milliseconds of an eager step whose matrices are next to empty: what the calls themselves cost."""
+    """Milliseconds of a step whose matrices are next to empty: what call and waiting themselves cost."""
     model = nano(**NARROW).eval()
     step = DecodeStep(model)
     times = interleave({"ours": our_steps(model, batch, lambda tokens, cache: step(tokens, cache)[1])}, rounds)
@@ -148,10 +153,10 @@ def main(rounds: int = 9) -> None:
                         f"    {LABELS.get(row.name, row.name):<24} {row.step_ms:7.2f} ms {row.tokens_per_second:8.0f} "
                         f"tokens/s {row.ratio:6.2f} x the fastest peer {row.bandwidth_share:6.1%} of the bandwidth"
                     )
-    alone, first = calls_alone(1), next(r for r in rows if (r.dtype, r.batch, r.name) == ("fp32", 1, "ours"))
-    print(f"  the calls of an eager step alone, on next to no data: {alone:.2f} ms of {first.step_ms:.2f} ms")
-    print(f"  bound by: eager at batch 1, calls for {alone / first.step_ms:.0%} and small matrix kernels for the rest;")
-    print("  compiled at batch 1, reading weights (see the share of the bandwidth); batch 8, small matrix kernels.")
+    alone = calls_alone(1)
+    print(f"  a step on next to no data, batch 1: {alone:.3f} ms")
+    form = "the C++ kernel" if DecodeStep(nano()).native.ready else "PyTorch operations (no compiler, or switched off)"
+    print(f"  our step is {form}; bound by reading the weights: see the share of the bandwidth")
 
 
 if __name__ == "__main__":

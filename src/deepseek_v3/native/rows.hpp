@@ -99,22 +99,29 @@ void multiply_rows(const T* weight, Range rows, int64_t width, Rows x, Rows y, b
     }
 }
 
-// y_n[o] = W[o] . x_n for the rows o of a range, or with ADD that much more. Past TOKENS, W is read again.
+template <typename T>
+void multiply_up_to_eight(const T* weight, Range rows, int64_t width, Rows x, Rows y, int64_t tokens, bool add) {
+    switch (tokens) {
+        case 1: return multiply_rows<1>(weight, rows, width, x, y, add);
+        case 2: return multiply_rows<2>(weight, rows, width, x, y, add);
+        case 3: return multiply_rows<3>(weight, rows, width, x, y, add);
+        case 4: return multiply_rows<4>(weight, rows, width, x, y, add);
+        case 5: return multiply_rows<5>(weight, rows, width, x, y, add);
+        case 6: return multiply_rows<6>(weight, rows, width, x, y, add);
+        case 7: return multiply_rows<7>(weight, rows, width, x, y, add);
+        case 8: return multiply_rows<8>(weight, rows, width, x, y, add);
+    }
+}
+
+// y_n[o] = W[o] . x_n for the rows o of a range, or with ADD that much more.
 template <bool ADD, typename T>
 void multiply(const void* matrix, Range rows, int64_t width, Rows x, Rows y, int64_t tokens) {
     const T* weight = (const T*)matrix;
-    for (; tokens > TOKENS; tokens -= TOKENS, x += TOKENS, y += TOKENS)
-        multiply_rows<TOKENS>(weight, rows, width, x, y, ADD);
-    switch (tokens) {
-        case 1: return multiply_rows<1>(weight, rows, width, x, y, ADD);
-        case 2: return multiply_rows<2>(weight, rows, width, x, y, ADD);
-        case 3: return multiply_rows<3>(weight, rows, width, x, y, ADD);
-        case 4: return multiply_rows<4>(weight, rows, width, x, y, ADD);
-        case 5: return multiply_rows<5>(weight, rows, width, x, y, ADD);
-        case 6: return multiply_rows<6>(weight, rows, width, x, y, ADD);
-        case 7: return multiply_rows<7>(weight, rows, width, x, y, ADD);
-        case 8: return multiply_rows<8>(weight, rows, width, x, y, ADD);
-    }
+    if (tokens <= TOKENS) return multiply_up_to_eight(weight, rows, width, x, y, tokens, ADD);
+    for (int64_t row = rows.begin; row < rows.end; row += ROWS)  // a few rows meet all tokens while they are at hand
+        for (int64_t n = 0; n < tokens; n += TOKENS)
+            multiply_up_to_eight(weight, {row, std::min(row + ROWS, rows.end)}, width, x + n, y + n,
+                                 std::min<int64_t>(TOKENS, tokens - n), ADD);
 }
 
 template <int V, int N, typename T>

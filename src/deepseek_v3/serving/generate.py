@@ -49,10 +49,11 @@ def generate(
         temperature: 0 takes the likeliest token; then top_k and top_p change nothing.
         seed: makes the draws repeatable.
         speculative: draft with the MTP modules: True as many tokens as there are modules, a number that many. Greedy
-            tokens are those of plain decoding as far as the dtype's rounding goes: a step of several tokens adds up in
-            another order, so two tokens that are equally likely to the last bit may swap, in BF16 sooner than in FP32.
+            tokens are those of plain decoding: to the last bit by the CPU's kernel. In PyTorch operations a step of
+            several tokens adds up in another order, so two tokens that are equally likely may swap, in BF16 sooner
+            than in FP32.
         stop_tokens: not yielded; None means the config's eos_token_id.
-        compiled: run steps through torch.compile; the first steps take its time.
+        compiled: on a GPU, run steps through torch.compile; the first ones take its time. See DecodeStep.
         cache_dtype: of the latent cache; the model's own by default.
         statistics: filled in as the tokens come.
     Raises:

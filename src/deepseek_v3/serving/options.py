@@ -39,7 +39,7 @@ class GenerateOptions:
     speculative: int = 0
     """tokens to draft per step with the multi-token prediction modules; 0 = plain decoding"""
     compiled: bool = False
-    """compile the decoding step first (about a minute, then faster)"""
+    """on a GPU: torch.compile the decoding step first (about a minute, then faster); a CPU runs compiled C++ anyway"""
     dtype: str | None = None
     """float32 or bfloat16; by default as stored"""
 
