@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-constexpr int LOOKS = 2000;  // some 20 to 50 microseconds
+constexpr int LOOKS = 500;  // some ten microseconds
 
 class Meeting {
     std::atomic<int> arrived{0}, sleeping{0};
