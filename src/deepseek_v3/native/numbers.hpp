@@ -68,9 +68,11 @@ inline float sum_lanes(Vec x) {
 #endif
 }
 
-// e^x to about one unit in the last place: x = n ln 2 + r, a polynomial for e^r, and n into the exponent.
+// e^x to about two units in the last place: x = n ln 2 + r, a polynomial for e^r, and n into the exponent.
 inline Vec exp_vec(Vec x) {
 #if defined(__AVX512F__)
+    // Beyond these it is 0 and infinity anyway. Of a NaN the processor's comparison returns the second operand: NaN.
+    x = (Vec)_mm512_min_ps(_mm512_set1_ps(89.f), _mm512_max_ps(_mm512_set1_ps(-104.f), (__m512)x));
     Vec n = (Vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 8);  // to the nearest whole number
 #else
     x = x < -87.f ? splat(-87.f) : x;

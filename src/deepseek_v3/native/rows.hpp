@@ -171,19 +171,6 @@ inline void store_up_to(float* to, Vec x, int64_t count) {
 }
 inline float add_lanes(Vec x) { return sum_four(x, x, x, x)[0]; }
 
-// e^x as 2^n e^r with |r| <= ln(2) / 2 and e^r by its series; beyond +-87 it stays at the ends of the FP32 range.
-inline Vec exp_vec(Vec x) {
-    x = x < splat(-87) ? splat(-87) : x;
-    x = x > splat(87) ? splat(87) : x;
-    const Vec round = splat(12582912);  // 1.5 * 2^23: a float this large has no fraction
-    Vec n = x * splat(1.44269504f) + round - round;
-    Vec r = x - n * splat(0.693359375f) + n * splat(2.12194440e-4f);  // ln 2 in two parts, of which n * first is exact
-    Vec y = splat(1.0f / 5040) * r + splat(1.0f / 720);
-    for (float factor : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) y = y * r + splat(factor);
-    IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
-    return y * (Vec)power;
-}
-
 // y = x / sqrt(mean(x^2) + eps) * weight
 template <typename T>
 inline void normalise_row(const float* x, const void* scale, double eps, float* y, int64_t width) {
