@@ -35,7 +35,7 @@ def fit_steps(step: int, left_s: float, step_s: float, most: int) -> int:
     Args:
         step: how many are done.
         left_s: until the deadline.
-        step_s: of a step, the mean of all so far. By the last few alone, a busy moment would end the training; where the
-            machine stays slow, the mean lets the plan give way step by step, and it still ends in time.
+        step_s: of a step, the mean of all so far. By the last few alone, a busy moment would end the training; where
+            the machine stays slow, the mean lets the plan give way step by step, and it still ends in time.
     """
     return max(FEWEST_STEPS, min(most, step + int(left_s / step_s) - STEPS_BEHIND))
