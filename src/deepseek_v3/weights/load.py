@@ -60,9 +60,9 @@ def load_model(
         raise CheckpointError(f"dtype={dtype} is not a format to compute in; use float32, bfloat16 or float64")
     recover_folder(folder)
     expected = list_pieces(folder, skip=skip_verify) or []
-    verify_pieces(
-        sorted([piece for piece in expected if piece[0].start == 0], key=lambda piece: piece[0].n_bytes)
-    )  # config, index and headers, before they count
+    # Config, index and headers are verified before they count. By size, so that two large ones share a core.
+    heads = sorted((piece for piece in expected if piece[0].start == 0), key=lambda piece: piece[0].n_bytes)
+    verify_pieces(heads)
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
         if dtype is None:
