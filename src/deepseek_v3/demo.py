@@ -113,13 +113,14 @@ def clear_former_demo(run: str) -> None:
     import shutil
     from pathlib import Path
 
-    from deepseek_v3.training.session import OPTIONS
+    from deepseek_v3.training.session import OPTIONS, check_run_folder, recorded_options
 
     folder = Path(run)
+    check_run_folder(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not (folder / OPTIONS).is_file():
-        raise OptionsError(f"{run} holds something that is no run; name another folder with --run")
+    if not (folder / OPTIONS).is_file() or CODE_PROMPT not in recorded_options(folder).sample_prompts:
+        raise OptionsError(f"--run {run} holds something that is no demo; name another folder")
     shutil.rmtree(folder)
 
 

@@ -1,5 +1,6 @@
 """`make demo`: its page says what it measured, and the model is better than a 5-gram."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,14 +10,20 @@ import pytest
 
 from deepseek_v3.demo import DemoOptions, clear_former_demo, demo_recipe, next_commands, run_demo
 from deepseek_v3.train import wait_without_spinning
+from deepseek_v3.training.options import TrainOptions
 
 
 def test_a_former_demo_is_replaced_and_nothing_else(tmp_path):
     clear_former_demo(str(tmp_path / "absent"))
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something that is no run"):
-        clear_former_demo(str(tmp_path))
-    (tmp_path / "options.json").write_text("{}")
+    for record in (None, {}, {"options": dataclasses.asdict(TrainOptions())}):
+        if record is not None:
+            (tmp_path / "options.json").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=r"holds something that is no demo|not one of ours"):
+            clear_former_demo(str(tmp_path))
+    assert (tmp_path / "notes.txt").exists()
+    recipe = demo_recipe(DemoOptions(run=str(tmp_path)))
+    (tmp_path / "options.json").write_text(json.dumps({"options": dataclasses.asdict(recipe)}))
     clear_former_demo(str(tmp_path))
     assert not tmp_path.exists()
 

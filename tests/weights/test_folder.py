@@ -125,6 +125,18 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path):
         save_tensors(state(2), tmp_path / "file")
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_the_folder_one_is_in_is_not_replaced_nor_one_above_it(tmp_path, monkeypatch, name):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "readme.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(SaveError, match="is the folder you are in, or holds it; name a new one below it"):
+        save_tensors(state(1), name)
+    assert names_in(tmp_path / "a") == ["b", "readme.txt"]
+    save_tensors(state(1), "c")
+    assert value_of("c") == 1
+
+
 def test_two_writers_at_once_and_the_second_is_told(tmp_path):
     with atomic_folder(tmp_path / "x") as beside:
         (beside / "a").write_text("1")

@@ -5,6 +5,7 @@ RUN/   config.json  tokenizer.json  options.json  metrics.jsonl  checkpoints/  r
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def prepare_training(
         OptionsError, DataError, ConfigError, CheckpointError: what cannot work, in one line.
     """
     run = Path(options.run)
+    check_run_folder(run)
     if options.resume:
         newest_checkpoint(run)
         options = merge_options(recorded_options(run), options)
@@ -72,6 +74,18 @@ def prepare_training(
         say(f"going on from step {trainer.step}")
     record_run(run, options, corpus, config, tokenizer, precision)
     return trainer
+
+
+def check_run_folder(run: Path) -> None:
+    """Refuse a run folder that cannot be written, before anything else takes its time.
+
+    Raises:
+        OptionsError: it is a file or below one, or writing is not allowed there.
+    """
+    standing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    problem = "is not a folder" if not standing.is_dir() else "cannot be written"
+    if problem == "is not a folder" or not os.access(standing, os.W_OK | os.X_OK):
+        raise OptionsError(f"--run {run}: {standing} {problem}; name another folder")
 
 
 def prepare_tokenizer(options: TrainOptions, corpus: Corpus) -> Tokenizer:

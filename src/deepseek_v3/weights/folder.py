@@ -113,6 +113,10 @@ def _retire(folder: Path, target: Path) -> None:
 
 
 def _check_replaceable(target: Path) -> None:
+    with suppress(FileNotFoundError):  # the folder we are in was deleted
+        here = Path(os.path.realpath(os.getcwd()))
+        if target in (here, *here.parents):
+            raise SaveError("is the folder you are in, or holds it", file=target, mend="name a new one below it")
     if not target.exists() or (target / MANIFEST).exists():
         return
     if not target.is_dir():
