@@ -125,6 +125,11 @@ class ModelConfig:
         path = Path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            problem = (error.strerror or str(error)).lower()
+            raise ConfigError(
+                f"{path} cannot be read: {problem}; give the config.json of a DeepSeek-V3 model"
+            ) from None
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON ({error}); give the config.json of a DeepSeek-V3 model") from None
         if not isinstance(values, dict):
@@ -272,10 +277,16 @@ def _check_types(c: ModelConfig) -> None:
         value, kind = getattr(c, f.name), str(f.type)
         if value is None and "None" in kind:
             continue
-        wanted = {"int": int, "floa": (int, float), "str": str, "bool": bool, "dict": dict}
-        expected = next(t for name, t in wanted.items() if kind.replace("<class '", "").startswith(name))
+        wanted = {
+            "int": (int, "a whole number"),
+            "floa": ((int, float), "a number"),
+            "str": (str, "a word"),
+            "bool": (bool, "true or false"),
+            "dict": (dict, "an object"),
+        }
+        expected, words = next(t for name, t in wanted.items() if kind.replace("<class '", "").startswith(name))
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise ConfigError(f"{f.name}={value!r} must be of type {kind}")
+            raise ConfigError(f"{f.name}={value!r} must be {words}")
 
 
 def _check_rope_scaling(c: ModelConfig) -> None:

@@ -11,6 +11,7 @@ adding files never moves the others across, and an exact copy of a document is d
 
 import hashlib
 import json
+import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -219,6 +220,8 @@ def _row(text: str) -> Document:
 
 
 def _folder_documents(folder: Path, text_key: str | None, skipped: list[str]) -> Iterator[Document]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder} cannot be read: permission denied")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
@@ -285,8 +288,9 @@ def _rows_with_text(place: str, rows: Iterable, text_key: str | None) -> Iterato
         key = text_key or next((k for k in TEXT_COLUMNS if isinstance(row.get(k), str)), None)
         text = row.get(key) if key else None
         if not isinstance(text, str):
+            kind = f"{type(text).__name__}, not text," if key in row else "no text"
             raise DataError(
-                f"{place}, row {number}: no text under {key or ' / '.join(TEXT_COLUMNS)!r}; it has {sorted(row)[:8]}; "
+                f"{place}, row {number}: {kind} under {key or ' / '.join(TEXT_COLUMNS)!r}; it has {sorted(row)[:8]}; "
                 "name the column with --text-key"
             )
         yield _row(text)

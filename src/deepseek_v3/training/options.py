@@ -126,6 +126,9 @@ def check_options(o: TrainOptions) -> None:
     Raises:
         OptionsError: naming flag, value and mend.
     """
+    for name in ("run", "data"):
+        if not getattr(o, name).strip():
+            raise OptionsError(f"--{name} is empty; leave it out for {getattr(TrainOptions, name)!r}, or name one")
     for name in ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "keep", "log_every", "eval_kilobytes"):
         if getattr(o, name) < 1 + (name == "seq_len"):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at least {1 + (name == 'seq_len')}")

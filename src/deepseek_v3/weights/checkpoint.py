@@ -47,6 +47,15 @@ def read_config(folder: str | PathLike) -> ModelConfig:
         ConfigFileError: unreadable, or a model that this package does not build.
     """
     path = Path(folder) / CONFIG
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        place = path if Path(folder).is_dir() else folder
+        problem = "is a file, not a folder" if Path(folder).is_file() else "does not exist"
+        mend = f"give a run folder, or one that holds {CONFIG} and .safetensors files"
+        raise ConfigFileError(problem, file=place, mend=mend) from None
+    except OSError:
+        pass  # said below
     values = read_json(path, MAX_CONFIG_BYTES, ConfigFileError)
     try:
         return ModelConfig.from_dict(values)

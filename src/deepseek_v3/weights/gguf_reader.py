@@ -35,6 +35,8 @@ class GgufCheckpoint:
         self.path = path
         try:
             reader = gguf.GGUFReader(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot be read: {error.strerror or error}", file=path) from None
         except Exception as error:  # the package raises whatever its parsing runs into
             raise CheckpointError(
                 f"is not a readable .gguf file ({type(error).__name__}: {error})", file=path

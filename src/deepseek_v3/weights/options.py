@@ -90,6 +90,8 @@ def run_convert(options: ConvertOptions) -> None:
     """Convert between folders and .gguf files."""
     options = dataclasses.replace(options, source=newest_of_run(options.source))
     to_gguf = options.to == "gguf" or options.target.endswith(".gguf")
+    if to_gguf and options.to in ("fp32", "fp8"):
+        raise ValueError(f"--to {options.to} does not go into a .gguf file; choose its numbers with --gguf-type")
     with _progress_bar(quiet=options.quiet) as advance:
         if options.source.endswith(".gguf"):
             from deepseek_v3.weights.gguf import import_gguf
