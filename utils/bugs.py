@@ -133,7 +133,12 @@ def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str,
     for name in [n for n in sys.modules if n.split(".")[0] in ("utils", "deepseek_v3", "conftest")]:
         del sys.modules[name]
     os.environ.update(PYTHONPATH=f"{copy}/src{os.pathsep}{copy}", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
-    if own_kernels:  # compiled from a mistake, and of no use to anyone after
+    if own_kernels:  # compiled from a mistake, and of no use to anyone after; only what differs is compiled
+        mine = Path(copy) / "cache" / "deepseek-v3"
+        mine.mkdir(mode=0o700, parents=True)
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepseek-v3"
+        for unit in kept.glob("*.o"):
+            shutil.copy(unit, mine)
         os.environ["XDG_CACHE_HOME"] = f"{copy}/cache"
     for name in [n for n in os.environ if n.startswith("PYTEST")]:
         del os.environ[name]
