@@ -74,11 +74,12 @@ def desk(tmp_path, monkeypatch):
         ("inspect folder", "folder/config.json: does not exist; give a run folder"),
         ("export nowhere out", "nowhere: does not exist; give a run folder"),
         ("export folder out.gguf --to fp8", "--to fp8 does not go into a .gguf file; choose its numbers with"),
+        ("export folder = --to gguf", "SOURCE and TARGET must have a name; the target is a new folder or a .gguf file"),
         ("size --config folder", "folder cannot be read: is a directory; give the config.json"),
     ],
 )
 def test_a_wrong_path_or_value_is_one_line(words, said, desk, capsys):
-    assert main([word.strip() for word in words.split(" ") if word]) == 1
+    assert main(["" if word == "=" else word for word in words.split()]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"deepseek-v3 {words.split()[0]}: ")
     assert said.format(desk=desk) in error

@@ -88,6 +88,8 @@ def newest_of_run(source: str) -> str:
 
 def run_convert(options: ConvertOptions) -> None:
     """Convert between folders and .gguf files."""
+    if not (options.source.strip() and options.target.strip()):
+        raise ValueError("SOURCE and TARGET must have a name; the target is a new folder or a .gguf file")
     options = dataclasses.replace(options, source=newest_of_run(options.source))
     to_gguf = options.to == "gguf" or options.target.endswith(".gguf")
     if to_gguf and options.to in ("fp32", "fp8"):
