@@ -75,19 +75,6 @@ template <typename T> void pack_all_transposed(Rows<T> rows, long k, long n, T* 
     for (long j = 0; j < n; j += PANEL) pack_panel_transposed<T>(rows, k, j, n, to + panel_at<T>(j, k));
 }
 
-inline float greatest(const float* s, long n) {
-    Vec top = splat(s[0]);
-    long i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        Vec x = load_vec(s + i);
-        top = x > top ? x : top;
-    }
-    float most = top[0];
-    for (int j = 1; j < LANES; j++) most = std::max(most, top[j]);
-    for (; i < n; i++) most = std::max(most, s[i]);
-    return most;
-}
-
 // p = e^(scale s - shift) for the n keys that a query sees, zeros up to `all`; returns the sum.
 template <typename T> float weigh(const float* s, float scale, float shift, long n, long all, T* p) {
     Vec sum = {};
@@ -132,7 +119,7 @@ template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Size
                 multiply(n, round_up(seen, PANEL), W, q, W, k_panels, s, room);
                 for (long i = 0; i < n; i++) {
                     long visible = seen - n + i + 1;
-                    float shift = greatest(s + i * room, visible) * z.scale;
+                    float shift = largest_of(s + i * room, visible) * z.scale;
                     sums[i] = weigh(s + i * room, z.scale, shift, visible, round_up(seen, 2), p + i * room);
                     if (logs) logs[(head.b * z.heads + head.h) * z.queries + start + i] = shift + logf(sums[i]);
                 }
@@ -148,12 +135,7 @@ template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Size
 
 // sum[m, n] += sum_k a[k][m] b[k][n]
 template <typename T> void add_outer(Rows<T> a, long m, const T* b_panels, long n, long k, T* tile, float* sum) {
-    for (long i = 0; i < m; i += TILE) {
-        pack_tile(a, k, i, m, tile);
-        for (long j = 0; j < n; j += PANEL)
-            multiply_rows(int(std::min<long>(TILE, m - i)), k, tile, STEP<T>, STEP<T> * TILE, b_panels + panel_at<T>(j, k),
-                                    sum + i * n + j, n, int(std::min<long>(PANEL, n - j)), true);
-    }
+    for (long i = 0; i < m; i += TILE) multiply_transposed_tile(a, k, i, m, b_panels, n, tile, sum + i * n, true);
 }
 
 template <typename T>

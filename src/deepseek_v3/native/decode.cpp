@@ -14,6 +14,7 @@
 // W = C + R, Q query latent, E experts, A experts per token, F expert width, V vocabulary.
 // Source: arXiv:2412.19437, Eqs. (1) to (23).
 #include "meeting.hpp"
+#include "router.hpp"
 #include "rows.hpp"
 #include <vector>
 
@@ -95,13 +96,14 @@ template <typename T, typename L> class Worker {
     Buffer normed, query_latent, joined, query, score, context;
     Plan plan;
     std::vector<float*> a, b;
+    std::vector<float> scratch;  // of the choice of experts
 
   public:
     Worker(const Model& m, const Stack& stack, const Call& call, Board& board, int64_t longest)
         : m(m), stack(stack), call(call), board(board), N(call.B * call.S), W(m.C + m.R), index(omp_get_thread_num()),
           threads(omp_get_num_threads()), group(heads_together()), longest(longest), normed(N, m.D),
           query_latent(N, m.Q), joined(stack.join ? N : 0, 2 * m.D), query(group * call.S, W),
-          score(group * call.S, longest), context(group * call.S, m.C) {}
+          score(group * call.S, longest), context(group * call.S, m.C), scratch(m.E + m.groups) {}
 
     void run() {
         start();
@@ -243,16 +245,10 @@ template <typename T, typename L> class Worker {
         int64_t* chosen = &board.chosen[n * m.A];
         float* weight = &board.chosen_weight[n * m.A];
         score_experts(score);
-        std::vector<float> biased(score, score + m.E);
-        if (layer.bias)
-            for (int64_t e = 0; e < m.E; e++) biased[e] += ((const float*)layer.bias)[e];  // V3 Eq. (16)
-        if (m.groups > 1) mask_groups(biased);
+        const RoutingRule rule{m.E, m.A, m.groups, m.groups > 1 ? m.kept_groups : 1, m.sigmoid != 0};
+        choose_experts_of(score, (const float*)layer.bias, rule, scratch.data(), scratch.data() + m.E, chosen);
         float total = 0;
-        for (int64_t i = 0; i < m.A; i++) {
-            chosen[i] = std::max_element(biased.begin(), biased.end()) - biased.begin();  // V3 Eq. (14)
-            biased[chosen[i]] = -INFINITY;
-            total += weight[i] = score[chosen[i]];
-        }
+        for (int64_t i = 0; i < m.A; i++) total += weight[i] = score[chosen[i]];
         for (int64_t i = 0; i < m.A; i++) {
             if (m.normalise) weight[i] /= total + 1e-20f;  // V3 Eq. (13)
             weight[i] *= (float)m.routed_scale;
@@ -262,28 +258,6 @@ template <typename T, typename L> class Worker {
     void score_experts(float* score) const {
         if (!m.sigmoid) return softmax_row(score, m.E, m.E, 1);
         for (int64_t e = 0; e < m.E; e++) score[e] = 1 / (1 + std::exp(-score[e]));  // V3 Eq. (15)
-    }
-
-    // A group's score is the sum of its best two, or in V2 its best.
-    void mask_groups(std::vector<float>& biased) const {
-        const int64_t members = m.E / m.groups;
-        std::vector<float> group(m.groups);
-        for (int64_t g = 0; g < m.groups; g++) {
-            float best = -INFINITY, second = -INFINITY;
-            for (int64_t e = g * members; e < (g + 1) * members; e++) {
-                second = std::max(second, std::min(best, biased[e]));
-                best = std::max(best, biased[e]);
-            }
-            group[g] = m.sigmoid ? best + second : best;
-        }
-        std::vector<bool> kept(m.groups);
-        for (int64_t i = 0; i < m.kept_groups; i++) {
-            int64_t g = std::max_element(group.begin(), group.end()) - group.begin();
-            group[g] = -INFINITY;
-            kept[g] = true;
-        }
-        for (int64_t e = 0; e < m.E; e++)
-            if (!kept[e / members]) biased[e] = -INFINITY;
     }
 
     // Sort the chosen pairs by expert, within an expert by token.

@@ -145,12 +145,8 @@ void outer_product(Rows<T> a, Rows<T> b, long rows, long o0, long o1, long out, 
         long k = std::min(deep, rows - p);
         auto from = [p](Rows<T> m) { return m.index ? Rows<T>{m.data, m.stride, m.index + p} : Rows<T>{m.data + p * m.stride, m.stride}; };
         for (long j = 0; j < in; j += PANEL) pack_panel<T>(from(b), k, j, in, panels + panel_at<T>(j, k));
-        for (long i = o0; i < o1; i += TILE) {
-            pack_tile(from(a), k, i, out, tile);
-            for (long j = 0; j < in; j += PANEL)
-                multiply_rows(int(std::min<long>(TILE, o1 - i)), k, tile, STEP<T>, STEP<T> * TILE, panels + panel_at<T>(j, k),
-                                        to + (i - o0) * in + j, in, int(std::min<long>(PANEL, in - j)), p > 0);
-        }
+        for (long i = o0; i < o1; i += TILE)
+            multiply_transposed_tile(from(a), k, i, out, panels, in, tile, to + (i - o0) * in, p > 0);
     }
     if (rows == 0) memset(dw + o0 * in, 0, sizeof(S) * (o1 - o0) * in);
     else if (sizeof(S) == 2)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_v3.native.build import have_kernels, run_kernel
+from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
 
 KINDS = {
     (torch.float32, torch.float32): 0,
@@ -45,8 +45,6 @@ def activation_dtype(x: Tensor) -> torch.dtype:
 
 
 def _have_bf16() -> bool:
-    from deepseek_v3.native.build import ask_kernel
-
     return bool(ask_kernel("have_bf16"))
 
 

@@ -13,16 +13,10 @@ constexpr long MOST = 1024, FEWEST = 112;   // tokens of a chunk
 
 // nats and, in place of the logits, their gradient.
 template <typename T> float entropy_row(T* l, long label, long n, bool gradient) {
-    Vec top = splat(to_float(l[0])), sum = {};
+    float most = largest_of(l, n), rest = 0;
+    Vec sum = {};
     long i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        Vec x = load_vec(l + i);
-        top = x > top ? x : top;
-    }
-    float most = top[0], rest = 0;
-    for (int j = 1; j < LANES; j++) most = std::max(most, top[j]);
-    for (; i < n; i++) most = std::max(most, to_float(l[i]));
-    for (i = 0; i + LANES <= n; i += LANES) sum += exp_vec(load_vec(l + i) - most);
+    for (; i + LANES <= n; i += LANES) sum += exp_vec(load_vec(l + i) - most);
     for (; i < n; i++) rest += expf(to_float(l[i]) - most);
     float log = most + logf(rest + sum_lanes(sum)), chosen = to_float(l[label]);
     if (gradient) {
@@ -71,12 +65,8 @@ void head_loss(const T* h, const S* w, const int64_t* labels, int64_t ignored, f
             for (long j = 0; j < width; j += PANEL)
                 pack_panel<T>(Rows<T>{h + first * width, width}, n, j, width, h_panels + panel_at<T>(j, n));
 #pragma omp for
-            for (long t = 0; t < tiles; t++) {
-                pack_tile(Rows<T>{logits, vocab}, n, t * TILE, vocab, tile);
-                for (long j = 0; j < width; j += PANEL)
-                    multiply_rows(int(std::min<long>(TILE, vocab - t * TILE)), n, tile, STEP<T>, STEP<T> * TILE, h_panels + panel_at<T>(j, n),
-                                  sum + t * TILE * width + j, width, int(std::min<long>(PANEL, width - j)), first > 0);
-            }
+            for (long t = 0; t < tiles; t++)
+                multiply_transposed_tile(Rows<T>{logits, vocab}, n, t * TILE, vocab, h_panels, width, tile, sum + t * TILE * width, first > 0);
         }
         if (gradient && sizeof(S) == 2) {
 #pragma omp for

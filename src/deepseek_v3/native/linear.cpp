@@ -49,11 +49,7 @@ void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long i
 #pragma omp for
             for (long t = 0; t < tiles; t++) {
                 long i = t * TILE;
-                pack_tile(Rows<T>{dy + p * out, out}, k, i, out, tile);
-                for (long j = 0; j < in; j += PANEL)
-                    multiply_rows(int(std::min<long>(TILE, out - i)), k, tile, STEP<T>, STEP<T> * TILE,
-                                            panels + panel_at<T>(j, k), sum + i * in + j, in,
-                                            int(std::min<long>(PANEL, in - j)), p > 0);
+                multiply_transposed_tile(Rows<T>{dy + p * out, out}, k, i, out, panels, in, tile, sum + i * in, p > 0);
             }
         }
         if (sizeof(S) == 2) {

@@ -68,6 +68,20 @@ inline float sum_lanes(Vec x) {
 #endif
 }
 
+// The largest of n numbers. (Beside a NaN it may be either: what is made of it next is NaN all the same.)
+template <typename T> inline float largest_of(const T* x, int64_t n) {
+    Vec top = splat(to_float(x[0]));
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        Vec next = load_vec(x + i);
+        top = next > top ? next : top;
+    }
+    float largest = top[0];
+    for (int j = 1; j < LANES; j++) largest = std::max(largest, top[j]);
+    for (; i < n; i++) largest = std::max(largest, to_float(x[i]));
+    return largest;
+}
+
 // e^x to about two units in the last place: x = n ln 2 + r, a polynomial for e^r, and n into the exponent.
 inline Vec exp_vec(Vec x) {
 #if defined(__AVX512F__)

@@ -184,3 +184,12 @@ void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels
                                       a_stride, STEP<T>, panels + panel_at<T>(j, packed) + p * PANEL, c + i * c_stride + j,
                                       c_stride, int(std::min<long>(PANEL, n - j)), add || p > 0);
 }
+
+// sum[m0.., n] = or += sum_k a[k][m0..] B[k, n]: one tile's rows of A^T B, B in panels.
+template <typename T>
+void multiply_transposed_tile(Rows<T> a, long k, long m0, long m, const T* panels, long n, T* tile, float* sum, bool add) {
+    pack_tile(a, k, m0, m, tile);
+    for (long j = 0; j < n; j += PANEL)
+        multiply_rows(int(std::min<long>(TILE, m - m0)), k, tile, STEP<T>, STEP<T> * TILE, panels + panel_at<T>(j, k), sum + j, n,
+                      int(std::min<long>(PANEL, n - j)), add);
+}

@@ -1,51 +1,17 @@
-// Which experts a token goes to, and where its rows lie when all rows are sorted by expert.
-//
-//     biased = score + bias      a group's worth: the sum of its best two (V3), or its best (V2)
-//     chosen: the best A of the kept groups          of two equals the first one is taken
-#include "numbers.hpp"
+// The choice of experts of many tokens, and where their rows lie when all rows are sorted by expert.
+#include "router.hpp"
 
-namespace {
-// The position of the greatest of n numbers.
-inline long greatest(const float* x, long n) {
-    long best = 0;
-    for (long i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
-    return best;
-}
-}  // namespace
-
-// score [N, E] FP32; bias [E] FP32 or null; index [N, A]. kept: groups of which experts may be taken; best_two: V3's rule.
+// score [N, E] FP32; bias [E] FP32 or null; index [N, A]
 EXPORT void choose_experts(const float* score, const float* bias, int64_t* index, int64_t tokens, int64_t experts, int64_t per_token,
                            int64_t groups, int64_t kept, int64_t best_two, int64_t threads) {
-    long members = experts / groups;
+    const RoutingRule rule{experts, per_token, groups, kept, best_two != 0};
 #pragma omp parallel num_threads(threads)
     {
         Scratch memory(4 * (experts + groups));
-        float *biased = memory.as<float>(), *worth = biased + experts;
+        float* biased = memory.as<float>();
 #pragma omp for schedule(static)
-        for (long n = 0; n < tokens; n++) {
-            for (long e = 0; e < experts; e++) biased[e] = score[n * experts + e] + (bias ? bias[e] : 0.f);
-            if (kept < groups) {
-                for (long g = 0; g < groups; g++) {
-                    float first = -INFINITY, second = -INFINITY;
-                    for (long e = g * members; e < (g + 1) * members; e++) {
-                        float x = biased[e], low = std::min(first, x);
-                        first = std::max(first, x);
-                        second = std::max(second, low);
-                    }
-                    worth[g] = best_two ? first + second : first;
-                }
-                for (long k = 0; k < kept; k++) worth[greatest(worth, groups)] = -INFINITY;
-                for (long g = 0; g < groups; g++)
-                    if (worth[g] != -INFINITY)
-                        for (long e = g * members; e < (g + 1) * members; e++) biased[e] = -INFINITY;
-            }
-            for (long a = 0; a < per_token; a++) {
-                long e = greatest(biased, experts);
-                index[n * per_token + a] = e;
-                biased[e] = -INFINITY;
-            }
-        }
+        for (long n = 0; n < tokens; n++)
+            choose_experts_of(score + n * experts, bias, rule, biased, biased + experts, index + n * per_token);
     }
 }
 

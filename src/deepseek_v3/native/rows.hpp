@@ -169,7 +169,6 @@ inline void store_up_to(float* to, Vec x, int64_t count) {
     else
         store_part(to, x, count);
 }
-inline float add_lanes(Vec x) { return sum_four(x, x, x, x)[0]; }
 
 // y = x / sqrt(mean(x^2) + eps) * weight
 template <typename T>
@@ -180,7 +179,7 @@ inline void normalise_row(const float* x, const void* scale, double eps, float* 
         Vec v = load_up_to(x + i, count);
         square += v * v;
     });
-    Vec rstd = splat(1 / std::sqrt(add_lanes(square) / width + (float)eps));
+    Vec rstd = splat(1 / std::sqrt(sum_lanes(square) / width + (float)eps));
     for_each_vec(width, [&](int64_t i, int64_t count) {
         store_up_to(y + i, load_up_to(x + i, count) * rstd * load_up_to(weight + i, count), count);
     });
@@ -195,19 +194,6 @@ inline void apply_gate(float* gate, const float* up, float weight, Range range) 
     });
 }
 
-inline float largest_of(const float* x, int64_t count) {
-    Vec lanes = splat(x[0]);
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        Vec v = load_vec(x + i);
-        lanes = v > lanes ? v : lanes;
-    }
-    float largest = lanes[0];
-    for (int j = 1; j < LANES; j++) largest = std::max(largest, lanes[j]);
-    for (; i < count; i++) largest = std::max(largest, x[i]);
-    return largest;
-}
-
 // score = softmax(scale * score) over the first `seen` slots, 0 beyond
 inline void softmax_row(float* score, int64_t seen, int64_t slots, float scale) {
     float largest = largest_of(score, seen);
@@ -217,7 +203,7 @@ inline void softmax_row(float* score, int64_t seen, int64_t slots, float scale) 
         store_up_to(score + i, y, count);
         total += load_up_to(score + i, count);  // without what lies behind the end
     });
-    Vec inverse = splat(1 / add_lanes(total));
+    Vec inverse = splat(1 / sum_lanes(total));
     for_each_vec(seen, [&](int64_t i, int64_t count) {
         store_up_to(score + i, load_up_to(score + i, count) * inverse, count);
     });
