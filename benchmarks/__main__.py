@@ -1,9 +1,10 @@
 """`make bench`: every comparison in one run."""
 
-from benchmarks import decode, loading, numpy_model, training
+from benchmarks import decode, loading, numpy_model, products, training
 
 if __name__ == "__main__":
     training.main()
+    products.main()
     decode.main()
     loading.main()
     numpy_model.main()
