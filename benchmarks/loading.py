@@ -11,7 +11,7 @@ before every timing. The contenders take turns; a ratio is the median over the r
 Processor time is that of all threads together: with other work on the machine it says more than the clock.
 
 Memory of a virtual machine that its host took back is slow to touch; so before every timing as much memory as a model
-takes is touched and freed.
+takes is touched and freed. Even so one load in five takes half as long again: hence nine rounds.
 """
 
 import gc
@@ -135,7 +135,7 @@ def median_ratio(times: dict[str, list[tuple[float, float]]], way: str, read: st
     return statistics.median(a[i] / b[i] for a, b in zip(times[way], times[read], strict=True))
 
 
-def main(rounds: int = 3) -> None:
+def main(rounds: int = 9) -> None:
     """Write the checkpoints, and print a table for each format and state of the page cache."""
     print(f"\nloading a checkpoint against reading its bytes, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as scratch:
