@@ -11,7 +11,7 @@ before every timing. The contenders take turns; a ratio is the median over the r
 Processor time is that of all threads together: with other work on the machine it says more than the clock.
 
 Memory of a virtual machine that its host took back is slow to touch; so before every timing as much memory as a model
-takes is touched and freed. Even so one load in five takes half as long again: hence nine rounds.
+takes is touched and freed. Even so some loads take half as long again as others, and in some runs most do.
 """
 
 import gc
