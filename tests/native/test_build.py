@@ -46,3 +46,17 @@ def test_pytorch_and_the_kernels_share_one_pool_of_threads():
     torch.zeros(1)
     with open("/proc/self/maps") as maps:
         assert len({line.split()[-1] for line in maps if "libgomp" in line}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not build.have_kernels(), reason="no C++ compiler here")
+@pytest.mark.parametrize("flags", ["-mno-amx-tile", "-march=x86-64-v4", "-march=x86-64-v3", "-march=x86-64"])
+def test_the_kernels_of_a_lesser_processor_are_right_too(flags, tmp_path):
+    """A form for AMX, AVX-512, AVX2 and neither: each is a compilation of its own."""
+    if "x86_64" not in os.uname().machine:
+        pytest.skip("flags of another processor")
+    tests = [sys.executable, "-m", "pytest", "tests/native/test_functions.py", "-p", "no:cacheprovider"]
+    more = {"XDG_CACHE_HOME": str(tmp_path), "DEEPSEEK_V3_NATIVE_FLAGS": flags}
+    done = subprocess.run(tests, env={**os.environ, **more}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert len(list((tmp_path / "deepseek-v3").glob("*.so"))) == 1

@@ -12,13 +12,14 @@
 #include "product.hpp"
 
 namespace {
-constexpr long BLOCK = 4 * TILE;  // queries
+template <typename T> constexpr long BLOCK = 4 * TILE<T>;  // queries
 
 struct Sizes {
     long batch, queries, keys, heads, content, rotary, value;
     long turn_stride;  // from one row of the batch to the next in cos and sin, 0 if they share the positions
     float scale;
     long width() const { return content + rotary; }
+    template <typename T> long row() const { return round_up(width(), GRAIN<T>); }  // room of a key or query, as products want it
 };
 
 template <typename T> struct Inputs {
@@ -53,17 +54,22 @@ template <typename T> struct Head {
     const T* key_value(long t) const { return in.key_value + ((b * z.keys + t) * z.heads + h) * (z.content + z.value); }
     Rows<T> values() const { return {key_value(0) + z.content, z.heads * (z.content + z.value)}; }
     void fill_keys(long n, T* to) const {
-        for (long t = 0; t < n; t++, to += z.width()) {
+        for (long t = 0; t < n; t++, to += z.template row<T>()) {
             memcpy(to, key_value(t), sizeof(T) * z.content);
             memcpy(to + z.content, in.rope + (b * z.keys + t) * in.rope_stride, sizeof(T) * z.rotary);
+            fill_up(to);
         }
+    }
+    void fill_up(T* to) const {
+        for (long i = z.width(); i < z.template row<T>(); i++) store(to + i, 0.f);
     }
     long turn_at(long s) const { return b * z.turn_stride + s * (z.rotary / 2); }
     void fill_queries(long start, long n, T* to) const {
-        for (long s = start; s < start + n; s++, to += z.width()) {
+        for (long s = start; s < start + n; s++, to += z.template row<T>()) {
             const T* q = in.query + ((b * z.queries + s) * z.heads + h) * z.width();
             memcpy(to, q, sizeof(T) * z.content);
             turn_row(q + z.content, in.cos + turn_at(s), in.sin + turn_at(s), 1.f, z.rotary, to + z.content);
+            fill_up(to);
         }
     }
 };
@@ -95,35 +101,36 @@ template <typename T> float weigh(const float* s, float scale, float shift, long
 }
 
 template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Sizes& z, long threads) {
-    long W = z.width(), U = z.value, blocks = (z.queries + BLOCK - 1) / BLOCK, heads = z.batch * z.heads;
+    long W = z.width(), R = z.template row<T>(), U = z.value, blocks = (z.queries + BLOCK<T> - 1) / BLOCK<T>, heads = z.batch * z.heads;
     long parts = std::min(blocks, (4 * threads + heads - 1) / heads);  // of the queries of a head
     if (heads >= 4 * threads) parts = 1;
 #pragma omp parallel num_threads(threads)
     {
         long room = round_up(z.keys, PANEL) + PANEL;
-        Scratch memory(4 * BLOCK * (room + U + 1) + sizeof(T) * (BLOCK * room + room * W + panels_size(W, room) + panels_size(room, U) + BLOCK * W));
-        float *s = memory.as<float>(), *mixed = s + BLOCK * room, *sums = mixed + BLOCK * U;
-        T *p = (T*)(sums + BLOCK), *k = p + BLOCK * room, *k_panels = k + room * W, *v_panels = k_panels + panels_size(W, room);
-        T* q = v_panels + panels_size(room, U);
+        Scratch memory(4 * BLOCK<T> * (room + U + 1) + sizeof(T) * (BLOCK<T> * room + room * R + panels_size<T>(W, room) + panels_size<T>(room, U) + BLOCK<T> * R));
+        float *s = memory.as<float>(), *mixed = s + BLOCK<T> * room, *sums = mixed + BLOCK<T> * U;
+        T *p = (T*)(sums + BLOCK<T>), *k = p + BLOCK<T> * room, *k_panels = k + room * R, *v_panels = k_panels + panels_size<T>(W, room);
+        T* q = v_panels + panels_size<T>(room, U);
 #pragma omp for schedule(dynamic)
         for (long task = heads * parts - 1; task >= 0; task--) {  // the last parts see the most keys: they go first
             long part = task / heads, first = blocks * part / parts, last = blocks * (part + 1) / parts;
             Head<T> head{in, z, task % heads / z.heads, task % heads % z.heads};
-            long keys = z.keys - z.queries + std::min(last * BLOCK, z.queries);
+            long keys = z.keys - z.queries + std::min(last * BLOCK<T>, z.queries);
             head.fill_keys(keys, k);
-            pack_all_transposed(Rows<T>{k, W}, W, keys, k_panels);
+            pack_all_transposed(Rows<T>{k, R}, W, keys, k_panels);
             pack_all(head.values(), keys, U, v_panels);
             for (long block = first; block < last; block++) {
-                long start = block * BLOCK, n = std::min(BLOCK, z.queries - start), seen = z.keys - z.queries + start + n;
+                long start = block * BLOCK<T>, n = std::min(BLOCK<T>, z.queries - start), seen = z.keys - z.queries + start + n;
+                long deep = round_up(seen, GRAIN<T>);
                 head.fill_queries(start, n, q);
-                multiply(n, round_up(seen, PANEL), W, q, W, k_panels, s, room);
+                multiply(n, round_up(seen, PANEL), R, q, R, k_panels, s, room);
                 for (long i = 0; i < n; i++) {
                     long visible = seen - n + i + 1;
                     float shift = largest_of(s + i * room, visible) * z.scale;
-                    sums[i] = weigh(s + i * room, z.scale, shift, visible, round_up(seen, 2), p + i * room);
+                    sums[i] = weigh(s + i * room, z.scale, shift, visible, deep, p + i * room);
                     if (logs) logs[(head.b * z.heads + head.h) * z.queries + start + i] = shift + logf(sums[i]);
                 }
-                multiply(n, U, seen, p, room, v_panels, mixed, U, false, keys);
+                multiply(n, U, deep, p, room, v_panels, mixed, U, false, keys);
                 for (long i = 0; i < n; i++) {
                     T* to = out + ((head.b * z.queries + start + i) * z.heads + head.h) * U;
                     scale_row(mixed + i * U, 1.f / sums[i], U, to);
@@ -135,38 +142,39 @@ template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Size
 
 // sum[m, n] += sum_k a[k][m] b[k][n]
 template <typename T> void add_outer(Rows<T> a, long m, const T* b_panels, long n, long k, T* tile, float* sum) {
-    for (long i = 0; i < m; i += TILE) multiply_transposed_tile(a, k, i, m, b_panels, n, tile, sum + i * n, true);
+    for (long i = 0; i < m; i += TILE<T>) multiply_transposed_tile(a, k, i, m, b_panels, n, tile, sum + i * n, true);
 }
 
 template <typename T>
 void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* dquery, T* dkey_value, T* drope, const Sizes& z, long threads) {
-    long W = z.width(), U = z.value, heads = z.batch * z.heads;
+    long W = z.width(), R = z.template row<T>(), U = z.value, heads = z.batch * z.heads;
     Scratch rope_memory(4 * heads * z.keys * z.rotary);
     float* rope_sums = rope_memory.as<float>();
 #pragma omp parallel num_threads(threads)
     {
-        long room = round_up(z.keys, PANEL) + PANEL, pads = panels_size(W, room) + panels_size(U, room) + panels_size(room, W);
-        Scratch memory(4 * (2 * BLOCK * room + room * (W + U) + BLOCK * W) +
-                       sizeof(T) * (2 * BLOCK * room + room * W + pads + BLOCK * (W + U) + panels_size(BLOCK, W) + panels_size(BLOCK, U) + (BLOCK + 2) * TILE));
-        float *s = memory.as<float>(), *dp = s + BLOCK * room, *dk = dp + BLOCK * room, *dv = dk + room * W, *dq = dv + room * U;
-        T *p = (T*)(dq + BLOCK * W), *ds = p + BLOCK * room, *k = ds + BLOCK * room, *k_turned = k + room * W;
-        T *v_turned = k_turned + panels_size(W, room), *k_panels = v_turned + panels_size(U, room), *q = k_panels + panels_size(room, W);
-        T *d = q + BLOCK * W, *q_panels = d + BLOCK * U, *d_panels = q_panels + panels_size(BLOCK, W), *tile = d_panels + panels_size(BLOCK, U);
+        long room = round_up(z.keys, PANEL) + PANEL, pads = panels_size<T>(W, room) + panels_size<T>(U, room) + panels_size<T>(room, W);
+        Scratch memory(4 * (2 * BLOCK<T> * room + room * (W + U) + BLOCK<T> * W) +
+                       sizeof(T) * (2 * BLOCK<T> * room + room * R + pads + BLOCK<T> * (R + U) + panels_size<T>(BLOCK<T>, W) + panels_size<T>(BLOCK<T>, U) + tile_size<T>(BLOCK<T>)));
+        float *s = memory.as<float>(), *dp = s + BLOCK<T> * room, *dk = dp + BLOCK<T> * room, *dv = dk + room * W, *dq = dv + room * U;
+        T *p = (T*)(dq + BLOCK<T> * W), *ds = p + BLOCK<T> * room, *k = ds + BLOCK<T> * room, *k_turned = k + room * R;
+        T *v_turned = k_turned + panels_size<T>(W, room), *k_panels = v_turned + panels_size<T>(U, room), *q = k_panels + panels_size<T>(room, W);
+        T *d = q + BLOCK<T> * R, *q_panels = d + BLOCK<T> * U, *d_panels = q_panels + panels_size<T>(BLOCK<T>, W), *tile = d_panels + panels_size<T>(BLOCK<T>, U);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < heads; task++) {
             Head<T> head{in, z, task / z.heads, task % z.heads};
             head.fill_keys(z.keys, k);
-            pack_all_transposed(Rows<T>{k, W}, W, z.keys, k_turned);
+            pack_all_transposed(Rows<T>{k, R}, W, z.keys, k_turned);
             pack_all_transposed(head.values(), U, z.keys, v_turned);
-            pack_all(Rows<T>{k, W}, z.keys, W, k_panels);
+            pack_all(Rows<T>{k, R}, z.keys, W, k_panels);
             memset(dk, 0, 4 * z.keys * W);
             memset(dv, 0, 4 * z.keys * U);
-            for (long start = 0; start < z.queries; start += BLOCK) {
-                long n = std::min(BLOCK, z.queries - start), seen = z.keys - z.queries + start + n;
+            for (long start = 0; start < z.queries; start += BLOCK<T>) {
+                long n = std::min(BLOCK<T>, z.queries - start), seen = z.keys - z.queries + start + n;
+                long deep = round_up(seen, GRAIN<T>);
                 head.fill_queries(start, n, q);
                 long row = (head.b * z.queries + start) * z.heads + head.h;
                 for (long i = 0; i < n; i++) memcpy(d + i * U, dout + (row + i * z.heads) * U, sizeof(T) * U);
-                multiply(n, round_up(seen, PANEL), W, q, W, k_turned, s, room);
+                multiply(n, round_up(seen, PANEL), R, q, R, k_turned, s, room);
                 multiply(n, round_up(seen, PANEL), U, d, U, v_turned, dp, room);
                 for (long i = 0; i < n; i++) {
                     long visible = seen - n + i + 1, j = 0;
@@ -183,17 +191,17 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                         store(pi + j, weight);
                         store(dsi + j, weight * (dpi[j] - along) * z.scale);
                     }
-                    memset(pi + j, 0, sizeof(T) * (round_up(seen, 2) - j));
-                    memset(dsi + j, 0, sizeof(T) * (round_up(seen, 2) - j));
+                    memset(pi + j, 0, sizeof(T) * (deep - j));
+                    memset(dsi + j, 0, sizeof(T) * (deep - j));
                 }
-                multiply(n, W, seen, ds, room, k_panels, dq, W, false, z.keys);
+                multiply(n, W, deep, ds, room, k_panels, dq, W, false, z.keys);
                 for (long i = 0; i < n; i++) {
                     T* to = dquery + (row + i * z.heads) * W;
                     long at = head.turn_at(start + i);
                     scale_row(dq + i * W, 1.f, z.content, to);
                     turn_row(dq + i * W + z.content, in.cos + at, in.sin + at, -1.f, z.rotary, to + z.content);
                 }
-                pack_all(Rows<T>{q, W}, n, W, q_panels);
+                pack_all(Rows<T>{q, R}, n, W, q_panels);
                 pack_all(Rows<T>{d, U}, n, U, d_panels);
                 add_outer(Rows<T>{p, room}, seen, d_panels, U, n, tile, dv);
                 add_outer(Rows<T>{ds, room}, seen, q_panels, W, n, tile, dk);

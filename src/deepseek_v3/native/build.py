@@ -7,7 +7,8 @@ nothing. It cannot see shapes and strides, so its caller has checked them.
 
 The kernels are compiled for the processor at hand, so the library is kept under a name made of the sources, the
 flags, the compiler and the processor: another machine with the same home folder compiles its own. Everything that a
-kernel computes can be computed by PyTorch too; `DEEPSEEK_V3_NATIVE=0` in the environment says to do so.
+kernel computes can be computed by PyTorch too; `DEEPSEEK_V3_NATIVE=0` in the environment says to do so, and
+`DEEPSEEK_V3_NATIVE_FLAGS` adds options for the compiler, such as another `-march=`.
 """
 
 import ctypes
@@ -28,7 +29,8 @@ HERE = Path(__file__).resolve().parent
 # No -ffast-math: a loss that is not finite must stay so. A product and a sum may fuse, as in PyTorch's own kernels.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 FLAGS += ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall")
-SWITCH = "DEEPSEEK_V3_NATIVE"
+WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+SWITCH, MORE_FLAGS = "DEEPSEEK_V3_NATIVE", "DEEPSEEK_V3_NATIVE_FLAGS"
 
 
 def have_kernels() -> bool:
@@ -79,7 +81,8 @@ def _compile(compiler: str) -> Path:
     """Return the path of the library, made by this process or by an earlier or parallel one."""
     import fcntl
 
-    common = hashlib.sha256(repr((FLAGS, _run(compiler, "--version"), _processor())).encode())
+    flags = (*FLAGS, *(() if _ask_for_amx() else WITHOUT_AMX), *os.environ.get(MORE_FLAGS, "").split())
+    common = hashlib.sha256(repr((flags, _run(compiler, "--version"), _processor())).encode())
     for header in sorted(HERE.glob("*.hpp")):
         common.update(header.name.encode() + b"\0" + header.read_bytes())
     folder, objects, together = _cache_folder(), {}, common.copy()
@@ -98,7 +101,7 @@ def _compile(compiler: str) -> Path:
         if sys.stderr.isatty():
             print("compiling the CPU kernels, once for this machine ...", file=sys.stderr)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda source: _make(objects[source], compiler, *FLAGS, "-c", str(source)), objects))
+            list(pool.map(lambda source: _make(objects[source], compiler, *flags, "-c", str(source)), objects))
         _make(library, compiler, "-shared", "-fopenmp", *map(str, objects.values()))
     return library
 
@@ -126,6 +129,14 @@ def _cache_folder() -> Path:
 
 def _run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _ask_for_amx() -> bool:
+    """Ask Linux for the registers of AMX, for all threads of this process; True where there are none to ask for."""
+    if platform.machine() not in ("x86_64", "AMD64") or "amx_tile" not in _processor():
+        return True
+    arch_prctl, ask_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, ask_permission, tile_data) == 0
 
 
 def _processor() -> str:

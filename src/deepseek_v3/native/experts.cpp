@@ -7,7 +7,7 @@
 #include "product.hpp"
 
 namespace {
-constexpr long BLOCK = 8 * TILE;  // rows that go through an expert together, and stay in the second-level cache
+template <typename T> constexpr long BLOCK = 8 * TILE<T>;  // rows that go through an expert together, and stay in the second-level cache
 
 template <typename S> struct Weights {  // expert e's part begins e * stride further on
     const S *gate, *up, *down;
@@ -98,16 +98,16 @@ template <typename T> void sum_rows(const T* y, const int64_t* row, const float*
 template <typename T, typename S>
 void forward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
              const int64_t* row, T* gate_up, T* out, Sizes z) {
-    long D = z.width, F = z.hidden, rows = z.tokens * z.per_token, up_size = panels_size(D, F), down_size = panels_size(F, D);
-    Scratch panel_memory(sizeof(T) * z.experts * (2 * up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK));
+    long D = z.width, F = z.hidden, rows = z.tokens * z.per_token, up_size = panels_size<T>(D, F), down_size = panels_size<T>(F, D);
+    Scratch panel_memory(sizeof(T) * z.experts * (2 * up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK<T>));
     Scratch row_memory(row ? sizeof(T) * rows * D : 0);
     T *panels = panel_memory.as<T>(), *y = row ? row_memory.as<T>() : out;
     Run* runs = run_memory.as<Run>();
-    long n_runs = split_rows(counts, z.experts, BLOCK, runs), ups = (F + PANEL - 1) / PANEL, downs = (D + PANEL - 1) / PANEL;
+    long n_runs = split_rows(counts, z.experts, BLOCK<T>, runs), ups = (F + PANEL - 1) / PANEL, downs = (D + PANEL - 1) / PANEL;
 #pragma omp parallel num_threads(z.threads)
     {
-        Scratch memory(sizeof(T) * BLOCK * (D + F));
-        T *xs = memory.as<T>(), *hs = xs + BLOCK * D;
+        Scratch memory(sizeof(T) * BLOCK<T> * (D + F));
+        T *xs = memory.as<T>(), *hs = xs + BLOCK<T> * D;
 #pragma omp for schedule(dynamic, 4)
         for (long task = 0; task < z.experts * (2 * ups + downs); task++) {
             long e = task / (2 * ups + downs), j = task % (2 * ups + downs);
@@ -145,7 +145,7 @@ void outer_product(Rows<T> a, Rows<T> b, long rows, long o0, long o1, long out, 
         long k = std::min(deep, rows - p);
         auto from = [p](Rows<T> m) { return m.index ? Rows<T>{m.data, m.stride, m.index + p} : Rows<T>{m.data + p * m.stride, m.stride}; };
         for (long j = 0; j < in; j += PANEL) pack_panel<T>(from(b), k, j, in, panels + panel_at<T>(j, k));
-        for (long i = o0; i < o1; i += TILE)
+        for (long i = o0; i < o1; i += TILE<T>)
             multiply_transposed_tile(from(a), k, i, out, panels, in, tile, to + (i - o0) * in, p > 0);
     }
     if (rows == 0) memset(dw + o0 * in, 0, sizeof(S) * (o1 - o0) * in);
@@ -163,14 +163,14 @@ template <typename T, typename S>
 void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
               const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, Sizes z) {
     long D = z.width, F = z.hidden, rows = z.tokens * z.per_token;
-    long up_size = panels_size(2 * F, D), down_size = panels_size(D, F);
-    Scratch panel_memory(sizeof(T) * z.experts * (up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK));
+    long up_size = panels_size<T>(2 * F, D), down_size = panels_size<T>(D, F);
+    Scratch panel_memory(sizeof(T) * z.experts * (up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK<T>));
     Scratch row_memory(sizeof(T) * rows * (3 * F + (row ? D : 0)) + 4 * rows);
     float* w_row = row_memory.as<float>();
     T *panels = panel_memory.as<T>(), *h = (T*)(w_row + rows), *dgu = h + rows * F, *dx = row ? dgu + rows * 2 * F : d.x;
     Run* runs = run_memory.as<Run>();
-    long n_runs = split_rows(counts, z.experts, BLOCK, runs), ups = (D + PANEL - 1) / PANEL, downs = (F + PANEL - 1) / PANEL;
-    constexpr long HEIGHT = 20 * TILE;  // of a task's part of a weight gradient
+    long n_runs = split_rows(counts, z.experts, BLOCK<T>, runs), ups = (D + PANEL - 1) / PANEL, downs = (F + PANEL - 1) / PANEL;
+    constexpr long HEIGHT = 20 * TILE<T>;  // of a task's part of a weight gradient
     // Gate and up are one matrix of 2F rows where they lie so.
     bool joined = weight.up == weight.gate + F * D;
     long up_rows = joined ? 2 * F : F, up_parts = (up_rows + HEIGHT - 1) / HEIGHT, down_parts = (D + HEIGHT - 1) / HEIGHT;
@@ -178,9 +178,9 @@ void backward(const T* x, const float* w, Weights<S> weight, const int64_t* coun
 #pragma omp parallel num_threads(z.threads)
     {
         long deep = 2 * DEPTH, widest = std::max(D, F);
-        Scratch memory(sizeof(T) * (BLOCK * D + panels_size(deep, widest) + (deep + 2) * TILE) + 4 * (BLOCK * F + HEIGHT * widest));
-        float *dh = memory.as<float>(), *sum = dh + BLOCK * F;
-        T *dys = (T*)(sum + HEIGHT * widest), *b_panels = dys + BLOCK * D, *tile = b_panels + panels_size(deep, widest);
+        Scratch memory(sizeof(T) * (BLOCK<T> * D + panels_size<T>(deep, widest) + tile_size<T>(deep)) + 4 * (BLOCK<T> * F + HEIGHT * widest));
+        float *dh = memory.as<float>(), *sum = dh + BLOCK<T> * F;
+        T *dys = (T*)(sum + HEIGHT * widest), *b_panels = dys + BLOCK<T> * D, *tile = b_panels + panels_size<T>(deep, widest);
         if (row) {
 #pragma omp for schedule(static)
             for (long a = 0; a < rows; a++) w_row[row[a]] = w[a];
@@ -192,8 +192,8 @@ void backward(const T* x, const float* w, Weights<S> weight, const int64_t* coun
             if (!counts[e]) continue;
             if (j < ups) {  // gate above up, as one matrix of 2F rows: the two gradients of x add up in the product
                 T* at = to + panel_at<T>(j * PANEL, 2 * F);
-                pack_panel<T>(Rows<S>{weight.gate + e * weight.up_stride, D}, F, j * PANEL, D, at);
-                pack_panel<T>(Rows<S>{weight.up + e * weight.up_stride, D}, F, j * PANEL, D, at + F * PANEL);
+                pack_panel<T>(Rows<S>{weight.gate + e * weight.up_stride, D}, F, j * PANEL, D, at, F);
+                pack_panel<T>(Rows<S>{weight.up + e * weight.up_stride, D}, F, j * PANEL, D, at + F * PANEL, round_up(2 * F, GRAIN<T>) - F);
             } else {
                 j = (j - ups) * PANEL;
                 pack_panel<T>(Rows<S>{weight.down + e * weight.down_stride, F}, D, j, F, to + up_size + panel_at<T>(j, D));

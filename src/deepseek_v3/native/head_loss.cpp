@@ -7,7 +7,7 @@
 #include "product.hpp"
 
 namespace {
-constexpr long BLOCK = 4 * TILE;            // tokens whose logits a thread makes at a time
+template <typename T> constexpr long BLOCK = 4 * TILE<T>;            // tokens whose logits a thread makes at a time
 constexpr long CHUNK_BYTES = 8l << 20;      // of logits, which the last cache should hold
 constexpr long MOST = 1024, FEWEST = 112;   // tokens of a chunk
 
@@ -30,15 +30,15 @@ template <typename T> float entropy_row(T* l, long label, long n, bool gradient)
 template <typename T, typename S>
 void head_loss(const T* h, const S* w, const int64_t* labels, int64_t ignored, float* nats, T* dh, S* dw, long rows, long vocab, long width,
                long threads) {
-    long chunk = std::clamp(CHUNK_BYTES / long(sizeof(T) * vocab) / TILE * TILE, FEWEST, MOST / TILE * TILE), tiles = (vocab + TILE - 1) / TILE;
+    long chunk = std::clamp(CHUNK_BYTES / long(sizeof(T) * vocab) / TILE<T> * TILE<T>, FEWEST, MOST / TILE<T> * TILE<T>), tiles = (vocab + TILE<T> - 1) / TILE<T>;
     bool gradient = dw != nullptr;
-    Scratch panel_memory(sizeof(T) * (panels_size(width, vocab) + gradient * (panels_size(vocab, width) + panels_size(chunk, width))));
+    Scratch panel_memory(sizeof(T) * (panels_size<T>(width, vocab) + gradient * (panels_size<T>(vocab, width) + panels_size<T>(chunk, width))));
     Scratch logit_memory(sizeof(T) * chunk * vocab), sum_memory(gradient && sizeof(S) == 2 ? 4 * vocab * width : 0);
-    T *up = panel_memory.as<T>(), *down = up + panels_size(width, vocab), *h_panels = down + panels_size(vocab, width), *logits = logit_memory.as<T>();
+    T *up = panel_memory.as<T>(), *down = up + panels_size<T>(width, vocab), *h_panels = down + panels_size<T>(vocab, width), *logits = logit_memory.as<T>();
     float* sum = sizeof(S) == 4 ? (float*)dw : sum_memory.as<float>();
 #pragma omp parallel num_threads(threads)
     {
-        Scratch tile_memory(sizeof(T) * (chunk + 2) * TILE);
+        Scratch tile_memory(sizeof(T) * tile_size<T>(chunk));
         T* tile = tile_memory.as<T>();
 #pragma omp for
         for (long j = 0; j < vocab; j += PANEL) pack_panel_transposed<T>(Rows<S>{w, width}, width, j, vocab, up + panel_at<T>(j, width));
@@ -49,8 +49,8 @@ void head_loss(const T* h, const S* w, const int64_t* labels, int64_t ignored, f
         for (long first = 0; first < rows; first += chunk) {
             long n = std::min(chunk, rows - first);
 #pragma omp for schedule(dynamic)
-            for (long i = first; i < first + n; i += BLOCK) {
-                long m = std::min(BLOCK, first + n - i);
+            for (long i = first; i < first + n; i += BLOCK<T>) {
+                long m = std::min(BLOCK<T>, first + n - i);
                 T* l = logits + (i - first) * vocab;
                 multiply(m, vocab, width, h + i * width, width, up, l, vocab);
                 for (long r = 0; r < m; r++, l += vocab) {
@@ -66,7 +66,7 @@ void head_loss(const T* h, const S* w, const int64_t* labels, int64_t ignored, f
                 pack_panel<T>(Rows<T>{h + first * width, width}, n, j, width, h_panels + panel_at<T>(j, n));
 #pragma omp for
             for (long t = 0; t < tiles; t++)
-                multiply_transposed_tile(Rows<T>{logits, vocab}, n, t * TILE, vocab, h_panels, width, tile, sum + t * TILE * width, first > 0);
+                multiply_transposed_tile(Rows<T>{logits, vocab}, n, t * TILE<T>, vocab, h_panels, width, tile, sum + t * TILE<T> * width, first > 0);
         }
         if (gradient && sizeof(S) == 2) {
 #pragma omp for

@@ -7,12 +7,12 @@
 #include "product.hpp"
 
 namespace {
-constexpr long BLOCK = 8 * TILE;  // rows of A that are multiplied by all of B before the next ones
+template <typename T> constexpr long BLOCK = 8 * TILE<T>;  // rows of A that are multiplied by all of B before the next ones
 
 template <typename T, typename S>
 void multiply_by_weight(const T* x, const S* weight, T* y, long rows, long out, long in, bool transposed, int threads) {
     // transposed: y = x W^T, W [out, in]; else y = x W, W [in, out]
-    Scratch memory(sizeof(T) * panels_size(in, out));
+    Scratch memory(sizeof(T) * panels_size<T>(in, out));
     T* panels = memory.as<T>();
 #pragma omp parallel num_threads(threads)
     {
@@ -23,24 +23,24 @@ void multiply_by_weight(const T* x, const S* weight, T* y, long rows, long out, 
             else pack_panel<T>(Rows<S>{weight, out}, in, j, out, to);
         }
         // Each thread has tiles of its own, as many as the others, and takes them a block at a time.
-        long tiles = (rows + TILE - 1) / TILE, thread = omp_get_thread_num(), all = omp_get_num_threads();
-        long start = tiles * thread / all * TILE, stop = std::min(rows, tiles * (thread + 1) / all * TILE);
-        for (long i = start; i < stop; i += BLOCK)
-            multiply(std::min(BLOCK, stop - i), out, in, x + i * in, in, panels, y + i * out, out);
+        long tiles = (rows + TILE<T> - 1) / TILE<T>, thread = omp_get_thread_num(), all = omp_get_num_threads();
+        long start = tiles * thread / all * TILE<T>, stop = std::min(rows, tiles * (thread + 1) / all * TILE<T>);
+        for (long i = start; i < stop; i += BLOCK<T>)
+            multiply(std::min(BLOCK<T>, stop - i), out, in, x + i * in, in, panels, y + i * out, out);
     }
 }
 
 template <typename T, typename S>
 void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long in, int threads) {
     constexpr long deep = 8 * DEPTH / sizeof(T);  // rows at a time: their panels fill half of the second-level cache
-    long tiles = (out + TILE - 1) / TILE;
-    Scratch panel_memory(sizeof(T) * panels_size(deep, in));
+    long tiles = (out + TILE<T> - 1) / TILE<T>;
+    Scratch panel_memory(sizeof(T) * panels_size<T>(deep, in));
     Scratch sum_memory(sizeof(S) == 4 ? 0 : 4 * out * in);
     T* panels = panel_memory.as<T>();
     float* sum = sizeof(S) == 4 ? (float*)dw : sum_memory.as<float>();
 #pragma omp parallel num_threads(threads)
     {
-        Scratch tile_memory(sizeof(T) * (deep + 2) * TILE);
+        Scratch tile_memory(sizeof(T) * tile_size<T>(deep));
         T* tile = tile_memory.as<T>();
         for (long p = 0; p < rows; p += deep) {
             long k = std::min(deep, rows - p);
@@ -48,7 +48,7 @@ void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long i
             for (long j = 0; j < in; j += PANEL) pack_panel<T>(Rows<T>{x + p * in, in}, k, j, in, panels + panel_at<T>(j, k));
 #pragma omp for
             for (long t = 0; t < tiles; t++) {
-                long i = t * TILE;
+                long i = t * TILE<T>;
                 multiply_transposed_tile(Rows<T>{dy + p * out, out}, k, i, out, panels, in, tile, sum + i * in, p > 0);
             }
         }

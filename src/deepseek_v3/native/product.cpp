@@ -2,6 +2,7 @@
 #include "product.hpp"
 
 #include <type_traits>
+#include <utility>
 
 // The sums of one tile: M rows by V vectors. A[i, p] is at a + i * across + p * along (p counts STEPs).
 template <typename T, int M, int V>
@@ -84,7 +85,7 @@ void multiply_rows(int m, long k, const T* a, long across, long along, const T* 
         for (; m >= M; m -= M, a += M * across, c += M * stride)
             (add ? multiply_tile<T, Out, M, true> : multiply_tile<T, Out, M, false>)(k, a, across, along, panel, c, stride, width);
     };
-    next(std::integral_constant<int, TILE>{});
+    next(std::integral_constant<int, TILE<float>>{});
     next(std::integral_constant<int, 7>{});
     next(std::integral_constant<int, 3>{});
     next(std::integral_constant<int, 1>{});
@@ -93,3 +94,87 @@ void multiply_rows(int m, long k, const T* a, long across, long along, const T* 
 template void multiply_rows(int, long, const float*, long, long, const float*, float*, long, int, bool);
 template void multiply_rows(int, long, const bf16*, long, long, const bf16*, float*, long, int, bool);
 template void multiply_rows(int, long, const bf16*, long, long, const bf16*, bf16*, long, int, bool);
+
+#if HAVE_AMX
+namespace {
+// 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B.
+struct alignas(64) Registers {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+    explicit Registers(int m) {
+        int upper = std::min(16, m), lower = m - upper, height[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+        for (int i = 0; i < 8; i++) rows[i] = uint8_t(height[i]), bytes[i] = height[i] ? 64 : 0;
+    }
+};
+struct AllRegisters {
+    Registers at[33];
+    AllRegisters() : AllRegisters(std::make_integer_sequence<int, 33>()) {}
+    template <int... m> explicit AllRegisters(std::integer_sequence<int, m...>) : at{Registers(m)...} {}
+} registers;
+
+// M and V: how many registers of A and of B the tile takes.
+template <int M, int V> void sum_by_amx(long k, const bf16* a, long across, long half, long along, const bf16* rest, const bf16* panel) {
+    long k_step = 4 * PANEL;  // bytes from one pair of rows of the panel to the next
+    auto add = [&](const bf16* a, long across, long half, const bf16* b) {
+        _tile_loadd(6, b, k_step);
+        if (V == 2) _tile_loadd(7, b + PANEL, k_step);
+        _tile_loadd(4, a, 2 * across);
+        _tile_dpbf16ps(0, 4, 6);
+        if (V == 2) _tile_dpbf16ps(1, 4, 7);
+        if (M == 2) {
+            _tile_loadd(5, a + half, 2 * across);
+            _tile_dpbf16ps(2, 5, 6);
+            if (V == 2) _tile_dpbf16ps(3, 5, 7);
+        }
+    };
+    long p = rest ? 32 : 0;
+    for (; p < k; p += 32, a += along, panel += 32 * PANEL) add(a, across, half, panel);
+    if (rest) add(rest, 32, 16 * 32, panel);
+}
+}  // namespace
+
+void ask_for_tiles(int m) { _tile_loadconfig(&registers.at[m]); }
+
+template <typename Out>
+void multiply_tiles(int m, long k, const bf16* a, long across, long half, long along, const bf16* rest, const bf16* panel, Out* c,
+                    long stride, int width, bool add) {
+    bool straight = sizeof(Out) == 4 && width == PANEL;  // sums go to and from memory as they are
+    alignas(64) float sums[32 * PANEL];
+    float* to = straight ? (float*)c : sums;
+    long row = straight ? stride : PANEL;
+    if (straight && add) {
+        _tile_loadd(0, to, 4 * row);
+        _tile_loadd(1, to + 16, 4 * row);
+        if (m > 16) {
+            _tile_loadd(2, to + 16 * row, 4 * row);
+            _tile_loadd(3, to + 16 * row + 16, 4 * row);
+        }
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (m > 16) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+    }
+    auto sum = m > 16 ? (width > 16 ? sum_by_amx<2, 2> : sum_by_amx<2, 1>) : (width > 16 ? sum_by_amx<1, 2> : sum_by_amx<1, 1>);
+    sum(k, a, across, half, along, rest, panel);
+    _tile_stored(0, to, 4 * row);
+    _tile_stored(1, to + 16, 4 * row);
+    if (m > 16) {
+        _tile_stored(2, to + 16 * row, 4 * row);
+        _tile_stored(3, to + 16 * row + 16, 4 * row);
+    }
+    if (straight) return;
+    auto copy = [&](auto adding) {
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < width; j += LANES)
+                put<decltype(adding)::value>(c + i * stride + j, load_vec(sums + i * PANEL + j), std::min(LANES, width - j));
+    };
+    add ? copy(std::true_type{}) : copy(std::false_type{});
+}
+
+template void multiply_tiles(int, long, const bf16*, long, long, long, const bf16*, const bf16*, float*, long, int, bool);
+template void multiply_tiles(int, long, const bf16*, long, long, long, const bf16*, const bf16*, bf16*, long, int, bool);
+#endif

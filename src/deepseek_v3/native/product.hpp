@@ -6,24 +6,37 @@
 // one panel stays in registers while k runs: 28 sums of LANES numbers, 2 vectors of B, and A broadcast from memory. In
 // bf16 two neighbouring k stand together, as the processor's instruction takes them: it adds both products to an FP32
 // sum. A is read where it lies if its rows run along k; where they run along m it is packed into tiles, too.
+//
+// A processor with AMX has registers of 16 rows by 64 bytes, and one instruction for 16 x 16 sums over 32 values of k.
+// There a tile in bf16 is 32 rows: two registers of A, two of B, four of sums. Panels are the same, filled up with zeros
+// to a whole number of 32 k.
 #pragma once
 #include "numbers.hpp"
-
-constexpr int TILE = 14, PANEL = 2 * LANES;
-constexpr long DEPTH = 256;  // k of one pass: a panel of it is the size of the first-level cache
 
 #if defined(__AVX512BF16__)
 constexpr bool HAVE_BF16 = true;
 #else
 constexpr bool HAVE_BF16 = false;
 #endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#define HAVE_AMX 1
+#else
+#define HAVE_AMX 0
+#endif
+
+template <typename T> constexpr bool BY_AMX = HAVE_AMX && sizeof(T) == 2;
+template <typename T> constexpr int TILE = BY_AMX<T> ? 32 : 14;
+template <typename T> constexpr int STEP = sizeof(T) == 2 ? 2 : 1;              // values of k that stand together
+template <typename T> constexpr int GRAIN = BY_AMX<T> ? 32 : STEP<T>;           // of k, in packed memory
+constexpr int PANEL = 2 * LANES;
+constexpr long DEPTH = 256;  // k of one pass: a panel of it is the size of the first-level cache
 
 inline long round_up(long n, long to) { return (n + to - 1) / to * to; }
-inline long panels_size(long k, long n) { return round_up(k, 2) * round_up(n, PANEL); }
-template <typename T> constexpr int STEP = sizeof(T) == 2 ? 2 : 1;  // values of k that stand together
+template <typename T> inline long panels_size(long k, long n) { return round_up(k, GRAIN<T>) * round_up(n, PANEL); }
+template <typename T> inline long tile_size(long k) { return BY_AMX<T> ? round_up(k, GRAIN<T>) * TILE<T> : (k + 2) * TILE<T>; }
 
 // Where in packed panels column n begins, for panels of k rows.
-template <typename T> inline long panel_at(long n, long k) { return n * round_up(k, STEP<T>); }
+template <typename T> inline long panel_at(long n, long k) { return n * round_up(k, GRAIN<T>); }
 
 template <typename From> inline void copy_row(const From* from, float* to, int n) {
     int i = 0;
@@ -66,10 +79,16 @@ template <typename T> struct Rows {
     const T* operator[](long i) const { return data + (index ? index[i] : i) * stride; }
 };
 
-// One panel of B[k, n] = rows[k][n], from column n0 on.
-template <typename T, typename From> void pack_panel(Rows<From> rows, long k, long n0, long n, T* to) {
+// Zeros where the `room` rows of a panel have no numbers.
+template <typename T> void clear_edges(long k, int width, long room, T* to) {
+    long whole = width < PANEL ? 0 : k / STEP<T> * STEP<T>;
+    memset(to + whole * PANEL, 0, sizeof(T) * PANEL * (room - whole));
+}
+
+// One panel of B[k, n] = rows[k][n], from column n0 on. `room`: rows to fill, if not as many as a panel of k rows has.
+template <typename T, typename From> void pack_panel(Rows<From> rows, long k, long n0, long n, T* to, long room = 0) {
     int width = int(std::min<long>(PANEL, n - n0));
-    if (width < PANEL) memset(to, 0, sizeof(T) * PANEL * round_up(k, STEP<T>));
+    clear_edges(k, width, room ? room : round_up(k, GRAIN<T>), to);
     for (long p = 0; p < k; p += STEP<T>) {
         if constexpr (sizeof(T) == 4) copy_row(rows[p] + n0, to + p * PANEL, width);
         else pair_rows(rows[p] + n0, p + 1 < k ? rows[p + 1] + n0 : nullptr, (uint32_t*)(to + p * PANEL), width);
@@ -104,7 +123,7 @@ inline void transpose(__m512i r[16]) {
 // One panel of B[k, n] = columns[n][k]: the transpose of a weight [out, in], for y = x W^T.
 template <typename T, typename From> void pack_panel_transposed(Rows<From> columns, long k, long n0, long n, T* to) {
     int width = int(std::min<long>(PANEL, n - n0));
-    if (width < PANEL) memset(to, 0, sizeof(T) * PANEL * round_up(k, STEP<T>));
+    clear_edges(k, width, round_up(k, GRAIN<T>), to);
     long p = 0;
 #if defined(__AVX512F__)
     constexpr int BLOCK = 16 * STEP<T>;  // of k: 16 words
@@ -133,14 +152,35 @@ template <typename T, typename From> void pack_panel_transposed(Rows<From> colum
         }
 }
 
-// Tile of A[m, k] = rows[k][m]: the transpose of rows that run along m, for a gradient dy^T x. A tile may be written up to
-// LANES - TILE words beyond its end.
+// Tile of A[m, k] = rows[k][m]: the transpose of rows that run along m, for a gradient dy^T x. Without AMX a tile may be
+// written up to LANES - TILE words beyond its end.
 template <typename T> void pack_tile(Rows<T> rows, long k, long m0, long m, T* to) {
-    int height = int(std::min<long>(TILE, m - m0));
-    bool whole = LANES >= TILE && m0 + LANES <= m;  // a vector is longer than a tile, and the next row overwrites the rest
+    int height = int(std::min<long>(TILE<T>, m - m0));
+#if HAVE_AMX
+    if constexpr (BY_AMX<T>) {  // blocks of 32 k, of two times 16 rows by 32 k
+        for (long p = 0; p < k; p += 32)
+            for (int half = 0; half < height; half += 16, to += 16 * 32) {
+                __m512i word[16];
+                alignas(64) uint32_t part[16] = {};
+                for (int i = 0; i < 16; i++) {
+                    long even = p + 2 * i;
+                    if (even >= k) word[i] = _mm512_setzero_si512();
+                    else {
+                        const T *low = rows[even] + m0 + half, *high = even + 1 < k ? rows[even + 1] + m0 + half : nullptr;
+                        pair_rows(low, high, part, std::min(16, height - half));
+                        word[i] = _mm512_load_si512(part);
+                    }
+                }
+                transpose(word);
+                for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * 32, word[i]);
+            }
+        return;
+    }
+#endif
+    bool whole = LANES >= TILE<T> && m0 + LANES <= m;  // a vector is longer than a tile, and the next row overwrites the rest
     for (long p = 0; p < k; p += STEP<T>) {
         const T *even = rows[p] + m0, *odd = p + 1 < k ? rows[p + 1] + m0 : nullptr;
-        T* at = to + p * TILE;
+        T* at = to + p * TILE<T>;
         if constexpr (sizeof(T) == 4) {
             if (whole) store_vec(at, load_vec(even));
             else memcpy(at, even, sizeof(T) * height);
@@ -170,17 +210,44 @@ template <typename T> void scale_row(const float* x, float scale, long n, T* to)
 template <typename T, typename Out>
 void multiply_rows(int m, long k, const T* a, long across, long along, const T* panel, Out* c, long stride, int width, bool add);
 
+#if HAVE_AMX
+// Registers for tiles of m <= 32 rows. Whoever multiplies asks for them anew: other libraries in this thread have theirs.
+void ask_for_tiles(int m);
+
+// The same by AMX, k a multiple of 32. The rows of A are `across` apart, its 17th is at a + half, 32 k further is a + along.
+// The last 32 k come from `rest`, if there is one.
+template <typename Out>
+void multiply_tiles(int m, long k, const bf16* a, long across, long half, long along, const bf16* rest, const bf16* panel, Out* c,
+                    long stride, int width, bool add);
+#endif
+
 // C[m, n] = or += A B with B in panels, A's rows along k. A bf16 result is summed over all of k before it is rounded.
 // `packed`: how many rows of B the panels hold, if more than k.
 template <typename T, typename Out>
 void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels, Out* c, long c_stride, bool add = false,
               long packed = 0) {
-    long depth = sizeof(Out) == 4 ? DEPTH : k;
     packed = std::max(packed, k);
+#if HAVE_AMX
+    if constexpr (BY_AMX<T>) {
+        long whole = k / 32 * 32, odd = k - whole;
+        alignas(64) T rest[32 * 32] = {};
+        int height = 0;
+        for (long i = 0; i < m; i += 32) {
+            int next = int(std::min<long>(32, m - i));
+            if (next != height) ask_for_tiles(height = next);
+            for (int r = 0; odd && r < height; r++) memcpy(rest + 32 * r, a + (i + r) * a_stride + whole, sizeof(T) * odd);
+            for (long j = 0; j < n; j += PANEL)
+                multiply_tiles(height, round_up(k, 32), a + i * a_stride, a_stride, 16 * a_stride, 32, odd ? rest : nullptr,
+                               panels + panel_at<T>(j, packed), c + i * c_stride + j, c_stride, int(std::min<long>(PANEL, n - j)), add);
+        }
+        return;
+    }
+#endif
+    long depth = sizeof(Out) == 4 ? DEPTH : k;
     for (long p = 0; p < k; p += depth)
         for (long j = 0; j < n; j += PANEL)
-            for (long i = 0; i < m; i += TILE)
-                multiply_rows(int(std::min<long>(TILE, m - i)), std::min(depth, k - p), a + i * a_stride + p,
+            for (long i = 0; i < m; i += TILE<T>)
+                multiply_rows(int(std::min<long>(TILE<T>, m - i)), std::min(depth, k - p), a + i * a_stride + p,
                                       a_stride, STEP<T>, panels + panel_at<T>(j, packed) + p * PANEL, c + i * c_stride + j,
                                       c_stride, int(std::min<long>(PANEL, n - j)), add || p > 0);
 }
@@ -189,7 +256,19 @@ void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels
 template <typename T>
 void multiply_transposed_tile(Rows<T> a, long k, long m0, long m, const T* panels, long n, T* tile, float* sum, bool add) {
     pack_tile(a, k, m0, m, tile);
-    for (long j = 0; j < n; j += PANEL)
-        multiply_rows(int(std::min<long>(TILE, m - m0)), k, tile, STEP<T>, STEP<T> * TILE, panels + panel_at<T>(j, k), sum + j, n,
-                      int(std::min<long>(PANEL, n - j)), add);
+    int height = int(std::min<long>(TILE<T>, m - m0));
+#if HAVE_AMX
+    if constexpr (BY_AMX<T>) ask_for_tiles(height);
+#endif
+    for (long j = 0; j < n; j += PANEL) {
+        const T* panel = panels + panel_at<T>(j, k);
+        int width = int(std::min<long>(PANEL, n - j));
+#if HAVE_AMX
+        if constexpr (BY_AMX<T>) {
+            multiply_tiles(height, round_up(k, 32), tile, 32, 16 * 32, height > 16 ? 2 * 16 * 32 : 16 * 32, (const T*)nullptr, panel, sum + j, n, width, add);
+            continue;
+        }
+#endif
+        multiply_rows(height, k, tile, STEP<T>, STEP<T> * TILE<T>, panel, sum + j, n, width, add);
+    }
 }
