@@ -147,18 +147,18 @@ template <typename T> void add_outer(Rows<T> a, long m, const T* b_panels, long 
 
 template <typename T>
 void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* dquery, T* dkey_value, T* drope, const Sizes& z, long threads) {
-    long W = z.width(), R = z.template row<T>(), U = z.value, heads = z.batch * z.heads;
+    long W = z.width(), R = z.template row<T>(), U = z.value, V = round_up(U, GRAIN<T>), heads = z.batch * z.heads;
     Scratch rope_memory(4 * heads * z.keys * z.rotary);
     float* rope_sums = rope_memory.as<float>();
 #pragma omp parallel num_threads(threads)
     {
         long room = round_up(z.keys, PANEL) + PANEL, pads = panels_size<T>(W, room) + panels_size<T>(U, room) + panels_size<T>(room, W);
         Scratch memory(4 * (2 * BLOCK<T> * room + room * (W + U) + BLOCK<T> * W) +
-                       sizeof(T) * (2 * BLOCK<T> * room + room * R + pads + BLOCK<T> * (R + U) + panels_size<T>(BLOCK<T>, W) + panels_size<T>(BLOCK<T>, U) + tile_size<T>(BLOCK<T>)));
+                       sizeof(T) * (2 * BLOCK<T> * room + room * R + pads + BLOCK<T> * (R + V) + panels_size<T>(BLOCK<T>, W) + panels_size<T>(BLOCK<T>, U) + tile_size<T>(BLOCK<T>)));
         float *s = memory.as<float>(), *dp = s + BLOCK<T> * room, *dk = dp + BLOCK<T> * room, *dv = dk + room * W, *dq = dv + room * U;
         T *p = (T*)(dq + BLOCK<T> * W), *ds = p + BLOCK<T> * room, *k = ds + BLOCK<T> * room, *k_turned = k + room * R;
         T *v_turned = k_turned + panels_size<T>(W, room), *k_panels = v_turned + panels_size<T>(U, room), *q = k_panels + panels_size<T>(room, W);
-        T *d = q + BLOCK<T> * R, *q_panels = d + BLOCK<T> * U, *d_panels = q_panels + panels_size<T>(BLOCK<T>, W), *tile = d_panels + panels_size<T>(BLOCK<T>, U);
+        T *d = q + BLOCK<T> * R, *q_panels = d + BLOCK<T> * V, *d_panels = q_panels + panels_size<T>(BLOCK<T>, W), *tile = d_panels + panels_size<T>(BLOCK<T>, U);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < heads; task++) {
             Head<T> head{in, z, task / z.heads, task % z.heads};
@@ -173,12 +173,15 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                 long deep = round_up(seen, GRAIN<T>);
                 head.fill_queries(start, n, q);
                 long row = (head.b * z.queries + start) * z.heads + head.h;
-                for (long i = 0; i < n; i++) memcpy(d + i * U, dout + (row + i * z.heads) * U, sizeof(T) * U);
+                for (long i = 0; i < n; i++) {
+                    memcpy(d + i * V, dout + (row + i * z.heads) * U, sizeof(T) * U);
+                    memset(d + i * V + U, 0, sizeof(T) * (V - U));
+                }
                 multiply(n, round_up(seen, PANEL), R, q, R, k_turned, s, room);
-                multiply(n, round_up(seen, PANEL), U, d, U, v_turned, dp, room);
+                multiply(n, round_up(seen, PANEL), V, d, V, v_turned, dp, room);
                 for (long i = 0; i < n; i++) {
                     long visible = seen - n + i + 1, j = 0;
-                    float along = dot(out + (row + i * z.heads) * U, d + i * U, U), log = logs[task * z.queries + start + i];
+                    float along = dot(out + (row + i * z.heads) * U, d + i * V, U), log = logs[task * z.queries + start + i];
                     const float *si = s + i * room, *dpi = dp + i * room;
                     T *pi = p + i * room, *dsi = ds + i * room;
                     for (; j + LANES <= visible; j += LANES) {
@@ -202,7 +205,7 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                     turn_row(dq + i * W + z.content, in.cos + at, in.sin + at, -1.f, z.rotary, to + z.content);
                 }
                 pack_all(Rows<T>{q, R}, n, W, q_panels);
-                pack_all(Rows<T>{d, U}, n, U, d_panels);
+                pack_all(Rows<T>{d, V}, n, U, d_panels);
                 add_outer(Rows<T>{p, room}, seen, d_panels, U, n, tile, dv);
                 add_outer(Rows<T>{ds, room}, seen, q_panels, W, n, tile, dk);
             }

@@ -23,19 +23,15 @@ inline void sum_tile(long k, const T* a, long across, long along, const T* panel
     }
 #if defined(__AVX512BF16__)
     else {
-        auto add = [&](const T* b0, auto pair) {
+        for (long p = 0; p < k / 2; p++) {
             __m512bh b[V];
-            for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_si512(b0 + 2 * v * LANES);
+            for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_si512(panel + 2 * p * PANEL + 2 * v * LANES);
 #pragma GCC unroll 16
             for (int i = 0; i < M; i++) {
-                __m512bh x = (__m512bh)_mm512_set1_epi32(pair(a + i * across));
+                __m512bh x = (__m512bh)_mm512_set1_epi32(*(const int32_t*)(a + i * across + p * along));
                 for (int v = 0; v < V; v++) sum[i][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[i][v], x, b[v]);
             }
-        };
-        long pairs = k / 2;
-        for (long p = 0; p < pairs; p++)
-            add(panel + 2 * p * PANEL, [&](const T* at) { return *(const int32_t*)(at + p * along); });
-        if (k % 2) add(panel + 2 * pairs * PANEL, [&](const T* at) { return int32_t(at[pairs * along].bits); });
+        }
     }
 #endif
 }

@@ -206,7 +206,7 @@ template <typename T> void scale_row(const float* x, float scale, long n, T* to)
 }
 
 // A tile of m <= TILE rows by one panel into C, of which `width` columns exist; `add` to what is there. A[i, p] is at
-// a + i * across + p * along, p counting STEPs of k.
+// a + i * across + p * along, p counting STEPs of k; in bf16 k is even.
 template <typename T, typename Out>
 void multiply_rows(int m, long k, const T* a, long across, long along, const T* panel, Out* c, long stride, int width, bool add);
 
@@ -221,7 +221,7 @@ void multiply_tiles(int m, long k, const bf16* a, long across, long half, long a
                     long stride, int width, bool add);
 #endif
 
-// C[m, n] = or += A B with B in panels, A's rows along k. A bf16 result is summed over all of k before it is rounded.
+// C[m, n] = or += A B with B in panels, A's rows along k, which is even in bf16. A bf16 result is summed over all of k before it is rounded.
 // `packed`: how many rows of B the panels hold, if more than k.
 template <typename T, typename Out>
 void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels, Out* c, long c_stride, bool add = false,
@@ -269,6 +269,6 @@ void multiply_transposed_tile(Rows<T> a, long k, long m0, long m, const T* panel
             continue;
         }
 #endif
-        multiply_rows(height, k, tile, STEP<T>, STEP<T> * TILE<T>, panel, sum + j, n, width, add);
+        multiply_rows(height, round_up(k, GRAIN<T>), tile, STEP<T>, STEP<T> * TILE<T>, panel, sum + j, n, width, add);
     }
 }
