@@ -11,9 +11,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_checkpoints import random_model
 
-from deepseek_v3.native.build import have_kernels, run_kernel
+from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
 from deepseek_v3.weights import digests, load
-from deepseek_v3.weights.digests import Piece, cut_file, digest_pair, digest_pieces
+from deepseek_v3.weights.digests import Piece, cut_file, digest_group, digest_pieces
 from deepseek_v3.weights.errors import DigestError
 from deepseek_v3.weights.load import load_model
 from deepseek_v3.weights.manifest import MANIFEST, spell_manifest, verify_manifest, write_manifest
@@ -27,17 +27,37 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
+def hash_by_kernel(pieces: list[torch.Tensor]) -> list[str]:
+    """The digests of some pieces of memory, all given to the kernel at once."""
+    address, n_bytes = (torch.tensor(numbers) for numbers in zip(*[(p.data_ptr(), len(p)) for p in pieces]))
+    digest = torch.empty(len(pieces), 32, dtype=torch.uint8)
+    run_kernel("sha256_pieces", address, n_bytes, digest, len(pieces))
+    return [bytes(row.tolist()).hex() for row in digest]
+
+
+needs_unit = pytest.mark.skipif(
+    not have_kernels() or not ask_kernel("sha256_lanes"), reason="no C++ compiler here, or no SHA-256 instructions"
+)
+
+
+@needs_unit
 def test_two_digests_at_once_are_those_of_hashlib():
     """Lengths around a block of 64 bytes, where the padding takes one block more, at odd addresses, and unequal."""
-    digest, served = torch.empty(2, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     for a_bytes in (*range(130), 4095, 70_001):
         for b_bytes in (0, 1, 55, 56, 63, 64, 119, 120, 128, 1000, 70_001):
-            a, b = BYTES[3 : 3 + a_bytes], BYTES[100_000 : 100_000 + b_bytes]
-            run_kernel("sha256_pair", a, a_bytes, b, b_bytes, digest, served)
-            if not served.item():
-                pytest.skip("this processor has no SHA-256 instructions")
-            assert [bytes(row.tolist()).hex() for row in digest] == [sha256(bytes(x.tolist())) for x in (a, b)]
+            pair = [BYTES[3 : 3 + a_bytes], BYTES[100_000 : 100_000 + b_bytes]]
+            assert hash_by_kernel(pair) == [sha256(bytes(x.tolist())) for x in pair]
+
+
+@needs_unit
+@pytest.mark.parametrize("count", [1, 2, 3, 12, 13, 15, 16])
+def test_up_to_sixteen_digests_at_once_are_those_of_hashlib(count):
+    """Alike in length but for some: those of the last pieces of files, which leave their lanes early or late."""
+    for odd in ([], [0], [count - 1], [0, count // 2], list(range(0, count, 3))):
+        for other in (0, 63, 700, 9_999):
+            lengths = [other if i in odd else 5_000 for i in range(count)]
+            pieces = [BYTES[7_001 * i : 7_001 * i + n] for i, n in enumerate(lengths)]
+            assert hash_by_kernel(pieces) == [sha256(bytes(x.tolist())) for x in pieces]
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -50,19 +70,18 @@ def test_the_pieces_of_a_file_are_hashed_each_by_itself(tmp_path, monkeypatch, c
     pieces = cut_file(tmp_path / "x", n_bytes, 65_536)
     assert sum(piece.n_bytes for piece in pieces) == n_bytes
     assert digest_pieces(pieces) == [sha256(content[piece.start : piece.stop]) for piece in pieces]
-    assert digest_pair(pieces[-1:]) == [sha256(content[pieces[-1].start :])]
+    assert digest_group(pieces[-1:]) == [sha256(content[pieces[-1].start :])]
 
 
 def test_a_file_that_ends_early_has_another_digest(tmp_path):
     (tmp_path / "x").write_bytes(b"half")
-    assert digest_pair([Piece(tmp_path / "x", 0, 8)]) == [sha256(b"half")]
+    assert digest_group([Piece(tmp_path / "x", 0, 8)]) == [sha256(b"half")]
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of 64 KB, so that a small file has several."""
     monkeypatch.setattr("deepseek_v3.weights.manifest.PIECE_BYTES", 65_536)
-    monkeypatch.setattr("deepseek_v3.weights.manifest.cut_file", lambda path, n: cut_file(path, n, 65_536))
 
 
 def test_a_flipped_bit_in_any_piece_is_noticed(tmp_path, small_pieces):
@@ -91,6 +110,34 @@ def test_a_manifest_of_format_1_is_still_read(tmp_path):
     path.write_bytes(raw[:-1] + b"\0")
     with pytest.raises(DigestError, match="its bytes are not"):
         load_tensors(tmp_path / "x")
+
+
+@pytest.mark.parametrize("piece_bytes", [65_536, 2**24])
+def test_a_manifest_of_other_pieces_is_still_read(tmp_path, piece_bytes):
+    save_tensors({"a": BYTES}, tmp_path / "x")
+    path = tmp_path / "x" / "model.safetensors"
+    raw = path.read_bytes()
+    shas = [sha256(raw[start : start + piece_bytes]) for start in range(0, len(raw), piece_bytes)]
+    content = {
+        "format": 2,
+        "piece_bytes": piece_bytes,
+        "files": {"model.safetensors": {"bytes": len(raw), "sha256": shas}},
+    }
+    (tmp_path / "x" / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    assert torch.equal(load_tensors(tmp_path / "x")["a"], BYTES)
+    path.write_bytes(raw[:-1] + b"\0")
+    with pytest.raises(DigestError, match="its bytes are not"):
+        load_tensors(tmp_path / "x")
+
+
+@pytest.mark.parametrize("piece_bytes", [0, -1, 2**25, "x", True, 1.5, None])
+def test_a_manifest_of_impossible_pieces_is_refused(tmp_path, piece_bytes):
+    save_tensors({"a": BYTES}, tmp_path / "x")
+    path = tmp_path / "x" / MANIFEST
+    content = json.loads(path.read_text()) | {"piece_bytes": piece_bytes}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    with pytest.raises(DigestError, match="is not a manifest"):
+        verify_manifest(tmp_path / "x")
 
 
 def test_a_manifest_with_a_digest_too_few_or_of_a_mixed_format_is_refused(tmp_path):
@@ -123,4 +170,4 @@ def test_damage_behind_the_first_piece_is_noticed_while_the_model_is_filled(tmp_
 
 def test_the_spelling_of_both_formats_differs_in_the_format_only():
     assert json.loads(spell_manifest({}, 1)) == {"format": 1, "files": {}}
-    assert json.loads(spell_manifest({})) == {"format": 2, "piece_bytes": 2**24, "files": {}}
+    assert json.loads(spell_manifest({})) == {"format": 2, "piece_bytes": 2**22, "files": {}}

@@ -1,9 +1,12 @@
-// SHA-256 of two pieces of memory at once, by the processor's own instructions.
+// SHA-256 of several pieces of memory at once.
 //
-// Each round waits for the one before, so a single digest leaves the unit idle half of the time: two independent ones
-// take little longer than one. State as the instructions want it: words A B E F in one register, C D G H in another.
+// The processor's own instructions wait for the round before, so a single digest leaves their unit idle half of the time:
+// two independent ones take little longer than one. That unit is slow in Intel's processors; sixteen digests in the lanes
+// of AVX-512 are faster there. State as the instructions want it: words A B E F in one register, C D G H in another.
 // Source: FIPS 180-4.
-#include "numbers.hpp"
+#include "product.hpp"
+
+#include <functional>
 
 #if defined(__SHA__) && defined(__SSE4_1__)
 #include <immintrin.h>
@@ -29,6 +32,9 @@ struct Digest {
 
 // Take n blocks of each of N messages into their digests.
 template <int N> void absorb(Digest (&digest)[N], const uint8_t* const (&message)[N], int64_t n) {
+#if defined(__AVX__)
+    _mm256_zeroupper();  // these instructions have the old encoding: beside filled upper halves they are 200 times slower
+#endif
     const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
     for (int64_t at = 0; at < n * BLOCK_BYTES; at += BLOCK_BYTES) {
         Digest state[N];
@@ -63,6 +69,65 @@ template <int N> void absorb(Digest (&digest)[N], const uint8_t* const (&message
     }
 }
 
+#if defined(__AVX512BW__)
+constexpr int LANES_OF_DIGESTS = 16;
+
+inline __m512i xor_three(__m512i x, __m512i y, __m512i z) { return _mm512_ternarylogic_epi32(x, y, z, 0x96); }
+
+// Take n blocks of each of 16 messages into their digests, a lane each.
+void absorb_lanes(Digest* const (&digest)[16], const uint8_t* const (&message)[16], int64_t n) {
+    const __m512i big_endian = _mm512_broadcast_i32x4(_mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203));
+    alignas(64) uint32_t lanes[8][16];  // words A to H
+    for (int k = 0; k < 16; k++) {
+        uint32_t abef[4], cdgh[4];  // lowest first: F E B A and H G D C
+        memcpy(abef, &digest[k]->abef, 16), memcpy(cdgh, &digest[k]->cdgh, 16);
+        for (int i = 0; i < 2; i++) {
+            lanes[i][k] = abef[3 - i], lanes[2 + i][k] = cdgh[3 - i];
+            lanes[4 + i][k] = abef[1 - i], lanes[6 + i][k] = cdgh[1 - i];
+        }
+    }
+    __m512i state[8];
+    for (int i = 0; i < 8; i++) state[i] = _mm512_load_si512(lanes[i]);
+    for (int64_t at = 0; at < n * BLOCK_BYTES; at += BLOCK_BYTES) {
+        __m512i word[16];
+        for (int k = 0; k < 16; k++) {
+            word[k] = _mm512_loadu_si512(message[k] + at);
+            _mm_prefetch((const char*)message[k] + at + 8 * BLOCK_BYTES, _MM_HINT_T0);
+        }
+        transpose(word);
+        for (int i = 0; i < 16; i++) word[i] = _mm512_shuffle_epi8(word[i], big_endian);
+        __m512i a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6], h = state[7];
+#pragma GCC unroll 64
+        for (int t = 0; t < 64; t++) {
+            __m512i& w = word[t % 16];
+            if (t >= 16) {
+                __m512i x = word[(t + 1) % 16], y = word[(t + 14) % 16];
+                x = xor_three(_mm512_ror_epi32(x, 7), _mm512_ror_epi32(x, 18), _mm512_srli_epi32(x, 3));
+                y = xor_three(_mm512_ror_epi32(y, 17), _mm512_ror_epi32(y, 19), _mm512_srli_epi32(y, 10));
+                w = _mm512_add_epi32(_mm512_add_epi32(w, x), _mm512_add_epi32(word[(t + 9) % 16], y));
+            }
+            __m512i from_e = xor_three(_mm512_ror_epi32(e, 6), _mm512_ror_epi32(e, 11), _mm512_ror_epi32(e, 25));
+            __m512i from_a = xor_three(_mm512_ror_epi32(a, 2), _mm512_ror_epi32(a, 13), _mm512_ror_epi32(a, 22));
+            __m512i choice = _mm512_ternarylogic_epi32(e, f, g, 0xCA), majority = _mm512_ternarylogic_epi32(a, b, c, 0xE8);
+            __m512i constant = _mm512_add_epi32(h, _mm512_set1_epi32(ROUND_CONSTANTS[t]));
+            __m512i first = _mm512_add_epi32(_mm512_add_epi32(constant, _mm512_add_epi32(w, choice)), from_e);
+            h = g, g = f, f = e, e = _mm512_add_epi32(d, first);
+            d = c, c = b, b = a, a = _mm512_add_epi32(first, _mm512_add_epi32(from_a, majority));
+        }
+        const __m512i worked[8] = {a, b, c, d, e, f, g, h};
+        for (int i = 0; i < 8; i++) state[i] = _mm512_add_epi32(state[i], worked[i]);
+    }
+    for (int i = 0; i < 8; i++) _mm512_store_si512(lanes[i], state[i]);
+    for (int k = 0; k < 16; k++) {
+        digest[k]->abef = _mm_set_epi32(lanes[0][k], lanes[1][k], lanes[4][k], lanes[5][k]);
+        digest[k]->cdgh = _mm_set_epi32(lanes[2][k], lanes[3][k], lanes[6][k], lanes[7][k]);
+    }
+}
+#else
+constexpr int LANES_OF_DIGESTS = 2;
+void absorb_lanes(Digest* const (&)[16], const uint8_t* const (&)[16], int64_t) {}
+#endif
+
 // What follows the last whole block: a one bit, zeros, and the length in bits; then the state in the order A to H.
 void finish(Digest& digest, const uint8_t* message, int64_t n_bytes, uint8_t* out) {
     uint8_t tail[2 * BLOCK_BYTES] = {};
@@ -79,22 +144,70 @@ void finish(Digest& digest, const uint8_t* message, int64_t n_bytes, uint8_t* ou
     for (int i = 0; i < 32; i++) out[i] = uint8_t(ordered[i / 4] >> (24 - 8 * (i % 4)));
 }
 
+struct Piece {
+    const uint8_t* at;  // what is not in the digest yet
+    int64_t left, n_bytes;
+    Digest digest;
+};
+
+// The rest of two pieces, and their ends.
+void finish_two(Piece& a, Piece& b, uint8_t* a_out, uint8_t* b_out) {
+    Digest pair[2] = {a.digest, b.digest};
+    const int64_t both = std::min(a.left, b.left) / BLOCK_BYTES;
+    absorb<2>(pair, {a.at, b.at}, both);
+    Piece& longer = a.left > b.left ? a : b;
+    Digest rest[1] = {pair[&longer == &b]};
+    absorb<1>(rest, {longer.at + both * BLOCK_BYTES}, longer.left / BLOCK_BYTES - both);
+    pair[&longer == &b] = rest[0];
+    finish(pair[0], a.at + a.left - a.n_bytes, a.n_bytes, a_out);
+    finish(pair[1], b.at + b.left - b.n_bytes, b.n_bytes, b_out);
+}
+
+bool slow_unit() {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
+constexpr int FEWEST = 10;  // full lanes from which sixteen lanes are faster than pairs
 }  // namespace
 
-// out [2, 32]: the digests of a and b. served [1]: 1, or 0 where the processor has no such instructions.
-EXPORT void sha256_pair(
-    const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes, uint8_t* out, int64_t* served) {
-    const int64_t a_blocks = a_bytes / BLOCK_BYTES, b_blocks = b_bytes / BLOCK_BYTES;
-    const int64_t both = std::min(a_blocks, b_blocks);
-    Digest pair[2];
-    absorb<2>(pair, {a, b}, both);
-    Digest rest[1] = {a_blocks > both ? pair[0] : pair[1]};
-    absorb<1>(rest, {(a_blocks > both ? a : b) + both * BLOCK_BYTES}, std::max(a_blocks, b_blocks) - both);
-    (a_blocks > both ? pair[0] : pair[1]) = rest[0];
-    finish(pair[0], a, a_bytes, out);
-    finish(pair[1], b, b_bytes, out + 32);
-    *served = 1;
+// How many pieces to give at a time; 0: there are no such instructions here.
+EXPORT int64_t sha256_lanes() { return slow_unit() ? LANES_OF_DIGESTS : 2; }
+
+// out [count, 32]: the digests of up to 16 pieces, given by their addresses and lengths.
+EXPORT void sha256_pieces(const int64_t* address, const int64_t* n_bytes, uint8_t* out, int64_t count) {
+    Piece piece[16];
+    int64_t longest[16] = {};
+    for (int64_t i = 0; i < count; i++) {
+        piece[i] = {(const uint8_t*)address[i], n_bytes[i], n_bytes[i], Digest()};
+        longest[i] = n_bytes[i] / BLOCK_BYTES;
+    }
+    std::sort(longest, longest + 16, std::greater<int64_t>());
+    const int64_t blocks = longest[FEWEST - 1];  // so many pieces have at least that many
+    if (LANES_OF_DIGESTS == 16 && blocks) {
+        Digest idle;
+        Digest* digest[16];
+        const uint8_t* message[16];
+        for (int64_t i = 0; i < 16; i++) {
+            const bool joins = i < count && piece[i].left >= blocks * BLOCK_BYTES;
+            digest[i] = joins ? &piece[i].digest : &idle, message[i] = joins ? piece[i].at : nullptr;
+            if (joins) piece[i].at += blocks * BLOCK_BYTES, piece[i].left -= blocks * BLOCK_BYTES;
+        }
+        const uint8_t* some = *std::find_if(message, message + 16, [](const uint8_t* m) { return m != nullptr; });
+        for (auto& m : message) m = m ? m : some;
+        absorb_lanes(digest, message, blocks);
+    }
+    for (int64_t i = 0; i < count; i += 2) {
+        Piece none = {nullptr, 0, 0, Digest()};
+        uint8_t unused[32];
+        const bool two = i + 1 < count;
+        finish_two(piece[i], two ? piece[i + 1] : none, out + 32 * i, two ? out + 32 * (i + 1) : unused);
+    }
 }
 #else
-EXPORT void sha256_pair(const uint8_t*, int64_t, const uint8_t*, int64_t, uint8_t*, int64_t* served) { *served = 0; }
+EXPORT int64_t sha256_lanes() { return 0; }
+EXPORT void sha256_pieces(const int64_t*, const int64_t*, uint8_t*, int64_t) {}
 #endif

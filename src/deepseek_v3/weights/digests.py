@@ -1,7 +1,7 @@
 """SHA-256 of files in pieces, so that all cores share one large file.
 
-A thread takes two pieces at a time where a kernel can (`native/sha256.cpp`): the two digests fill each other's waits,
-at twice the rate of one.
+A thread takes some pieces at a time where a kernel can (`native/sha256.cpp`): two that fill each other's waits, or
+sixteen in the lanes of its vectors, whichever the processor does faster.
 """
 
 import hashlib
@@ -13,10 +13,11 @@ from typing import TypeVar
 
 import torch
 
-from deepseek_v3.native.build import have_kernels, run_kernel
+from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
 from deepseek_v3.weights.jobs import run_jobs
 
-PIECE_BYTES = 2**24
+PIECE_BYTES = 2**22
+MAPPED_BYTES = 2**24  # a longer piece, of a manifest that has no shorter ones, is read bit by bit
 READ_BYTES = 2**20
 Item = TypeVar("Item")
 
@@ -40,15 +41,21 @@ def cut_file(path: Path, n_bytes: int, piece_bytes: int = PIECE_BYTES) -> list[P
     return [Piece(path, start, min(start + piece_bytes, n_bytes)) for start in starts]
 
 
-def pair_up(pieces: Sequence[Item]) -> list[Sequence[Item]]:
-    """Neighbours in twos, a last one alone."""
-    return [pieces[i : i + 2] for i in range(0, len(pieces), 2)]
+def pieces_at_a_time() -> int:
+    """How many pieces one thread digests together."""
+    return max(ask_kernel("sha256_lanes"), 1) if have_kernels() else 1
+
+
+def group_up(pieces: Sequence[Item]) -> list[Sequence[Item]]:
+    """Neighbours, as many as a thread takes at a time."""
+    count = pieces_at_a_time()
+    return [pieces[i : i + count] for i in range(0, len(pieces), count)]
 
 
 def digest_pieces(pieces: Sequence[Piece]) -> list[str]:
     """The SHA-256 of each piece, on all cores."""
-    pairs = run_jobs([lambda pair=pair: digest_pair(pair) for pair in pair_up(pieces)])
-    return [digest for pair in pairs for digest in pair]
+    groups = run_jobs([lambda group=group: digest_group(group) for group in group_up(pieces)])
+    return [digest for group in groups for digest in group]
 
 
 def map_piece(piece: Piece) -> torch.Tensor:
@@ -59,16 +66,16 @@ def map_piece(piece: Piece) -> torch.Tensor:
     return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
-def digest_pair(pieces: Sequence[Piece], show: Callable[[Piece], torch.Tensor] = map_piece) -> list[str]:
-    """The SHA-256 of one or two pieces, by one thread; `show` may give bytes that are mapped already."""
-    mappable = all(0 < piece.n_bytes <= PIECE_BYTES for piece in pieces)
-    if len(pieces) == 2 and mappable and have_kernels():
-        served, digests = torch.zeros(1, dtype=torch.int64), torch.empty(2, 32, dtype=torch.uint8)
-        first, second = map(show, pieces)
-        run_kernel("sha256_pair", first, len(first), second, len(second), digests, served)
-        if served.item():
-            return [bytes(digest.tolist()).hex() for digest in digests]
-    return [digest_stream(piece) for piece in pieces]
+def digest_group(pieces: Sequence[Piece], show: Callable[[Piece], torch.Tensor] = map_piece) -> list[str]:
+    """The SHA-256 of a group's pieces, by one thread; `show` may give bytes that are mapped already."""
+    mappable = all(0 < piece.n_bytes <= MAPPED_BYTES for piece in pieces)
+    if not mappable or not 1 < len(pieces) <= pieces_at_a_time():
+        return [digest_stream(piece) for piece in pieces]
+    shown = [show(piece) for piece in pieces]
+    address, n_bytes = (torch.tensor(numbers) for numbers in zip(*[(x.data_ptr(), len(x)) for x in shown]))
+    digests = torch.empty(len(pieces), 32, dtype=torch.uint8)
+    run_kernel("sha256_pieces", address, n_bytes, digests, len(pieces))
+    return [bytes(digest).hex() for digest in digests.numpy()]
 
 
 def digest_stream(piece: Piece) -> str:

@@ -20,11 +20,11 @@ from torch.overrides import TorchFunctionMode
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.weights.checkpoint import Checkpoint, read_config, split_rows
-from deepseek_v3.weights.digests import Piece, pair_up
+from deepseek_v3.weights.digests import Piece, group_up
 from deepseek_v3.weights.errors import CheckpointError, ConfigFileError
 from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.jobs import run_jobs
-from deepseek_v3.weights.manifest import list_pieces, verify_manifest, verify_pair, verify_pieces
+from deepseek_v3.weights.manifest import list_pieces, verify_group, verify_manifest, verify_pieces
 from deepseek_v3.weights.names import Slot
 from deepseek_v3.weights.read_ahead import ReadAhead
 
@@ -60,7 +60,7 @@ def load_model(
         raise CheckpointError(f"dtype={dtype} is not a format to compute in; use float32, bfloat16 or float64")
     recover_folder(folder)
     expected = list_pieces(folder, skip=skip_verify) or []
-    # Config, index and headers are verified before they count. By size, so that two large ones share a core.
+    # Config, index and headers are verified before they count. By size, so that large ones share a core.
     heads = sorted((piece for piece in expected if piece[0].start == 0), key=lambda piece: piece[0].n_bytes)
     verify_pieces(heads)
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
@@ -174,9 +174,9 @@ def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> 
 
 
 def _verify_jobs(expected: Sequence[tuple[Piece, str]], checkpoint: Checkpoint) -> Iterator[Job]:
-    for pair in pair_up(expected):
-        first, _ = pair[0]
-        yield first.path, first.start, partial(verify_pair, pair, checkpoint.show_piece)
+    for group in group_up(expected):
+        first, _ = group[0]
+        yield first.path, first.start, partial(verify_group, group, checkpoint.show_piece)
 
 
 def place_of(slot: Slot, state: dict[str, Tensor]) -> Tensor:

@@ -1,10 +1,11 @@
-"""SHA-256 of every file of a folder in pieces of 16 MB, written with it and verified when it is read.
+"""SHA-256 of every file of a folder in pieces of 4 MB, written with it and verified when it is read.
 
-    {"format": 2, "piece_bytes": 16777216, "files": {"model.safetensors": {"bytes": 123, "sha256": ["..."]}}}
+    {"format": 2, "piece_bytes": 4194304, "files": {"model.safetensors": {"bytes": 123, "sha256": ["..."]}}}
 
 The manifest notices what the .safetensors format cannot: one flipped bit in the data. It has one spelling only, so a
 flipped bit in the manifest itself is noticed too. It guards against damage, not against somebody who can rewrite both.
-A file of one piece has the digest that `sha256sum` prints. Format 1, still read, has the digest of every whole file.
+A file of one piece has the digest that `sha256sum` prints. Still read: pieces of another size, and format 1, which has
+the digest of every whole file.
 """
 
 import json
@@ -18,13 +19,14 @@ from typing import Any
 
 from torch import Tensor
 
-from deepseek_v3.weights.digests import PIECE_BYTES, Piece, cut_file, digest_pair, digest_pieces, map_piece, pair_up
+from deepseek_v3.weights.digests import PIECE_BYTES, Piece, cut_file, digest_group, digest_pieces, group_up, map_piece
 from deepseek_v3.weights.errors import CheckpointError, DigestError, clip
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.read_ahead import ask_for
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 16 * 2**20  # 2.5 MB for the released checkpoint
+MAX_MANIFEST_BYTES = 32 * 2**20  # 12 MB for the released checkpoint, 23 MB for it in BF16
+MOST_PIECE_BYTES = 2**24
 GUARDED = (".safetensors", ".index.json", "config.json", "tokenizer.json", "tokenizer_config.json")
 MEND = "take the file from a good copy, or skip the verification (skip_verify=True, --skip-verify)"
 log = logging.getLogger(__name__)
@@ -36,20 +38,22 @@ class Digest:
 
     n_bytes: int
     sha256: tuple[str, ...] | str
+    piece_bytes: int = PIECE_BYTES
 
     def cut(self, path: Path) -> list[tuple[Piece, str]]:
         """The pieces of the file, each with the digest that it must have."""
         if isinstance(self.sha256, str):
             return [(Piece(path, 0, self.n_bytes), self.sha256)]
-        return list(zip(cut_file(path, self.n_bytes), self.sha256, strict=True))
+        return list(zip(cut_file(path, self.n_bytes, self.piece_bytes), self.sha256, strict=True))
 
 
 def digest_files(folder: Path, names: Iterable[str]) -> dict[str, Digest]:
     """Hash the named files."""
     sizes = {name: (folder / name).stat().st_size for name in sorted(names)}
-    cuts = {name: cut_file(folder / name, n_bytes) for name, n_bytes in sizes.items()}
+    cuts = {name: cut_file(folder / name, n_bytes, PIECE_BYTES) for name, n_bytes in sizes.items()}
     digests = iter(digest_pieces([piece for pieces in cuts.values() for piece in pieces]))
-    return {name: Digest(sizes[name], tuple(next(digests) for _ in pieces)) for name, pieces in cuts.items()}
+    found = {name: tuple(next(digests) for _ in pieces) for name, pieces in cuts.items()}
+    return {name: Digest(sizes[name], found[name], PIECE_BYTES) for name in cuts}
 
 
 def list_files(folder: Path) -> set[str]:
@@ -57,17 +61,17 @@ def list_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def spell_manifest(digests: dict[str, Digest], number: int = 2) -> bytes:
+def spell_manifest(digests: dict[str, Digest], number: int = 2, piece_bytes: int = PIECE_BYTES) -> bytes:
     """The one spelling of a manifest of format 1 or 2."""
     files = {name: {"bytes": digest.n_bytes, "sha256": digest.sha256} for name, digest in sorted(digests.items())}
-    head: dict[str, Any] = {"format": 1} if number == 1 else {"format": 2, "piece_bytes": PIECE_BYTES}
+    head: dict[str, Any] = {"format": 1} if number == 1 else {"format": 2, "piece_bytes": piece_bytes}
     return (json.dumps({**head, "files": files}, indent=1) + "\n").encode("ascii")
 
 
 def write_manifest(folder: Path, *, except_for: Iterable[str] = ()) -> None:
     """Hash all that is in the folder and write the manifest beside it."""
     digests = digest_files(folder, list_files(folder) - {MANIFEST, *except_for})
-    (folder / MANIFEST).write_bytes(spell_manifest(digests))
+    (folder / MANIFEST).write_bytes(spell_manifest(digests, piece_bytes=PIECE_BYTES))
 
 
 def read_manifest(folder: str | PathLike) -> dict[str, Digest] | None:
@@ -85,8 +89,11 @@ def read_manifest(folder: str | PathLike) -> dict[str, Digest] | None:
             raise DigestError(f"a manifest above {MAX_MANIFEST_BYTES:,} bytes", file=path, mend=mend)
         raw = path.read_bytes()
         content = json.loads(raw)
-        digests = {name: _read_entry(entry, content["format"]) for name, entry in content["files"].items()}
-        canonical = spell_manifest(digests, content["format"]) == raw
+        number, piece_bytes = content["format"], content.get("piece_bytes", PIECE_BYTES)
+        if type(piece_bytes) is not int or not 0 < piece_bytes <= MOST_PIECE_BYTES:
+            raise ValueError(f"{piece_bytes=}")
+        digests = {name: _read_entry(entry, number, piece_bytes) for name, entry in content["files"].items()}
+        canonical = spell_manifest(digests, number, piece_bytes) == raw
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -96,13 +103,13 @@ def read_manifest(folder: str | PathLike) -> dict[str, Digest] | None:
     return digests
 
 
-def _read_entry(entry: dict[str, Any], number: int) -> Digest:
+def _read_entry(entry: dict[str, Any], number: int, piece_bytes: int) -> Digest:
     n_bytes, sha256 = entry["bytes"], entry["sha256"]
     if number == 1 and isinstance(sha256, str):
         return Digest(n_bytes, sha256)
-    if number != 2 or not isinstance(sha256, list) or len(sha256) != max(-(-n_bytes // PIECE_BYTES), 1):
+    if number != 2 or not isinstance(sha256, list) or len(sha256) != max(-(-n_bytes // piece_bytes), 1):
         raise ValueError(f"{number=}: not a digest for each piece of {n_bytes} bytes")
-    return Digest(n_bytes, tuple(sha256))
+    return Digest(n_bytes, tuple(sha256), piece_bytes)
 
 
 def verify_manifest(folder: str | PathLike, *, skip: bool = False) -> bool:
@@ -143,23 +150,23 @@ def list_pieces(folder: str | PathLike, *, skip: bool = False) -> list[tuple[Pie
 
 
 def verify_pieces(expected: Sequence[tuple[Piece, str]]) -> None:
-    """Hash pieces on all cores, two at a time in each.
+    """Hash pieces on all cores, some at a time in each.
 
     Raises:
         DigestError: the first whose bytes are not those that were written.
     """
 
-    def verify(pair: Sequence[tuple[Piece, str]]) -> None:
-        for piece, _ in pair:
+    def verify(group: Sequence[tuple[Piece, str]]) -> None:
+        for piece, _ in group:
             ask_for(piece.path, piece.start, piece.stop)
-        verify_pair(pair)
+        verify_group(group)
 
-    run_jobs([partial(verify, pair) for pair in pair_up(expected)])
+    run_jobs([partial(verify, group) for group in group_up(expected)])
 
 
-def verify_pair(expected: Sequence[tuple[Piece, str]], show: Callable[[Piece], Tensor] = map_piece) -> None:
-    """Hash one or two pieces in this thread; `show` as for `digest_pair`."""
-    digests = digest_pair([piece for piece, _ in expected], show)
+def verify_group(expected: Sequence[tuple[Piece, str]], show: Callable[[Piece], Tensor] = map_piece) -> None:
+    """Hash the pieces of a group in this thread; `show` as for `digest_group`."""
+    digests = digest_group([piece for piece, _ in expected], show)
     for (piece, sha256), found in zip(expected, digests, strict=True):
         if found != sha256:
             raise DigestError("its bytes are not the ones that were written (SHA-256)", file=piece.path, mend=MEND)
