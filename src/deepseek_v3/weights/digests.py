@@ -17,7 +17,9 @@ from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
 from deepseek_v3.weights.jobs import run_jobs
 
 PIECE_BYTES = 2**22
-MAPPED_BYTES = 2**24  # a longer piece, of a manifest that has no shorter ones, is read bit by bit
+MAPPED_BYTES = (
+    2**24
+)  # the longest piece of a manifest; a whole file (format 1) may be longer, and is streamed
 READ_BYTES = 2**20
 Item = TypeVar("Item")
 
@@ -47,8 +49,8 @@ def pieces_at_a_time() -> int:
 
 
 def group_up(pieces: Sequence[Item]) -> list[Sequence[Item]]:
-    """Neighbours, as many as a thread takes at a time."""
-    count = pieces_at_a_time()
+    """Neighbours, as many as a thread takes at a time; fewer where some threads would have none."""
+    count = max(min(pieces_at_a_time(), -(-len(pieces) // torch.get_num_threads())), 1)
     return [pieces[i : i + count] for i in range(0, len(pieces), count)]
 
 

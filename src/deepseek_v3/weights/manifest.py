@@ -19,14 +19,22 @@ from typing import Any
 
 from torch import Tensor
 
-from deepseek_v3.weights.digests import PIECE_BYTES, Piece, cut_file, digest_group, digest_pieces, group_up, map_piece
+from deepseek_v3.weights.digests import (
+    MAPPED_BYTES,
+    PIECE_BYTES,
+    Piece,
+    cut_file,
+    digest_group,
+    digest_pieces,
+    group_up,
+    map_piece,
+)
 from deepseek_v3.weights.errors import CheckpointError, DigestError, clip
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.read_ahead import ask_for
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 32 * 2**20  # 12 MB for the released checkpoint, 23 MB for it in BF16
-MOST_PIECE_BYTES = 2**24
 GUARDED = (".safetensors", ".index.json", "config.json", "tokenizer.json", "tokenizer_config.json")
 MEND = "take the file from a good copy, or skip the verification (skip_verify=True, --skip-verify)"
 log = logging.getLogger(__name__)
@@ -90,7 +98,7 @@ def read_manifest(folder: str | PathLike) -> dict[str, Digest] | None:
         raw = path.read_bytes()
         content = json.loads(raw)
         number, piece_bytes = content["format"], content.get("piece_bytes", PIECE_BYTES)
-        if type(piece_bytes) is not int or not 0 < piece_bytes <= MOST_PIECE_BYTES:
+        if type(piece_bytes) is not int or not 0 < piece_bytes <= MAPPED_BYTES:
             raise ValueError(f"{piece_bytes=}")
         digests = {name: _read_entry(entry, number, piece_bytes) for name, entry in content["files"].items()}
         canonical = spell_manifest(digests, number, piece_bytes) == raw
