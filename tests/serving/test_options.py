@@ -41,7 +41,7 @@ def test_it_streams_the_continuation_and_then_says_how_fast(model):
     out, log = io.StringIO(), io.StringIO()
     stream_text(model, Letters(), "hello", options, out, log)
     want = generate(model, [26, *Letters().encode("hello")], max_new_tokens=19, stop_tokens=[27])
-    assert out.getvalue() == "".join(Letters().push(t) for t in want) + "\n"
+    assert out.getvalue() == "hello" + "".join(Letters().push(t) for t in want) + "\n"
     assert "6 + " in log.getvalue()
     assert "tokens/s" in log.getvalue()
     assert "drafts accepted" in log.getvalue()
@@ -90,6 +90,10 @@ def test_the_command_loads_prints_and_refuses(model, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out.startswith("abc")
     assert "tokens/s" in captured.err
+    for wrong in ({"max_new_tokens": -1}, {"top_p": 0.0}, {"temperature": -1.0}, {"speculative": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            run_generate(GenerateOptions(run="x", prompt="abc", **wrong))
+    assert not capsys.readouterr().out  # an option that cannot work is said before the prompt is shown
     with pytest.raises(ValueError, match="--dtype int8"):
         run_generate(GenerateOptions(run="x", dtype="int8"))
     monkeypatch.setattr(deepseek_v3, "load", lambda run: (model, None), raising=False)

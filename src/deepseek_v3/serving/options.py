@@ -116,12 +116,15 @@ def run_generate(options: GenerateOptions) -> None:
         raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
     if options.dtype:
         model = model.to(getattr(torch, options.dtype))
-    print(prompt, end="", flush=True)
     stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)
 
 
 def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOptions, out: IO[str], log: IO[str]) -> None:
-    """Write the continuation of a prompt as it comes; then a line of figures to the log."""
+    """Write the prompt and its continuation as it comes; then a line of figures to the log.
+
+    Raises:
+        ValueError: a prompt or option that cannot work, before anything is written.
+    """
     from deepseek_v3.serving.generate import GenerationStatistics, generate
 
     statistics, gate, text = GenerationStatistics(), StopGate(options.stop), tokenizer.stream()
@@ -138,6 +141,8 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOption
         compiled=options.compiled,
         statistics=statistics,
     )
+    out.write(prompt)
+    out.flush()
     try:
         for token in tokens:
             out.write(gate.push(text.push(token)))
