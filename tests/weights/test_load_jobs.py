@@ -1,5 +1,6 @@
 """How a load is spread over the cores: jobs in their order, the disk asked ahead, and a model that nothing draws."""
 
+import signal
 import sys
 import threading
 import time
@@ -51,6 +52,25 @@ def test_the_first_exception_is_raised_and_late_jobs_are_dropped(threads):
     with pytest.raises(KeyError, match="1"):
         run_jobs([lambda i=i: job(i) for i in range(50)])
     assert len(begun) < 50
+    assert torch.get_num_threads() == threads
+
+
+def test_an_interrupt_drops_the_late_jobs_and_waits_for_those_begun(threads):
+    ended, lock = [], threading.Lock()
+
+    def job(i: int) -> None:
+        if i == 4:
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.02)
+        with lock:
+            ended.append(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([lambda i=i: job(i) for i in range(50)])
+    count = len(ended)
+    assert count < 50
+    time.sleep(0.05)
+    assert len(ended) == count
     assert torch.get_num_threads() == threads
 
 

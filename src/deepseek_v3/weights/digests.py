@@ -17,9 +17,7 @@ from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
 from deepseek_v3.weights.jobs import run_jobs
 
 PIECE_BYTES = 2**22
-MAPPED_BYTES = (
-    2**24
-)  # the longest piece of a manifest; a whole file (format 1) may be longer, and is streamed
+MAPPED_BYTES = 2**24  # the longest piece of a manifest; a whole file (format 1) may be longer, and is streamed
 READ_BYTES = 2**20
 Item = TypeVar("Item")
 
