@@ -52,9 +52,10 @@ def run_demo(options: DemoOptions | None = None) -> int:
     """Train, measure, compare, write; returns the exit code."""
     from rich.console import Console
 
-    from deepseek_v3.train import STOPPED, continue_text, wait_without_spinning
+    from deepseek_v3.train import STOPPED, continue_text
+    from deepseek_v3.training.waiting import choose_waiting
 
-    wait_without_spinning()
+    choose_waiting()
     from deepseek_v3.training.deadline import follow_clock
     from deepseek_v3.training.progress import choose_progress
     from deepseek_v3.training.session import prepare_training, record_steps

@@ -4,23 +4,23 @@ deepseek-v3 train --data stdlib --preset nano --run runs/first
 deepseek-v3 train --run runs/first --resume
 """
 
-import os
 from typing import TYPE_CHECKING
 
 from deepseek_v3.training.options import TrainOptions
+from deepseek_v3.training.waiting import choose_waiting
 
 if TYPE_CHECKING:
     from deepseek_v3.data.tokenizer import Tokenizer
     from deepseek_v3.model.transformer import DeepseekV3
 
-__all__ = ["TrainOptions", "continue_text", "run_train", "wait_without_spinning"]
+__all__ = ["TrainOptions", "continue_text", "run_train"]
 
 STOPPED = {"SIGTERM": 143, "SIGINT": 130}  # what a shell expects: 128 and the number of the signal
 
 
 def run_train(options: TrainOptions) -> int:
     """Train or resume, then write the report; returns the exit code."""
-    wait_without_spinning()
+    choose_waiting()
     from deepseek_v3.training.progress import choose_progress
     from deepseek_v3.training.report import write_report
     from deepseek_v3.training.session import prepare_training
@@ -35,15 +35,6 @@ def run_train(options: TrainOptions) -> int:
     print(f"\nstopped by {outcome.stopped_by} at step {outcome.step}, saved as {outcome.checkpoint}")
     print(f"go on: deepseek-v3 train --run {trainer.run} --resume")
     return STOPPED.get(outcome.stopped_by, 1)
-
-
-def wait_without_spinning() -> None:
-    """Let threads that wait for each other sleep; to be called before PyTorch is imported, or it changes nothing.
-
-    By default GNU OpenMP spins, and beside other busy processes each thread burns the time that the next one needs: on
-    two cores with a load of 5 a step of the demo took 2.7 to 4.9 s, and 0.4 to 0.7 s with sleeping threads.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def continue_text(

@@ -2,14 +2,10 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from deepseek_v3.demo import DemoOptions, clear_former_demo, demo_recipe, next_commands, run_demo
-from deepseek_v3.train import wait_without_spinning
 from deepseek_v3.training.options import TrainOptions
 
 
@@ -32,17 +28,6 @@ def test_a_former_demo_is_replaced_and_nothing_else(tmp_path):
 def test_an_option_out_of_range_is_refused_before_a_former_demo_is_touched(changes):
     with pytest.raises(ValueError, match=f"--{next(iter(changes)).replace('_', '-')} .* must be"):
         DemoOptions(**changes)
-
-
-def test_waiting_threads_sleep_unless_told_otherwise(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    wait_without_spinning()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    wait_without_spinning()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-    code = "import sys, deepseek_v3.demo, deepseek_v3.train; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_page_ends_with_three_commands(tmp_path):
