@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <omp.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -57,6 +57,17 @@ inline void store_vec(bf16* to, Vec x) {
     word = (word + 0x7FFF + ((word >> 16) & 1)) >> 16;
     word = (x != x) ? (WordVec{} + 0x7FC0) : word;
     *(HalfVec*)to = __builtin_convertvector(word, HalfVec);
+}
+// x y + sum, rounded once. Of x * y + sum GCC makes two operations here and one there, as it finds faster for a processor;
+// then equal numbers on two ways through a kernel would give unequal sums.
+inline Vec add_product(Vec sum, Vec x, Vec y) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sum);
+#else
+    return x * y + sum;
+#endif
 }
 inline float sum_lanes(Vec x) {
 #if defined(__AVX512F__)

@@ -71,17 +71,17 @@ template <int N, typename T> INLINE void multiply_row(const T* row, int64_t widt
         __builtin_prefetch((const char*)(row + i) + READ_AHEAD);
         if (sizeof(T) * LANES == 64) __builtin_prefetch((const char*)(row + i) + READ_AHEAD + 64);
         Vec w = load_vec(row + i), v = load_vec(row + i + LANES);
-        for (int n = 0; n < N; n++) even[n] += w * load_vec(x[n] + i);
-        for (int n = 0; n < N; n++) odd[n] += v * load_vec(x[n] + i + LANES);
+        for (int n = 0; n < N; n++) even[n] = add_product(even[n], w, load_vec(x[n] + i));
+        for (int n = 0; n < N; n++) odd[n] = add_product(odd[n], v, load_vec(x[n] + i + LANES));
     }
     if (i + LANES <= width) {
         Vec w = load_vec(row + i);
-        for (int n = 0; n < N; n++) even[n] += w * load_vec(x[n] + i);
+        for (int n = 0; n < N; n++) even[n] = add_product(even[n], w, load_vec(x[n] + i));
         i += LANES;
     }
     if (i < width) {
         Vec w = load_part(row + i, width - i);
-        for (int n = 0; n < N; n++) odd[n] += w * load_part(x[n] + i, width - i);
+        for (int n = 0; n < N; n++) odd[n] = add_product(odd[n], w, load_part(x[n] + i, width - i));
     }
     for (int n = 0; n < N; n++) sum[n] = even[n] + odd[n];
 }
@@ -132,7 +132,7 @@ inline void combine_tile(const T* from, int64_t rows, int64_t stride, Rows weigh
         const T* row = from + r * stride + c;
         for (int v = 0; v < V; v++) w[v] = count < LANES ? load_part(row, count) : load_vec(row + v * LANES);
         for (int n = 0; n < N; n++)
-            for (int v = 0; v < V; v++) sum[v][n] += w[v] * splat(weight[n][r]);
+            for (int v = 0; v < V; v++) sum[v][n] = add_product(sum[v][n], w[v], splat(weight[n][r]));
     }
     for (int n = 0; n < N; n++)
         for (int v = 0; v < V; v++) store_part(y[n] + c + v * LANES, sum[v][n], std::min<int64_t>(count, LANES));
