@@ -72,8 +72,9 @@ def _load() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_compile(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        reason = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        print(f"the CPU kernels could not be compiled; PyTorch serves, slower: {reason[0]}", file=sys.stderr)
+        lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
+        reason = next((line for line in lines if "error:" in line), lines[0])
+        print(f"the CPU kernels could not be compiled; PyTorch serves, slower: {reason}", file=sys.stderr)
         return None
 
 

@@ -32,33 +32,53 @@ struct Magnitudes {
 };
 const Magnitudes magnitudes;
 
-template <typename Out> void fill_table(Out* table, float scale) {
-    for (int i = 0; i < MAGNITUDES; i += LANES) store_vec(table + i, load_vec(magnitudes.of + i) * scale);
-}
+// What a block makes of the magnitudes: float32(magnitude) * scale, rounded once.
+template <typename Out> struct Table {
+    alignas(64) Out of[MAGNITUDES];
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    // As long as BF16 is a normal number, an exponent one higher adds 1 << 7 to its bits. Then 16 entries are enough: the
+    // bits of the eight mantissas at exponent 0, if it were like the others, and of the eight subnormals; in bytes apart.
+    alignas(16) uint8_t low[16], high[16];
+    bool regular;
+#endif
+
+    void fill(float scale) {
+        for (int i = 0; i < MAGNITUDES; i += LANES) store_vec(of + i, load_vec(magnitudes.of + i) * scale);
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+        if constexpr (sizeof(Out) == 2) {
+            uint16_t start[16];
+            for (int i = 0; i < 16; i++) start[i] = i < 8 ? of[8 + i].bits - (1 << 7) : of[i - 8].bits;
+            for (int i = 0; i < 16; i++) low[i] = uint8_t(start[i]), high[i] = uint8_t(start[i] >> 8);
+            regular = true;
+            for (int i = 8; i < NAN_CODE; i++) regular &= of[i].bits == uint16_t(start[i % 8] + (i >> 3 << 7));
+        }
+#endif
+    }
+};
 
 inline float flip_sign(float x, bool negative) { return negative ? -x : x; }
 inline bf16 flip_sign(bf16 x, bool negative) { return {uint16_t(x.bits ^ (negative << 15))}; }
 
-template <typename Out> bool look_up(const uint8_t* code, const Out* table, Out* out, int64_t n) {
+template <typename Out> bool look_up(const uint8_t* code, const Table<Out>& table, Out* out, int64_t n) {
     bool nan = false;
     for (int64_t i = 0; i < n; i++) {
-        out[i] = flip_sign(table[code[i] & ~SIGN], code[i] & SIGN);
+        out[i] = flip_sign(table.of[code[i] & ~SIGN], code[i] & SIGN);
         nan |= (code[i] & NAN_CODE) == NAN_CODE;
     }
     return nan;
 }
 
 // Decode up to 128 codes of one row of a block; return whether one is NaN. `past_cache` wants `out` aligned to 64 bytes.
-bool decode_run(const uint8_t* code, const float* table, float* out, int64_t n, bool) {
+bool decode_run(const uint8_t* code, const Table<float>& table, float* out, int64_t n, bool) {
     return look_up(code, table, out, n);
 }
 
-bool decode_run(const uint8_t* code, const bf16* table, bf16* out, int64_t n, bool past_cache) {
+bool decode_run(const uint8_t* code, const Table<bf16>& table, bf16* out, int64_t n, bool past_cache) {
     int64_t i = 0;
     bool nan = false;
 #if defined(__AVX512BW__)
     // One permutation finds 32 of 64 entries at once; bit 6 of the code chooses between two of them.
-    const __m512i* part = (const __m512i*)table;
+    const __m512i* part = (const __m512i*)table.of;
     const __m512i part0 = part[0], part1 = part[1], part2 = part[2], part3 = part[3];
     const __m512i all = _mm512_set1_epi16(NAN_CODE);
     for (; i + 32 <= n; i += 32) {
@@ -73,6 +93,34 @@ bool decode_run(const uint8_t* code, const bf16* table, bf16* out, int64_t n, bo
         else
             _mm512_storeu_si512(out + i, value);
     }
+#elif defined(__AVX2__)
+    const __m256i low_part = _mm256_broadcastsi128_si256(*(const __m128i*)table.low);
+    const __m256i high_part = _mm256_broadcastsi128_si256(*(const __m128i*)table.high);
+    const __m256i all = _mm256_set1_epi8(NAN_CODE), eight = _mm256_set1_epi8(8), mantissa = _mm256_set1_epi8(7);
+    const __m256i sign_and_exponent = _mm256_set1_epi16(short(0x8780));
+    for (; table.regular && i + 32 <= n; i += 32) {
+        // Bytes become words within halves of 16; quarters in the order 0 2 1 3 come out of that in order.
+        __m256i word = _mm256_permute4x64_epi64(_mm256_loadu_si256((const __m256i*)(code + i)), 0xD8);
+        __m256i magnitude = _mm256_and_si256(word, all), nans = _mm256_cmpeq_epi8(magnitude, all);
+        if (!_mm256_testz_si256(nans, nans)) {
+            nan = look_up(code + i, table, out + i, 32);
+            continue;
+        }
+        __m256i subnormal = _mm256_and_si256(_mm256_cmpgt_epi8(eight, magnitude), eight);
+        __m256i index = _mm256_or_si256(_mm256_and_si256(word, mantissa), subnormal);
+        __m256i low = _mm256_shuffle_epi8(low_part, index), high = _mm256_shuffle_epi8(high_part, index);
+        // With the code in the upper byte the sign is in its place, and the exponent 4 bits too high.
+        __m256i half[2] = {_mm256_unpacklo_epi8(low, word), _mm256_unpackhi_epi8(low, word)};
+        __m256i start[2] = {_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)};
+        for (int k = 0; k < 2; k++) {
+            __m256i more = _mm256_and_si256(_mm256_srai_epi16(half[k], 4), sign_and_exponent);
+            __m256i value = _mm256_add_epi16(start[k], more);
+            if (past_cache)
+                _mm256_stream_si256((__m256i*)(out + i) + k, value);
+            else
+                _mm256_storeu_si256((__m256i*)(out + i) + k, value);
+        }
+    }
 #endif
     return look_up(code + i, table, out + i, n - i) || nan;
 }
@@ -85,20 +133,20 @@ bool decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int
     const bool past_cache = aligned && rows * columns * int64_t(sizeof(Out)) >= BEYOND_CACHE;
 #pragma omp parallel reduction(|| : nan) if (rows * columns >= WORTH_THREADS)
     {
-        Scratch scratch(blocks * MAGNITUDES * sizeof(Out));
-        Out* tables = scratch.as<Out>();
+        Scratch scratch(blocks * sizeof(Table<Out>));
+        Table<Out>* tables = scratch.as<Table<Out>>();
 #pragma omp for
         for (int64_t strip = 0; strip < strips; strip++) {
-            for (int64_t b = 0; b < blocks; b++) fill_table(tables + b * MAGNITUDES, scale[strip * blocks + b]);
+            for (int64_t b = 0; b < blocks; b++) tables[b].fill(scale[strip * blocks + b]);
             const int64_t end = std::min(rows, (strip + 1) * BLOCK);
             for (int64_t row = strip * BLOCK; row < end; row++) {
                 for (int64_t b = 0; b < blocks; b++) {
                     const int64_t at = row * columns + b * BLOCK, n = std::min(BLOCK, columns - b * BLOCK);
-                    if (decode_run(code + at, tables + b * MAGNITUDES, out + at, n, past_cache)) nan = true;
+                    if (decode_run(code + at, tables[b], out + at, n, past_cache)) nan = true;
                 }
             }
         }
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
         if (past_cache) _mm_sfence();  // such stores are ordered by nothing else
 #endif
     }
