@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
+from deepseek_v3.native.build import have_kernels, run_kernel
 
 KINDS = {
     (torch.float32, torch.float32): 0,
@@ -33,7 +33,7 @@ def serves(x: Tensor, *weights: Tensor) -> bool:
     dtype = activation_dtype(x)
     if dtype not in (torch.float32, torch.bfloat16) or not have_kernels():
         return False
-    if dtype == torch.bfloat16 and (not _have_bf16() or any(w.shape[-1] % 2 or w.shape[-2] % 2 for w in weights)):
+    if dtype == torch.bfloat16 and any(w.shape[-1] % 2 or w.shape[-2] % 2 for w in weights):
         return False
     return all((dtype, w.dtype) in KINDS and w.is_contiguous() for w in weights)
 
@@ -42,10 +42,6 @@ def activation_dtype(x: Tensor) -> torch.dtype:
     """The dtype a product of `x` is computed in: that of autocast, where it is on."""
     autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-
-
-def _have_bf16() -> bool:
-    return bool(ask_kernel("have_bf16"))
 
 
 class _Experts(torch.autograd.Function):

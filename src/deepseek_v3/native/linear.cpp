@@ -60,8 +60,6 @@ void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long i
 }
 }  // namespace
 
-EXPORT int64_t have_bf16() { return HAVE_BF16; }
-
 // kinds: 0 all FP32, 1 bf16 activations with FP32 weights, 2 all bf16
 EXPORT void linear(int64_t kind, const void* x, const void* w, void* y, int64_t rows, int64_t out, int64_t in,
                    int64_t transposed, int64_t threads) {

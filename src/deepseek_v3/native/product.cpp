@@ -4,6 +4,18 @@
 #include <type_traits>
 #include <utility>
 
+// The same pair of bf16 in all lanes, read from memory. GCC would take its halves apart first, then move each over.
+inline WordVec splat_pair(const void* pair) {
+    WordVec y = WordVec{} + *(const uint32_t*)pair;
+#if defined(__AVX2__)
+    asm("" : "+x"(y));
+#endif
+    return y;
+}
+
+// One half of pairs of bf16 as floats, of which a bf16 is the upper half.
+inline Vec half_of(WordVec pairs, int half) { return (Vec)(half ? pairs & 0xFFFF0000 : pairs << 16); }
+
 // The sums of one tile: M rows by V vectors. A[i, p] is at a + i * across + p * along (p counts STEPs).
 template <typename T, int M, int V>
 inline void sum_tile(long k, const T* a, long across, long along, const T* panel, Vec (&sum)[M][V]) {
@@ -17,7 +29,7 @@ inline void sum_tile(long k, const T* a, long across, long along, const T* panel
 #pragma GCC unroll 16
             for (int i = 0; i < M; i++) {
                 Vec x = splat(a[i * across + p * along]);
-                for (int v = 0; v < V; v++) sum[i][v] += x * b[v];
+                for (int v = 0; v < V; v++) sum[i][v] = add_product(sum[i][v], x, b[v]);
             }
         }
     }
@@ -32,6 +44,20 @@ inline void sum_tile(long k, const T* a, long across, long along, const T* panel
                 for (int v = 0; v < V; v++) sum[i][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[i][v], x, b[v]);
             }
         }
+    }
+#else
+    else {
+        for (long p = 0; p < k / 2; p++)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                Vec b[V];
+                for (int v = 0; v < V; v++) b[v] = half_of(*(const WordVec*)(panel + 2 * p * PANEL + 2 * v * LANES), half);
+#pragma GCC unroll 16
+                for (int i = 0; i < M; i++) {
+                    Vec x = half_of(splat_pair(a + i * across + p * along), half);
+                    for (int v = 0; v < V; v++) sum[i][v] = add_product(sum[i][v], x, b[v]);
+                }
+            }
     }
 #endif
 }
@@ -81,8 +107,8 @@ void multiply_rows(int m, long k, const T* a, long across, long along, const T* 
         for (; m >= M; m -= M, a += M * across, c += M * stride)
             (add ? multiply_tile<T, Out, M, true> : multiply_tile<T, Out, M, false>)(k, a, across, along, panel, c, stride, width);
     };
-    next(std::integral_constant<int, TILE<float>>{});
-    next(std::integral_constant<int, 7>{});
+    next(std::integral_constant<int, ROWS_AT_ONCE>{});
+    next(std::integral_constant<int, ROWS_AT_ONCE / 2>{});
     next(std::integral_constant<int, 3>{});
     next(std::integral_constant<int, 1>{});
 }

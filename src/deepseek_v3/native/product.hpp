@@ -3,9 +3,9 @@
 //     C[m, n] = sum_k A[m, k] B[k, n]
 //
 // B is packed into panels of PANEL columns, k after k, so that the inner loop reads it in a row. A tile of TILE rows by
-// one panel stays in registers while k runs: 28 sums of LANES numbers, 2 vectors of B, and A broadcast from memory. In
-// bf16 two neighbouring k stand together, as the processor's instruction takes them: it adds both products to an FP32
-// sum. A is read where it lies if its rows run along k; where they run along m it is packed into tiles, too.
+// one panel stays in registers while k runs: 28 (12) sums of LANES numbers, 2 vectors of B, and A broadcast from memory. In
+// bf16 two neighbouring k stand together, as an instruction of newer processors takes them: it adds both products to an
+// FP32 sum; older ones multiply each half as a float, which takes their FP32 units no longer. A is read where it lies if its rows run along k; where they run along m it is packed into tiles, too.
 //
 // A processor with AMX has registers of 16 rows by 64 bytes, and one instruction for 16 x 16 sums over 32 values of k.
 // There a tile in bf16 is 32 rows: two registers of A, two of B, four of sums. Panels are the same, filled up with zeros
@@ -13,19 +13,20 @@
 #pragma once
 #include "numbers.hpp"
 
-#if defined(__AVX512BF16__)
-constexpr bool HAVE_BF16 = true;
-#else
-constexpr bool HAVE_BF16 = false;
-#endif
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
 #define HAVE_AMX 1
 #else
 #define HAVE_AMX 0
 #endif
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int ROWS_AT_ONCE = 14;  // of 32 registers
+#else
+constexpr int ROWS_AT_ONCE = 6;  // of 16
+#endif
+
 template <typename T> constexpr bool BY_AMX = HAVE_AMX && sizeof(T) == 2;
-template <typename T> constexpr int TILE = BY_AMX<T> ? 32 : 14;
+template <typename T> constexpr int TILE = BY_AMX<T> ? 32 : ROWS_AT_ONCE;
 template <typename T> constexpr int STEP = sizeof(T) == 2 ? 2 : 1;              // values of k that stand together
 template <typename T> constexpr int GRAIN = BY_AMX<T> ? 32 : STEP<T>;           // of k, in packed memory
 constexpr int PANEL = 2 * LANES;
