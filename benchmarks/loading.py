@@ -87,7 +87,7 @@ def forget_files(folder: Path) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def touch_memory(n_bytes: int = 1600 * 10**6) -> None:
+def touch_memory(n_bytes: int = 3200 * 10**6) -> None:
     """Use some memory and free it at once."""
     block = torch.empty(n_bytes, dtype=torch.uint8)
     ask_for_huge_pages(block)

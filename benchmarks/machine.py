@@ -40,6 +40,17 @@ def matmul_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 7) -> float:
     return 2 * size**3 / best
 
 
+def has_fast_bf16() -> bool:
+    """Whether PyTorch multiplies faster in bf16 than in FP32 here; without instructions for it, a hundredth as fast."""
+    return matmul_rate(torch.bfloat16, 512, 2) > matmul_rate(torch.float32, 512, 2)
+
+
+def product_rates() -> dict[str, float]:
+    """The matrix-product rate of each format; where bf16 has no instructions, its products take those of FP32."""
+    fp32 = matmul_rate(torch.float32)
+    return {"fp32": fp32, "bf16": matmul_rate(torch.bfloat16) if has_fast_bf16() else fp32}
+
+
 def read_bandwidth(megabytes: int = 512, rounds: int = 7) -> float:
     """Bytes/s at which all threads together read a large array once (a matrix-vector product in FP32)."""
     rows = megabytes * 2**20 // (4 * 4096)

@@ -6,7 +6,8 @@ peer that could be the fastest is tried and the fastest one counts; that one and
 process of their own: beside a dozen other models in one heap the peer's step took a third longer.
 
 Three formats: `fp32`; `auto`, bf16 products over fp32 weights (autocast); `bf16`, the weights themselves in bf16, which
-a recipe for training rarely is. Prefill is timed twice: with the C library as it comes, and told to keep freed memory.
+a recipe for training rarely is. Where PyTorch has no instructions for bf16, a step of the peer in it takes minutes, and
+only ours is timed. Prefill is timed twice: with the C library as it comes, and told to keep freed memory.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from multiprocessing import get_context
 import torch
 from torch.nn import functional as F
 
-from benchmarks.machine import interleave, keep_freed_memory, matmul_rate, median_ratio
+from benchmarks.machine import has_fast_bf16, interleave, keep_freed_memory, median_ratio, product_rates
 from benchmarks.peers import make_peer, nano
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
@@ -55,7 +56,12 @@ def peer_loss(peer: torch.nn.Module, tokens: torch.Tensor, labels_BS: torch.Tens
     return F.cross_entropy(logits_NV, labels_BS.flatten(), ignore_index=IGNORED)
 
 
-def training_contenders() -> dict[str, Callable]:
+def peer_settings(name: str, bf16: bool) -> list[tuple[str, str]]:
+    """The settings in which the peer's step in this format is timed."""
+    return SETTINGS if name == "fp32" or bf16 else []
+
+
+def training_contenders(bf16: bool) -> dict[str, Callable]:
     """Ours and the peer's training steps, in every setting that could be the fastest."""
     tokens = torch.randint(0, 4096, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     contenders = {}
@@ -63,14 +69,14 @@ def training_contenders() -> dict[str, Callable]:
         dtype, autocast = DTYPES["bf16" if name == "bf16" else "fp32"], name == "auto"
         model = nano(dtype)
         contenders[f"ours {name}"] = training_step(model, our_loss, tokens, autocast=autocast)
-        for attention, experts in SETTINGS:
+        for attention, experts in peer_settings(name, bf16):
             peer = make_peer(nano(), dtype, attention=attention, experts=experts)
             step = training_step(peer, peer_loss, tokens, autocast=autocast)
             contenders[f"peer {name} {attention}+{experts}"] = step
     return contenders
 
 
-def prefill_contenders() -> dict[str, Callable]:
+def prefill_contenders(bf16: bool) -> dict[str, Callable]:
     """Ours and the peer's prefill of a long prompt."""
     tokens = torch.randint(0, 4096, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     contenders = {}
@@ -83,7 +89,7 @@ def prefill_contenders() -> dict[str, Callable]:
             model.lm_head(model.hidden_states(tokens, cache=cache)[:, -1:])
 
         contenders[f"ours {name}"] = ours
-        for attention, experts in SETTINGS:
+        for attention, experts in peer_settings(name, bf16):
             peer = make_peer(nano(), dtype, attention=attention, experts=experts).eval()
 
             @torch.inference_mode()
@@ -100,9 +106,9 @@ def time_contenders(
     """In a process of its own: the seconds of each contender, and the matrix-product rate of each format."""
     if keep_memory:
         keep_freed_memory()
-    contenders = {"prefill": prefill_contenders, "training": training_contenders}[job]()
+    contenders = {"prefill": prefill_contenders, "training": training_contenders}[job](has_fast_bf16())
     contenders = {name: contenders[name] for name in names or contenders}
-    peaks = {name: matmul_rate(dtype) for name, dtype in DTYPES.items()}
+    peaks = product_rates()
     return interleave(contenders, rounds, warm=1), peaks
 
 
@@ -120,7 +126,7 @@ def report(title: str, job: str, keep_memory: bool, flops: float, rounds: int) -
     for name in (n for n in best if n.startswith("peer")):
         print(f"  tried: {name:<28} {best[name] * 1e3:8.1f} ms at best")
     ours = [name for name in best if name.startswith("ours")]
-    peers = {n: min((p for p in best if p.startswith(f"peer {n.split()[1]} ")), key=best.__getitem__) for n in ours}
+    peers = {n: min(same, key=best.get) for n in ours if (same := [p for p in best if p.startswith(f"peer {n[5:]} ")])}
     times, peaks = apart(time_contenders, job, keep_memory, [*ours, *peers.values()], rounds)
     middle = {name: sorted(t)[len(t) // 2] for name, t in times.items()}
     for name, seconds in middle.items():
