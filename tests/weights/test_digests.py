@@ -168,6 +168,11 @@ def test_damage_behind_the_first_piece_is_noticed_while_the_model_is_filled(tmp_
             load_model(tmp_path / "x")
 
 
+def test_an_index_of_several_pieces_is_verified_before_it_counts(tmp_path):
+    assert load.is_head(Piece(tmp_path / "model.safetensors.index.json", 2**22, 2**23))
+    assert not load.is_head(Piece(tmp_path / "model-00001-of-00163.safetensors", 2**22, 2**23))
+
+
 def test_the_spelling_of_both_formats_differs_in_the_format_only():
     assert json.loads(spell_manifest({}, 1)) == {"format": 1, "files": {}}
     assert json.loads(spell_manifest({})) == {"format": 2, "piece_bytes": 2**22, "files": {}}

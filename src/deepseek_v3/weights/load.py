@@ -61,8 +61,8 @@ def load_model(
     recover_folder(folder)
     expected = list_pieces(folder, skip=skip_verify) or []
     # Config, index and headers are verified before they count. By size, so that large ones share a core.
-    heads = sorted((piece for piece in expected if piece[0].start == 0), key=lambda piece: piece[0].n_bytes)
-    verify_pieces(heads)
+    heads = [(piece, sha256) for piece, sha256 in expected if is_head(piece)]
+    verify_pieces(sorted(heads, key=lambda head: head[0].n_bytes))
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
         if dtype is None:
@@ -70,10 +70,15 @@ def load_model(
         assert dtype is not None
         config = checkpoint.config.replace(quantization_config=None, torch_dtype=str(dtype).removeprefix("torch."))
         model = build_empty(config, dtype)
-        fill_model(model, checkpoint, slots, [piece for piece in expected if piece[0].start])
+        fill_model(model, checkpoint, slots, [(piece, sha256) for piece, sha256 in expected if not is_head(piece)])
     path = Path(folder) / TOKENIZER
     tokenizer = None if not path.exists() else path if tokenizer_from is None else tokenizer_from(path)
     return model.eval(), tokenizer
+
+
+def is_head(piece: Piece) -> bool:
+    """Whether it holds a config, a part of an index, or a header; that of a shard is in its first piece."""
+    return piece.start == 0 or piece.path.suffix == ".json"
 
 
 def load_weights(
