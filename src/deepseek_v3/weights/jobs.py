@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def run_jobs(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Run every job, as many at a time as PyTorch has threads; each then computes with one thread.
+    """Run every job, one more at a time than PyTorch has threads, for one often waits; each computes with one thread.
 
     Raises:
         Exception: that of the first job, in their order, that raised one; jobs not yet begun are dropped.
@@ -39,7 +39,7 @@ def run_jobs(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
         except BaseException as error:  # also an interrupt, which only the calling thread gets
             errors[i] = error
 
-    helpers = [threading.Thread(target=work) for _ in range(min(threads, end) - 1)]
+    helpers = [threading.Thread(target=work) for _ in range(min(threads, end - 1))]
     try:
         for helper in helpers:
             helper.start()
