@@ -12,7 +12,7 @@ before every timing. The contenders take turns; a ratio is the median over the r
 Processor time is that of all threads together.
 
 Memory of a virtual machine that its host took back is slow to touch; so before every timing as much memory as a model
-takes is touched and freed. Even so some loads take half as long again as others, and in some runs most do.
+and its files take is touched and freed. Even so some loads take half as long again as others, and in some runs most do.
 """
 
 import gc
