@@ -41,14 +41,14 @@ def matmul_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 7) -> float:
 
 
 def has_fast_bf16() -> bool:
-    """Whether PyTorch multiplies faster in bf16 than in FP32 here; without instructions for it, a hundredth as fast."""
-    return matmul_rate(torch.bfloat16, 512, 2) > matmul_rate(torch.float32, 512, 2)
+    """Whether PyTorch multiplies bf16 at a tenth of its FP32 rate or more; without instructions for it, a hundredth."""
+    return matmul_rate(torch.bfloat16, 512, 2) > 0.1 * matmul_rate(torch.float32, 512, 2)
 
 
-def product_rates() -> dict[str, float]:
-    """The matrix-product rate of each format; where bf16 has no instructions, its products take those of FP32."""
+def product_rates(bf16: bool) -> dict[str, float]:
+    """The matrix-product rate of each format; where `bf16` is not fast, its products take the units of FP32."""
     fp32 = matmul_rate(torch.float32)
-    return {"fp32": fp32, "bf16": matmul_rate(torch.bfloat16) if has_fast_bf16() else fp32}
+    return {"fp32": fp32, "bf16": matmul_rate(torch.bfloat16) if bf16 else fp32}
 
 
 def read_bandwidth(megabytes: int = 512, rounds: int = 7) -> float:

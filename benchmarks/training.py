@@ -106,9 +106,10 @@ def time_contenders(
     """In a process of its own: the seconds of each contender, and the matrix-product rate of each format."""
     if keep_memory:
         keep_freed_memory()
-    contenders = {"prefill": prefill_contenders, "training": training_contenders}[job](has_fast_bf16())
+    bf16 = has_fast_bf16()
+    contenders = {"prefill": prefill_contenders, "training": training_contenders}[job](bf16)
     contenders = {name: contenders[name] for name in names or contenders}
-    peaks = product_rates()
+    peaks = product_rates(bf16)
     return interleave(contenders, rounds, warm=1), peaks
 
 

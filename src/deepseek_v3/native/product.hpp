@@ -5,7 +5,8 @@
 // B is packed into panels of PANEL columns, k after k, so that the inner loop reads it in a row. A tile of TILE rows by
 // one panel stays in registers while k runs: 28 (12) sums of LANES numbers, 2 vectors of B, and A broadcast from memory. In
 // bf16 two neighbouring k stand together, as an instruction of newer processors takes them: it adds both products to an
-// FP32 sum; older ones multiply each half as a float, which takes their FP32 units no longer. A is read where it lies if its rows run along k; where they run along m it is packed into tiles, too.
+// FP32 sum; on older ones each half is multiplied as a float. A is read where it lies if its rows run along k; where they
+// run along m it is packed into tiles, too.
 //
 // A processor with AMX has registers of 16 rows by 64 bytes, and one instruction for 16 x 16 sums over 32 values of k.
 // There a tile in bf16 is 32 rows: two registers of A, two of B, four of sums. Panels are the same, filled up with zeros

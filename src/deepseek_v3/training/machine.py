@@ -11,18 +11,12 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.sizing import count_parameters, training_flops
 
 BF16_GAIN = 1.5  # below this, conversions eat what faster products win
-SMALL = 128  # rows and columns of a product that no machine takes long for
+SMALL = 128  # rows and columns of a product that takes no machine long
 
 
 def measure_peak(dtype: torch.dtype, seconds: float = 0.15, size: int = 1024) -> float:
-    """Return the FLOP per second of a square matrix product, the best of short runs.
-
-    Without instructions for bf16 PyTorch makes a hundredth of its FP32 rate. A product of full size would take seconds
-    there, and a small one is measured.
-    """
+    """Return the FLOP per second of a square matrix product, the best of short runs."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    if size > SMALL and (rate := measure_peak(dtype, 0.0, SMALL)) * seconds < 2 * size**3:
-        return rate
     best, end = 0.0, time.perf_counter() + seconds
     torch.mm(a, b)
     while True:
@@ -36,9 +30,14 @@ def measure_peak(dtype: torch.dtype, seconds: float = 0.15, size: int = 1024) ->
 
 def choose_precision(wish: str) -> tuple[str, float, str]:
     """Return the precision to use (fp32 or bf16), its peak in FLOP/s, and why."""
-    fp32, bf16 = measure_peak(torch.float32), measure_peak(torch.bfloat16)
-    if wish != "auto":  # without instructions for bf16 our kernels multiply it in FP32
-        return wish, max(fp32, bf16) if wish == "bf16" else fp32, "as asked"
+    fp32 = measure_peak(torch.float32)
+    if wish == "fp32":
+        return wish, fp32, "as asked"
+    bf16 = measure_peak(torch.bfloat16, size=SMALL)
+    if bf16 > fp32 / 20:  # without instructions for it, a hundredth, and a product of full size takes seconds
+        bf16 = measure_peak(torch.bfloat16)
+    if wish == "bf16":  # without instructions for it our kernels multiply it in FP32
+        return wish, max(fp32, bf16), "as asked"
     if bf16 >= BF16_GAIN * fp32:
         return "bf16", bf16, f"bf16 products are {bf16 / fp32:.1f}x as fast as fp32 here"
     return "fp32", fp32, f"bf16 products are only {bf16 / fp32:.1f}x as fast as fp32 here"
