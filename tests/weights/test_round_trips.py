@@ -42,6 +42,16 @@ def test_ours_to_released_to_ours_is_byte_equal(tmp_path, values, changes, shard
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
 
 
+def test_a_model_that_is_loaded_in_inference_mode_is_like_any_other(tmp_path):
+    """Other threads fill it, which are in no such mode."""
+    model = random_model(hidden_size=250)
+    save_model(model, tmp_path / "a", shard_bytes=10**5)
+    with torch.inference_mode():
+        loaded, _ = load_model(tmp_path / "a")
+    assert same_state(loaded, model)
+    assert not any(p.is_inference() for p in loaded.parameters())
+
+
 def test_shards_of_one_megabyte_keep_the_mtp_layer(tmp_path):
     model = random_model(hidden_size=250, intermediate_size=509)
     save_model(model, tmp_path / "a", shard_bytes=10**6)

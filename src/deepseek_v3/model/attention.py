@@ -120,7 +120,7 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> Tensor:
         """Attend to the latent itself, all heads as one (MQA); scores and softmax in FP32."""
         q_content_BSHK, q_rope_BSHR = self.turn_queries(query_BSHW, rotation)
-        up_HEC = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
+        up_HEC = self.kv_b_proj.numbers("weight", query_BSHW.dtype).unflatten(0, (self.heads, -1))
         up_key_HKC, up_value_HUC = up_HEC.split([self.content_width, self.value_width], 1)
         q_latent_BSHC = torch.einsum("bshk,hkc->bshc", q_content_BSHK, up_key_HKC)
         joined_BHSW = torch.cat((q_latent_BSHC, q_rope_BSHR), -1).transpose(1, 2)

@@ -1,11 +1,13 @@
 """The linear layer of the model: y = x W^T, through our own kernel where it serves."""
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.native import functions as native
 
 
-class Linear(nn.Linear):
+class Linear(HoldsFP8, nn.Linear):
     """A matrix without bias, [out, in]."""
 
     def __init__(self, width: int, out: int) -> None:
@@ -13,4 +15,6 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply: [..., in] -> [..., out]."""
-        return native.linear(input, self.weight) if native.serves(input, self.weight) else super().forward(input)
+        if native.serves(input, self.weight):
+            return native.linear(input, self.weight, self.scales("weight"))
+        return F.linear(input, self.numbers("weight", input.dtype))

@@ -21,7 +21,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Apply to every token."""
-        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        projections = (self.gate_proj, self.up_proj, self.down_proj)
+        weights = [projection.weight for projection in projections]
         if native.serves(x_BSD, *weights):
-            return native.swiglu(x_BSD, *weights)
+            return native.swiglu(x_BSD, *weights, *(projection.scales("weight") for projection in projections))
         return self.down_proj(F.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.grouped import run_experts_together, sort_by_expert
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.router import Router, RoutingRecord, sequence_balance_loss
 from deepseek_v3.native import functions as native
 
 
-class Experts(nn.Module):
-    """The routed experts, stacked: gate_up_proj [E, 2F, D] (gate above up), down_proj [E, D, F]."""
+class Experts(HoldsFP8):
+    """The routed experts, stacked: gate_up_proj [E, 2F, D] (gate above up), down_proj [E, D, F].
+
+    In FP8 gate and up are two `parts` of a matrix: a block of 128 rows never holds rows of both.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -30,8 +34,11 @@ class Experts(nn.Module):
         """Send every token through its experts and add them up by weight."""
         up_EFD, down_EDF = self.gate_up_proj, self.down_proj
         if native.serves(x_ND, up_EFD, down_EDF):
-            return native.run_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF)
+            scales = (self.scales("gate_up_proj"), self.scales("down_proj"))
+            return native.run_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF, *scales)
         plan = sort_by_expert(index_NA, up_EFD.shape[0])
+        chosen = [e for e, count in enumerate(plan.counts) if count]
+        up_EFD, down_EDF = (self.numbers(name, x_ND.dtype, chosen) for name in ("gate_up_proj", "down_proj"))
         return run_experts_together(x_ND, weight_NA, up_EFD, down_EDF, plan)
 
 

@@ -16,11 +16,10 @@
 #include "meeting.hpp"
 #include "router.hpp"
 #include "rows.hpp"
-#include <vector>
 
 struct Layer {  // addresses of weights; null where the layer has none
-    const void *input_norm, *query_down, *query_norm, *query_up, *latent_down, *latent_norm, *key_value_up, *out;
-    const void *post_norm, *router, *bias, *expert_gate_up, *expert_down, *gate, *up, *down;
+    const void *input_norm, *query_norm, *latent_norm, *post_norm, *router, *bias;
+    Weight query_down, query_up, latent_down, key_value_up, out, expert_gate_up, expert_down, gate, up, down;
     int64_t dense_width;  // of gate, up and down: the dense layer's, or the shared experts'
 };
 
@@ -44,15 +43,6 @@ struct Call {
     float* logits;                    // [N, V], of a module [B, V]
     const float *cos, *sin;           // [capacity, R / 2]
     int64_t B, S, capacity, bfloat16_cache, threads;
-};
-
-struct Buffer {
-    Scratch memory;
-    std::vector<float*> rows;
-    Buffer(int64_t count, int64_t width) : memory(sizeof(float) * count * (width + LANES)), rows(count) {
-        for (int64_t n = 0; n < count; n++) rows[n] = memory.as<float>() + n * ((width + LANES - 1) / LANES * LANES);
-    }
-    operator Rows() const { return rows.data(); }
 };
 
 // What all threads see.
@@ -95,6 +85,8 @@ template <typename T, typename L> class Worker {
     int64_t group, longest;
     Buffer normed, query_latent, joined, query, score, context;
     Plan plan;
+    Buffer scaled;             // of FP8 weights: activations times block scales
+    std::vector<float> lines;  // and some rows of W_UK or W_UV
     std::vector<float*> a, b;
     std::vector<float> scratch;  // of the choice of experts
 
@@ -103,7 +95,8 @@ template <typename T, typename L> class Worker {
         : m(m), stack(stack), call(call), board(board), N(call.B * call.S), W(m.C + m.R), index(omp_get_thread_num()),
           threads(omp_get_num_threads()), group(heads_together()), longest(longest), normed(N, m.D),
           query_latent(N, m.Q), joined(stack.join ? N : 0, 2 * m.D), query(group * call.S, W),
-          score(group * call.S, longest), context(group * call.S, m.C), scratch(m.E + m.groups) {}
+          score(group * call.S, longest), context(group * call.S, m.C), scaled(std::max(N, N * m.A), widest(m)), lines(std::max(m.K, m.U) * m.C),
+          scratch(m.E + m.groups) {}
 
     void run() {
         start();
@@ -117,6 +110,9 @@ template <typename T, typename L> class Worker {
   private:
     // Heads that read the latents together: as many as leave work for every thread.
     int64_t heads_together() const { return std::min<int64_t>(TOKENS, std::max<int64_t>(1, m.H * call.B / threads)); }
+
+    // Of the matrices that may be E4M3 codes.
+    static int64_t widest(const Model& m) { return std::max({m.D, m.Q, m.C, m.H * m.U, m.F, m.dense_width}); }
 
     Range share(int64_t rows) const {
         int64_t blocks = (rows + ROWS - 1) / ROWS;
@@ -153,24 +149,24 @@ template <typename T, typename L> class Worker {
     void attend(const Layer& layer, L* cache) {
         norm_rows(layer.input_norm, m.eps, board.x, normed, m.D);
         const int64_t queries = m.H * (m.K + m.R);
-        if (layer.query_down)
-            multiply<false, T>(layer.query_down, share(m.Q), m.D, normed, board.query_latent, N);  // V3 Eq. (6)
+        if (layer.query_down.data)
+            multiply<false, T>(layer.query_down, share(m.Q), m.D, normed, board.query_latent, N, scaled);  // V3 Eq. (6)
         else
-            multiply<false, T>(layer.query_up, share(queries), m.D, normed, board.query, N);  // V2-Lite
-        multiply<false, T>(layer.latent_down, share(W), m.D, normed, board.latent, N);  // V3 Eqs. (1), (3)
+            multiply<false, T>(layer.query_up, share(queries), m.D, normed, board.query, N, scaled);  // V2-Lite
+        multiply<false, T>(layer.latent_down, share(W), m.D, normed, board.latent, N, scaled);  // V3 Eqs. (1), (3)
         meet();
         for (int64_t n = 0; n < N; n++)
             if (mine(n)) write_latent(layer, cache, n);
-        if (layer.query_down) {
+        if (layer.query_down.data) {
             norm_rows(layer.query_norm, m.latent_eps, board.query_latent, query_latent, m.Q);
-            multiply<false, T>(layer.query_up, share(queries), m.Q, query_latent, board.query, N);  // V3 Eqs. (7), (8)
+            multiply<false, T>(layer.query_up, share(queries), m.Q, query_latent, board.query, N, scaled);  // V3 Eqs. (7), (8)
         }
         meet();
         const int64_t groups = (m.H + group - 1) / group, units = groups * call.B;
         for (int64_t u = units * index / threads; u < units * (index + 1) / threads; u++)
             attend_heads(layer, cache, u % call.B, u / call.B * group);
         meet();
-        multiply<true, T>(layer.out, share(m.D), m.H * m.U, board.attended, board.x, N);  // V3 Eq. (11)
+        multiply<true, T>(layer.out, share(m.D), m.H * m.U, board.attended, board.x, N, scaled);  // V3 Eq. (11)
         meet();
     }
 
@@ -184,6 +180,13 @@ template <typename T, typename L> class Worker {
         for (int64_t i = 0; i < m.R; i++) store(slot + m.C + i, y[i]);
     }
 
+    // Some rows of W_UK or W_UV as numbers, and what f makes of them.
+    template <typename F> void with_rows(Weight weight, int64_t first, int64_t n, F f) {
+        if (!weight.scale) return f((const T*)weight.data + first * m.C);
+        decode_rows(weight, m.C, first, n, lines.data());
+        f((const float*)lines.data());
+    }
+
     void turn(const float* x, float* y, int64_t n) const {
         rotate(x, call.cos + cached(n) * m.R / 2, call.sin + cached(n) * m.R / 2, y, m.R);
     }
@@ -193,32 +196,33 @@ template <typename T, typename L> class Worker {
         const int64_t S = call.S, heads = std::min(group, m.H - first), slots = call.lengths[row] + S;
         const L* latent = cache + row * call.capacity * W;
         for (int64_t h = 0; h < heads; h++) {
-            const T* up_key = (const T*)layer.key_value_up + (first + h) * (m.K + m.U) * m.C;
             a.clear();
             for (int64_t s = 0; s < S; s++) {
                 a.push_back(board.query[row * S + s] + (first + h) * (m.K + m.R));
                 turn(a[s] + m.K, query[h * S + s] + m.C, row * S + s);
             }
-            combine_rows(up_key, m.K, m.C, m.C, a.data(), query + h * S, S);
+            with_rows(layer.key_value_up, (first + h) * (m.K + m.U), m.K,
+                      [&](auto up_key) { combine_rows(up_key, m.K, m.C, m.C, a.data(), query + h * S, S); });
         }
         multiply<false, L>(latent, {0, slots}, W, query, score, heads * S);
         for (int64_t i = 0; i < heads * S; i++)
             softmax_row(score[i], call.lengths[row] + i % S + 1, slots, (float)m.softmax_scale);
         combine_rows(latent, slots, W, m.C, score, context, heads * S);  // V3 Eq. (10)
         for (int64_t h = 0; h < heads; h++) {
-            const T* up_value = (const T*)layer.key_value_up + ((first + h) * (m.K + m.U) + m.K) * m.C;
             a.clear();
             for (int64_t s = 0; s < S; s++) a.push_back(board.attended[row * S + s] + (first + h) * m.U);
-            multiply<false, T>(up_value, {0, m.U}, m.C, context + h * S, a.data(), S);
+            with_rows(layer.key_value_up, (first + h) * (m.K + m.U) + m.K, m.U, [&](auto up_value) {
+                multiply<false, std::decay_t<decltype(*up_value)>>(up_value, {0, m.U}, m.C, context + h * S, a.data(), S);
+            });
         }
     }
 
     void feed_forward(const Layer& layer) {
         norm_rows(layer.post_norm, m.eps, board.x, normed, m.D);
-        if (layer.gate) {
+        if (layer.gate.data) {
             Range range = share(layer.dense_width);
-            multiply<false, T>(layer.gate, range, m.D, normed, board.gate, N);
-            multiply<false, T>(layer.up, range, m.D, normed, board.up, N);
+            multiply<false, T>(layer.gate, range, m.D, normed, board.gate, N, scaled);
+            multiply<false, T>(layer.up, range, m.D, normed, board.up, N, scaled);
             for (int64_t n = 0; n < N; n++) apply_gate(board.gate[n], board.up[n], 1, range);
         }
         if (layer.router) {
@@ -233,9 +237,9 @@ template <typename T, typename L> class Worker {
         const Range columns = share(m.D);
         if (layer.router)
             for (const Plan::Run& run : plan.runs)
-                multiply<true, T>((const T*)layer.expert_down + run.expert * m.D * m.F, columns, m.F,
-                                  board.expert_gate + run.begin, plan.to.data() + run.begin, run.end - run.begin);
-        if (layer.down) multiply<true, T>(layer.down, columns, layer.dense_width, board.gate, board.x, N);
+                multiply<true, T>(layer.expert_down.at<T>(run.expert, m.D, m.F), columns, m.F, board.expert_gate + run.begin,
+                               plan.to.data() + run.begin, run.end - run.begin, scaled);
+        if (layer.down.data) multiply<true, T>(layer.down, columns, layer.dense_width, board.gate, board.x, N, scaled);
         meet();
     }
 
@@ -285,11 +289,12 @@ template <typename T, typename L> class Worker {
         make_plan();
         const Range range = share(m.F);
         for (const Plan::Run& run : plan.runs) {
-            const T* gate = (const T*)layer.expert_gate_up + run.expert * 2 * m.F * m.D;
+            const Weight gate = layer.expert_gate_up.at<T>(2 * run.expert, m.F, m.D);
+            const Weight up = layer.expert_gate_up.at<T>(2 * run.expert + 1, m.F, m.D);
             float* const* from = plan.from.data() + run.begin;
             const int64_t count = run.end - run.begin;
-            multiply<false, T>(gate, range, m.D, from, board.expert_gate + run.begin, count);
-            multiply<false, T>(gate + m.F * m.D, range, m.D, from, board.expert_up + run.begin, count);
+            multiply<false, T>(gate, range, m.D, from, board.expert_gate + run.begin, count, scaled);
+            multiply<false, T>(up, range, m.D, from, board.expert_up + run.begin, count, scaled);
             for (int64_t i = run.begin; i < run.end; i++)
                 apply_gate(board.expert_gate[i], board.expert_up[i], board.chosen_weight[plan.order[i]], range);
         }

@@ -9,9 +9,15 @@
 namespace {
 template <typename T> constexpr long BLOCK = 8 * TILE<T>;  // rows that go through an expert together, and stay in the second-level cache
 
-template <typename S> struct Weights {  // expert e's part begins e * stride further on
+template <typename S> struct Weights {  // expert e's part begins e * stride further on, its scales as many matrices
     const S *gate, *up, *down;
     long up_stride, down_stride;
+    const float *gate_scale = nullptr, *up_scale = nullptr, *down_scale = nullptr;  // of E4M3 codes
+    long up_scale_stride = 0, down_scale_stride = 0;
+
+    Matrix<S> gate_of(long e) const { return {gate + e * up_stride, gate_scale + e * up_scale_stride}; }
+    Matrix<S> up_of(long e) const { return {up + e * up_stride, up_scale + e * up_scale_stride}; }
+    Matrix<S> down_of(long e) const { return {down + e * down_stride, down_scale + e * down_scale_stride}; }
 };
 
 struct Sizes {
@@ -108,17 +114,18 @@ void forward(const T* x, const float* w, Weights<S> weight, const int64_t* count
     {
         Scratch memory(sizeof(T) * BLOCK<T> * (D + F));
         T *xs = memory.as<T>(), *hs = xs + BLOCK<T> * D;
+        WeightPacker<T, S> packer(std::max(D, F));
 #pragma omp for schedule(dynamic, 4)
         for (long task = 0; task < z.experts * (2 * ups + downs); task++) {
             long e = task / (2 * ups + downs), j = task % (2 * ups + downs);
             T* to = panels + e * (2 * up_size + down_size);
-            const S *g = weight.gate + e * weight.up_stride, *u = weight.up + e * weight.up_stride;
             if (!counts[e]) continue;
-            if (j < ups) pack_panel_transposed<T>(Rows<S>{g, D}, D, j * PANEL, F, to + panel_at<T>(j * PANEL, D));
-            else if ((j -= ups) < ups) pack_panel_transposed<T>(Rows<S>{u, D}, D, j * PANEL, F, to + up_size + panel_at<T>(j * PANEL, D));
+            if (j < ups) packer.pack(weight.gate_of(e), D, j * PANEL, F, to + panel_at<T>(j * PANEL, D));
+            else if ((j -= ups) < ups)
+                packer.pack(weight.up_of(e), D, j * PANEL, F, to + up_size + panel_at<T>(j * PANEL, D));
             else {
                 j = (j - ups) * PANEL;
-                pack_panel_transposed<T>(Rows<S>{weight.down + e * weight.down_stride, F}, F, j, D, to + 2 * up_size + panel_at<T>(j, F));
+                packer.pack(weight.down_of(e), F, j, D, to + 2 * up_size + panel_at<T>(j, F));
             }
         }
 #pragma omp for schedule(dynamic)
@@ -237,12 +244,6 @@ void backward(const T* x, const float* w, Weights<S> weight, const int64_t* coun
 }
 
 template <typename T, typename S>
-void run_forward(const void* x, const void* w, const void* gate, const void* up, const void* down, long up_stride, long down_stride,
-                 const void* counts, const void* token, const void* row, void* gate_up, void* out, Sizes z) {
-    Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride};
-    forward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row, (T*)gate_up, (T*)out, z);
-}
-template <typename T, typename S>
 void run_backward(const void* x, const void* w, const void* gate, const void* up, const void* down, long up_stride, long down_stride,
                   const void* counts, const void* token, const void* row, const void* gate_up, const void* dy, void* dx, void* dw_rows,
                   void* dgate, void* dup, void* ddown, Sizes z) {
@@ -253,13 +254,26 @@ void run_backward(const void* x, const void* w, const void* gate, const void* up
 }  // namespace
 
 // kinds as in linear.cpp. token [M] and row [N, A] are null for a dense network: one expert, rows in their own order.
+// Scales, of E4M3 codes: of a stack those of gate and up in turns, for each [blocks of F, blocks of D]; of down [E, D, F] alike.
 EXPORT void experts_forward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down,
-                            int64_t up_stride, int64_t down_stride, const void* counts, const void* token, const void* row,
-                            void* gate_up, void* out, int64_t tokens, int64_t width, int64_t hidden, int64_t experts,
-                            int64_t per_token, int64_t threads) {
+                            const float* gate_scale, const float* up_scale, const float* down_scale, int64_t up_stride,
+                            int64_t down_stride, const void* counts, const void* token, const void* row, void* gate_up, void* out,
+                            int64_t tokens, int64_t width, int64_t hidden, int64_t experts, int64_t per_token, int64_t threads) {
     Sizes z{tokens, width, hidden, experts, per_token, threads};
-    auto run = kind == 0 ? run_forward<float, float> : kind == 1 ? run_forward<bf16, float> : run_forward<bf16, bf16>;
-    run(x, w, gate, up, down, up_stride, down_stride, counts, token, row, gate_up, out, z);
+    auto run = [&](auto t, auto s) {
+        using T = decltype(t);
+        using S = decltype(s);
+        long blocks = count_blocks(width) * count_blocks(hidden);
+        Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride, gate_scale, up_scale, down_scale,
+                          2 * blocks, blocks};
+        forward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row,
+                      (T*)gate_up, (T*)out, z);
+    };
+    if (kind == 0) run(float(), float());
+    if (kind == 1) run(bf16(), float());
+    if (kind == 2) run(bf16(), bf16());
+    if (kind == 3) run(float(), e4m3());
+    if (kind == 4) run(bf16(), e4m3());
 }
 
 EXPORT void experts_backward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down,

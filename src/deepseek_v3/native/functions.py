@@ -3,7 +3,8 @@
     if serves(x_ND, weight_OD): y = linear(x_ND, weight_OD)
 
 Activations are FP32 with FP32 weights, or BF16 with BF16 or FP32 weights (autocast: weights are rounded on their way
-into a product, and their gradients come back in FP32). Every sum is in FP32.
+into a product, and their gradients come back in FP32). Weights may also be E4M3 codes with block scales, which are
+decoded to the activations' dtype on their way; then there is no gradient. Every sum is in FP32.
 
 Letters: N tokens, D width, I and O the two sides of a weight, E experts, A experts per token, F hidden width, M = N * A
 rows sorted by expert.
@@ -20,8 +21,9 @@ KINDS = {
     (torch.float32, torch.float32): 0,
     (torch.bfloat16, torch.float32): 1,
     (torch.bfloat16, torch.bfloat16): 2,
+    (torch.float32, torch.float8_e4m3fn): 3,
+    (torch.bfloat16, torch.float8_e4m3fn): 4,
 }
-
 
 FEWEST_ROWS = 32  # below, packing the weights costs more than a product that reads them where they lie
 
@@ -35,7 +37,10 @@ def serves(x: Tensor, *weights: Tensor) -> bool:
         return False
     if dtype == torch.bfloat16 and any(w.shape[-1] % 2 or w.shape[-2] % 2 for w in weights):
         return False
-    return all((dtype, w.dtype) in KINDS and w.is_contiguous() for w in weights)
+    kinds = {w.dtype for w in weights}
+    if torch.float8_e4m3fn in kinds and (len(kinds) > 1 or (torch.is_grad_enabled() and x.requires_grad)):
+        return False
+    return all((dtype, kind) in KINDS for kind in kinds) and all(w.is_contiguous() for w in weights)
 
 
 def activation_dtype(x: Tensor) -> torch.dtype:
@@ -47,7 +52,14 @@ def activation_dtype(x: Tensor) -> torch.dtype:
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor, up_EFD: Tensor, down_EDF: Tensor
+        ctx: Any,
+        x_ND: Tensor,
+        weight_NA: Tensor,
+        index_NA: Tensor,
+        up_EFD: Tensor,
+        down_EDF: Tensor,
+        up_scale: Tensor | None,
+        down_scale: Tensor | None,
     ) -> Tensor:
         experts, double, width = up_EFD.shape
         index_NA, weight_NA = index_NA.contiguous(), weight_NA.float().contiguous()
@@ -61,6 +73,7 @@ class _Experts(torch.autograd.Function):
         ctx.save_for_backward(x_ND, weight_NA, up_EFD, down_EDF, gate_up_MF, token_M, row_NA, counts_E)
         run_kernel(
             "experts_forward", ctx.kind, x_ND, weight_NA, up_EFD, up_EFD[0, double // 2 :], down_EDF,
+            up_scale, None if up_scale is None else up_scale[0, 1], down_scale,
             double * width, width * double // 2, counts_E, token_M, row_NA, gate_up_MF, out_ND, *ctx.sizes,
         )  # fmt: skip
         return out_ND
@@ -76,18 +89,27 @@ class _Experts(torch.autograd.Function):
             double * width, width * double // 2, counts_E, token_M, row_NA, gate_up_MF,
             grads[0].contiguous(), dx_ND, dweight_M, dup_EFD, dup_EFD[0, double // 2 :], ddown_EDF, *ctx.sizes,
         )  # fmt: skip
-        return dx_ND, dweight_M[row_NA], None, dup_EFD, ddown_EDF
+        return dx_ND, dweight_M[row_NA], None, dup_EFD, ddown_EDF, None, None
 
 
-def run_experts(x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+def run_experts(
+    x_ND: Tensor,
+    weight_NA: Tensor,
+    index_NA: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    up_scale: Tensor | None = None,
+    down_scale: Tensor | None = None,
+) -> Tensor:
     """Send each token through its SwiGLU experts and add them up by weight, [N, D].
 
     Args:
         weight_NA, index_NA: of each token's experts.
         up_EFD, down_EDF: the experts, stacked, gate above up.
+        up_scale, down_scale: of E4M3 codes, [E, 2, F / 128, D / 128] and [E, D / 128, F / 128].
     """
     x_ND = x_ND.to(activation_dtype(x_ND)).contiguous()
-    return _Experts.apply(x_ND, weight_NA, index_NA, up_EFD, down_EDF)  # type: ignore[return-value]
+    return _Experts.apply(x_ND, weight_NA, index_NA, up_EFD, down_EDF, up_scale, down_scale)  # type: ignore[return-value]
 
 
 def choose_experts(
@@ -170,12 +192,12 @@ def attend_causally(
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, scale: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_NI, weight_OI)
         ctx.arguments = (KINDS[x_NI.dtype, weight_OI.dtype], x_NI.shape[0], *weight_OI.shape)
         kind, rows, out, width = ctx.arguments
         y_NO = x_NI.new_empty(rows, out)
-        run_kernel("linear", kind, x_NI, weight_OI, y_NO, rows, out, width, 1, torch.get_num_threads())
+        run_kernel("linear", kind, x_NI, weight_OI, scale, y_NO, rows, out, width, 1, torch.get_num_threads())
         return y_NO
 
     @staticmethod
@@ -185,32 +207,34 @@ class _Linear(torch.autograd.Function):
         dy_NO, dx_NI, dweight_OI = grads[0].contiguous(), None, None
         if ctx.needs_input_grad[0]:
             dx_NI = torch.empty_like(x_NI)
-            run_kernel("linear", kind, dy_NO, weight_OI, dx_NI, rows, width, out, 0, torch.get_num_threads())
+            run_kernel("linear", kind, dy_NO, weight_OI, None, dx_NI, rows, width, out, 0, torch.get_num_threads())
         if ctx.needs_input_grad[1]:
             dweight_OI = torch.empty_like(weight_OI)
             run_kernel(
                 "linear_weight_gradient", kind, dy_NO, x_NI, dweight_OI, rows, out, width, torch.get_num_threads()
             )
-        return dx_NI, dweight_OI
+        return dx_NI, dweight_OI, None
 
 
-def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
-    """Multiply by a weight's transpose, [..., I] -> [..., O]."""
+def linear(x: Tensor, weight_OI: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Multiply by a weight's transpose, [..., I] -> [..., O]; of E4M3 codes with the scales of their blocks."""
     x_NI = x.to(activation_dtype(x)).reshape(-1, x.shape[-1]).contiguous()
-    y_NO: Tensor = _Linear.apply(x_NI, weight_OI)  # type: ignore[assignment]
+    y_NO: Tensor = _Linear.apply(x_NI, weight_OI, scale)  # type: ignore[assignment]
     return y_NO.view(*x.shape[:-1], -1)
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, *scales: Tensor | None
+    ) -> Tensor:
         hidden, width = gate_FD.shape
         ctx.kind, ctx.sizes = KINDS[x_ND.dtype, gate_FD.dtype], (x_ND.shape[0], width, hidden, 1, 1)
         gate_up_NF, out_ND = x_ND.new_empty(x_ND.shape[0], 2 * hidden), torch.empty_like(x_ND)
         counts_E = torch.tensor([x_ND.shape[0]])
         run_kernel(
-            "experts_forward", ctx.kind, x_ND, None, gate_FD, up_FD, down_DF, 0, 0, counts_E, None, None, gate_up_NF,
-            out_ND, *ctx.sizes, torch.get_num_threads(),
+            "experts_forward", ctx.kind, x_ND, None, gate_FD, up_FD, down_DF, *scales, 0, 0, counts_E, None, None,
+            gate_up_NF, out_ND, *ctx.sizes, torch.get_num_threads(),
         )  # fmt: skip
         ctx.save_for_backward(x_ND, gate_FD, up_FD, down_DF, gate_up_NF, counts_E)
         return out_ND
@@ -223,13 +247,22 @@ class _SwiGLU(torch.autograd.Function):
             "experts_backward", ctx.kind, x_ND, None, gate_FD, up_FD, down_DF, 0, 0, counts_E, None, None, gate_up_NF,
             grads[0].contiguous(), dx, None, dgate, dup, ddown, *ctx.sizes, torch.get_num_threads(),
         )  # fmt: skip
-        return dx, dgate, dup, ddown
+        return dx, dgate, dup, ddown, None, None, None
 
 
-def swiglu(x: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """down(silu(gate x) * up x) for every row."""
+def swiglu(
+    x: Tensor,
+    gate_FD: Tensor,
+    up_FD: Tensor,
+    down_DF: Tensor,
+    gate_scale: Tensor | None = None,
+    up_scale: Tensor | None = None,
+    down_scale: Tensor | None = None,
+) -> Tensor:
+    """down(silu(gate x) * up x) for every row; scales belong to E4M3 codes."""
     x_ND = x.to(activation_dtype(x)).reshape(-1, x.shape[-1]).contiguous()
-    return _SwiGLU.apply(x_ND, gate_FD, up_FD, down_DF).view(x.shape)  # type: ignore[union-attr]
+    y_ND = _SwiGLU.apply(x_ND, gate_FD, up_FD, down_DF, gate_scale, up_scale, down_scale)
+    return y_ND.view(x.shape)  # type: ignore[union-attr]
 
 
 def _is_bf16(*tensors: Tensor) -> list[int]:

@@ -10,17 +10,18 @@ namespace {
 template <typename T> constexpr long BLOCK = 8 * TILE<T>;  // rows of A that are multiplied by all of B before the next ones
 
 template <typename T, typename S>
-void multiply_by_weight(const T* x, const S* weight, T* y, long rows, long out, long in, bool transposed, int threads) {
-    // transposed: y = x W^T, W [out, in]; else y = x W, W [in, out]
+void multiply_by_weight(const T* x, Matrix<S> weight, T* y, long rows, long out, long in, bool transposed, int threads) {
+    // transposed: y = x W^T, W [out, in]; else y = x W, W [in, out], which E4M3 codes do not know
     Scratch memory(sizeof(T) * panels_size<T>(in, out));
     T* panels = memory.as<T>();
 #pragma omp parallel num_threads(threads)
     {
+        WeightPacker<T, S> packer(in);
 #pragma omp for
         for (long j = 0; j < out; j += PANEL) {
             T* to = panels + panel_at<T>(j, in);
-            if (transposed) pack_panel_transposed<T>(Rows<S>{weight, in}, in, j, out, to);
-            else pack_panel<T>(Rows<S>{weight, out}, in, j, out, to);
+            if (transposed) packer.pack(weight, in, j, out, to);
+            else if constexpr (sizeof(S) > 1) pack_panel<T>(Rows<S>{weight.data, out}, in, j, out, to);
         }
         // Each thread has tiles of its own, as many as the others, and takes them a block at a time.
         long tiles = (rows + TILE<T> - 1) / TILE<T>, thread = omp_get_thread_num(), all = omp_get_num_threads();
@@ -60,12 +61,20 @@ void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long i
 }
 }  // namespace
 
-// kinds: 0 all FP32, 1 bf16 activations with FP32 weights, 2 all bf16
-EXPORT void linear(int64_t kind, const void* x, const void* w, void* y, int64_t rows, int64_t out, int64_t in,
+// kinds: 0 all FP32, 1 bf16 activations with FP32 weights, 2 all bf16, 3 FP32 with E4M3 weights, 4 bf16 with E4M3 weights
+// (for y = x W^T, and with their scales)
+EXPORT void linear(int64_t kind, const void* x, const void* w, const float* scale, void* y, int64_t rows, int64_t out, int64_t in,
                    int64_t transposed, int64_t threads) {
-    if (kind == 0) multiply_by_weight((const float*)x, (const float*)w, (float*)y, rows, out, in, transposed, threads);
-    if (kind == 1) multiply_by_weight((const bf16*)x, (const float*)w, (bf16*)y, rows, out, in, transposed, threads);
-    if (kind == 2) multiply_by_weight((const bf16*)x, (const bf16*)w, (bf16*)y, rows, out, in, transposed, threads);
+    auto run = [&](auto t, auto s) {
+        using T = decltype(t);
+        using S = decltype(s);
+        multiply_by_weight((const T*)x, Matrix<S>{(const S*)w, scale}, (T*)y, rows, out, in, transposed, threads);
+    };
+    if (kind == 0) run(float(), float());
+    if (kind == 1) run(bf16(), float());
+    if (kind == 2) run(bf16(), bf16());
+    if (kind == 3) run(float(), e4m3());
+    if (kind == 4) run(bf16(), e4m3());
 }
 
 EXPORT void linear_weight_gradient(int64_t kind, const void* dy, const void* x, void* dw, int64_t rows, int64_t out,

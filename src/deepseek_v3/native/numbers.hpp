@@ -21,6 +21,8 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 
+#define INLINE inline __attribute__((always_inline))  // a call would spill the sums that are in registers
+
 // A vector of LANES numbers, readable at any address; GCC and Clang compile its + and * to the processor's own.
 typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -49,7 +51,11 @@ inline void store(bf16* to, float x) {
 inline Vec splat(float x) { return x - Vec{}; }  // x - 0 is x for every x, so this is a broadcast and no sum
 inline Vec load_vec(const float* from) { return *(const Vec*)from; }
 inline Vec load_vec(const bf16* from) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);  // GCC makes five of it
+#else
     return (Vec)(__builtin_convertvector(*(const HalfVec*)from, WordVec) << 16);
+#endif
 }
 inline void store_vec(float* to, Vec x) { *(Vec*)to = x; }
 inline void store_vec(bf16* to, Vec x) {

@@ -12,7 +12,7 @@
 // There a tile in bf16 is 32 rows: two registers of A, two of B, four of sums. Panels are the same, filled up with zeros
 // to a whole number of 32 k.
 #pragma once
-#include "numbers.hpp"
+#include "fp8.hpp"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
 #define HAVE_AMX 1
@@ -153,6 +153,24 @@ template <typename T, typename From> void pack_panel_transposed(Rows<From> colum
             else ((uint32_t*)(to + p * PANEL))[i] = pair_of(to_float(*from), p + 1 < k ? to_float(from[1]) : 0.f);
         }
 }
+
+// Packs panels of W^T, for weights [out, in] in any format; E4M3 codes are decoded first. A thread has one for itself.
+template <typename T, typename S> class WeightPacker {
+    static constexpr bool CODES = sizeof(S) == 1;
+    Tables<T> tables;
+    Scratch lines;
+
+  public:
+    explicit WeightPacker(long widest) : tables(CODES ? widest : 0), lines(CODES ? sizeof(T) * PANEL * widest : 0) {}
+
+    void pack(Matrix<S> weight, long in, long n0, long out, T* to) {
+        if constexpr (CODES) {
+            long n = std::min<long>(PANEL, out - n0);
+            decode_rows(weight, in, n0, n, tables, lines.as<T>());
+            pack_panel_transposed<T>(Rows<T>{lines.as<T>(), in}, in, 0, n, to);
+        } else pack_panel_transposed<T>(Rows<S>{weight.data, in}, in, n0, out, to);
+    }
+};
 
 // Tile of A[m, k] = rows[k][m]: the transpose of rows that run along m, for a gradient dy^T x. Without AMX a tile may be
 // written up to LANES - TILE words beyond its end.

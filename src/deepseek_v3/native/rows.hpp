@@ -1,4 +1,4 @@
-// Kernels for a few rows of activations, which a decoding step is made of: FP32 rows, weights in FP32 or bfloat16.
+// Kernels for a few rows of activations, which a decoding step is made of: FP32 rows, weights in FP32, bfloat16 or E4M3.
 //
 //     multiply        y_n[o] = sum_i W[o, i] x_n[i]       each row of W is read once, where it lies, for all rows x_n
 //     combine_rows    y_n[c] = sum_r a_n[r] W[r, c]       the same with W transposed: a weighted sum of its rows
@@ -6,15 +6,14 @@
 // Every sum is taken in an order that depends on its length alone. So the numbers of a token do not depend on how many
 // tokens share the step, nor on the number of threads: to the last bit.
 #pragma once
-#include "numbers.hpp"
+#include "fp8.hpp"
+#include <vector>
 
 constexpr int ROWS = 4;      // of a weight, whose sums over the lanes are taken together
 constexpr int TOKENS = 8;    // rows of activations that share what is read: two sums of each fit into the registers
 constexpr int COMBINED = 4;  // the same, and as many vectors side by side, where rows are combined
 
 constexpr int READ_AHEAD = 4096;  // bytes; without, a core waits for memory half of the time
-
-#define INLINE inline __attribute__((always_inline))  // a call would spill the sums that are in registers
 
 typedef float* const* Rows;  // rows of activations, wherever they lie
 
@@ -62,36 +61,78 @@ INLINE Vec sum_four(Vec a, Vec b, Vec c, Vec d) {
     return sum;
 }
 
-// Lane sums of W[o] . x_n for one row of W and N rows x_n. Two sums each, that a product need not await the one before.
-template <int N, typename T> INLINE void multiply_row(const T* row, int64_t width, Rows x, Vec* sum) {
-    Vec even[N], odd[N];
-    for (int n = 0; n < N; n++) even[n] = odd[n] = Vec{};
-    int64_t i = 0;
+// Sums over the lanes of the products of one row of W with N rows x_n. Two sums each, that a product need not await the
+// one before.
+template <int N> struct LaneSums {
+    Vec even[N] = {}, odd[N] = {};
+};
+
+// Add those of numbers i to `width`.
+template <int N, typename T> INLINE void add_products(const T* row, int64_t i, int64_t width, Rows x, LaneSums<N>& sum) {
     for (; i + 2 * LANES <= width; i += 2 * LANES) {
         __builtin_prefetch((const char*)(row + i) + READ_AHEAD);
         if (sizeof(T) * LANES == 64) __builtin_prefetch((const char*)(row + i) + READ_AHEAD + 64);
         Vec w = load_vec(row + i), v = load_vec(row + i + LANES);
-        for (int n = 0; n < N; n++) even[n] = add_product(even[n], w, load_vec(x[n] + i));
-        for (int n = 0; n < N; n++) odd[n] = add_product(odd[n], v, load_vec(x[n] + i + LANES));
+        for (int n = 0; n < N; n++) sum.even[n] = add_product(sum.even[n], w, load_vec(x[n] + i));
+        for (int n = 0; n < N; n++) sum.odd[n] = add_product(sum.odd[n], v, load_vec(x[n] + i + LANES));
     }
     if (i + LANES <= width) {
         Vec w = load_vec(row + i);
-        for (int n = 0; n < N; n++) even[n] = add_product(even[n], w, load_vec(x[n] + i));
+        for (int n = 0; n < N; n++) sum.even[n] = add_product(sum.even[n], w, load_vec(x[n] + i));
         i += LANES;
     }
     if (i < width) {
         Vec w = load_part(row + i, width - i);
-        for (int n = 0; n < N; n++) odd[n] = add_product(odd[n], w, load_part(x[n] + i, width - i));
+        for (int n = 0; n < N; n++) sum.odd[n] = add_product(sum.odd[n], w, load_part(x[n] + i, width - i));
     }
-    for (int n = 0; n < N; n++) sum[n] = even[n] + odd[n];
 }
 
-template <int N, typename T>
-void multiply_rows(const T* weight, Range rows, int64_t width, Rows x, Rows y, bool add) {
+// A matrix, for one way to store it: add the products of one of its rows.
+template <typename T> struct Numbers {
+    const T* weight;
+    int64_t width;
+
+    template <int N> INLINE void multiply_row(int64_t row, Rows x, LaneSums<N>& sum) const {
+        add_products<N>(weight + row * width, 0, width, x, sum);
+    }
+};
+
+// E4M3 codes; their scales are in x already, for all rows of a block, and so is CODE_UNIT.
+struct Codes {
+    const uint8_t* weight;
+    int64_t width;
+
+    template <int N> INLINE void multiply_row(int64_t row, Rows x, LaneSums<N>& sum) const {
+        const uint8_t* code = weight + row * width;
+        int64_t i = 0;
+        for (; i + CODES_AT_ONCE <= width; i += CODES_AT_ONCE) {
+            Vec w[CODES_AT_ONCE / LANES];
+            __builtin_prefetch(code + i + READ_AHEAD);
+            widen_codes(code + i, w);
+            for (int v = 0; v < CODES_AT_ONCE / LANES; v += 2)
+                for (int n = 0; n < N; n++) {
+                    sum.even[n] = add_product(sum.even[n], w[v], load_vec(x[n] + i + v * LANES));
+                    sum.odd[n] = add_product(sum.odd[n], w[v + 1], load_vec(x[n] + i + (v + 1) * LANES));
+                }
+        }
+        if (i == width) return;
+        float rest[CODES_AT_ONCE], *x_rest[N];
+        for (int64_t k = i; k < width; k++) rest[k - i] = widen_code(code[k]);
+        for (int n = 0; n < N; n++) x_rest[n] = x[n] + i;
+        add_products<N>(rest, 0, width - i, x_rest, sum);
+    }
+};
+
+template <int N, typename Matrix>
+void multiply_rows(const Matrix& weight, Range rows, Rows x, Rows y, bool add) {
     Vec sum[ROWS][N] = {};
     for (int64_t row = rows.begin; row < rows.end; row += ROWS) {
         const int count = (int)std::min<int64_t>(ROWS, rows.end - row);
-        for (int r = 0; r < count; r++) multiply_row<N>(weight + (row + r) * width, width, x, sum[r]);
+        for (int r = 0; r < count; r++) {
+            LaneSums<N> lanes;
+            weight.template multiply_row<N>(row + r, x, lanes);
+            for (int n = 0; n < N; n++) sum[r][n] = lanes.even[n] + lanes.odd[n];
+        }
         for (int n = 0; n < N; n++) {
             Vec four = sum_four(sum[0][n], sum[1][n], sum[2][n], sum[3][n]);
             for (int r = 0; r < count; r++) y[n][row + r] = add ? y[n][row + r] + four[r] : four[r];
@@ -99,29 +140,90 @@ void multiply_rows(const T* weight, Range rows, int64_t width, Rows x, Rows y, b
     }
 }
 
-template <typename T>
-void multiply_up_to_eight(const T* weight, Range rows, int64_t width, Rows x, Rows y, int64_t tokens, bool add) {
+template <typename Matrix>
+void multiply_up_to_eight(const Matrix& weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
     switch (tokens) {
-        case 1: return multiply_rows<1>(weight, rows, width, x, y, add);
-        case 2: return multiply_rows<2>(weight, rows, width, x, y, add);
-        case 3: return multiply_rows<3>(weight, rows, width, x, y, add);
-        case 4: return multiply_rows<4>(weight, rows, width, x, y, add);
-        case 5: return multiply_rows<5>(weight, rows, width, x, y, add);
-        case 6: return multiply_rows<6>(weight, rows, width, x, y, add);
-        case 7: return multiply_rows<7>(weight, rows, width, x, y, add);
-        case 8: return multiply_rows<8>(weight, rows, width, x, y, add);
+        case 1: return multiply_rows<1>(weight, rows, x, y, add);
+        case 2: return multiply_rows<2>(weight, rows, x, y, add);
+        case 3: return multiply_rows<3>(weight, rows, x, y, add);
+        case 4: return multiply_rows<4>(weight, rows, x, y, add);
+        case 5: return multiply_rows<5>(weight, rows, x, y, add);
+        case 6: return multiply_rows<6>(weight, rows, x, y, add);
+        case 7: return multiply_rows<7>(weight, rows, x, y, add);
+        case 8: return multiply_rows<8>(weight, rows, x, y, add);
     }
+}
+
+template <typename Matrix>
+void multiply_all(Matrix weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
+    if (tokens <= TOKENS) return multiply_up_to_eight(weight, rows, x, y, tokens, add);
+    for (int64_t row = rows.begin; row < rows.end; row += ROWS)  // a few rows meet all tokens while they are at hand
+        for (int64_t n = 0; n < tokens; n += TOKENS)
+            multiply_up_to_eight(weight, {row, std::min(row + ROWS, rows.end)}, x + n, y + n,
+                                 std::min<int64_t>(TOKENS, tokens - n), add);
 }
 
 // y_n[o] = W[o] . x_n for the rows o of a range, or with ADD that much more.
 template <bool ADD, typename T>
-void multiply(const void* matrix, Range rows, int64_t width, Rows x, Rows y, int64_t tokens) {
-    const T* weight = (const T*)matrix;
-    if (tokens <= TOKENS) return multiply_up_to_eight(weight, rows, width, x, y, tokens, ADD);
-    for (int64_t row = rows.begin; row < rows.end; row += ROWS)  // a few rows meet all tokens while they are at hand
-        for (int64_t n = 0; n < tokens; n += TOKENS)
-            multiply_up_to_eight(weight, {row, std::min(row + ROWS, rows.end)}, width, x + n, y + n,
-                                 std::min<int64_t>(TOKENS, tokens - n), ADD);
+void multiply(const void* numbers, Range rows, int64_t width, Rows x, Rows y, int64_t tokens) {
+    multiply_all(Numbers<T>{(const T*)numbers, width}, rows, x, y, tokens, ADD);
+}
+
+// A weight where it lies: numbers of the model's type T, or with block scales E4M3 codes.
+struct Weight {
+    const void* data;
+    const float* scale;
+
+    // Of matrices [rows, width] behind each other, the one with this index.
+    template <typename T> Weight at(int64_t index, int64_t rows, int64_t width) const {
+        if (!scale) return {(const T*)data + index * rows * width, nullptr};
+        return {(const uint8_t*)data + index * rows * width, scale + index * count_blocks(rows) * count_blocks(width)};
+    }
+};
+
+// Rows of a matrix, N of them.
+struct Buffer {
+    Scratch memory;
+    std::vector<float*> rows;
+    Buffer(int64_t count, int64_t width) : memory(sizeof(float) * count * (width + LANES)), rows(count) {
+        for (int64_t n = 0; n < count; n++) rows[n] = memory.as<float>() + n * ((width + LANES - 1) / LANES * LANES);
+    }
+    operator Rows() const { return rows.data(); }
+};
+
+inline void scale_up(const float* x, float scale, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i++) to[i] = x[i] * scale;
+}
+
+// The same for a weight of either kind. Each 128 rows of codes have scales of their own, and meet x times these: `scaled`
+// has room for it.
+template <bool ADD, typename T>
+void multiply(Weight weight, Range rows, int64_t width, Rows x, Rows y, int64_t tokens, Rows scaled) {
+    if (!weight.scale) return multiply<ADD, T>(weight.data, rows, width, x, y, tokens);
+    for (int64_t row = rows.begin, end; row < rows.end; row = end) {
+        end = std::min(rows.end, (row / BLOCK_SIZE + 1) * BLOCK_SIZE);
+        const float* scale = weight.scale + row / BLOCK_SIZE * count_blocks(width);
+        for (int64_t n = 0; n < tokens; n++)
+            for (int64_t i = 0; i < width; i += BLOCK_SIZE)
+                scale_up(x[n] + i, scale[i / BLOCK_SIZE] * CODE_UNIT, std::min(BLOCK_SIZE, width - i), scaled[n] + i);
+        multiply_all(Codes{(const uint8_t*)weight.data, width}, {row, end}, scaled, y, tokens, ADD);
+    }
+}
+
+// Rows first to first + n of a matrix in codes, as numbers behind each other.
+inline void decode_rows(Weight weight, int64_t width, int64_t first, int64_t n, float* to) {
+    for (int64_t row = first; row < first + n; row++, to += width) {
+        const float* scale = weight.scale + row / BLOCK_SIZE * count_blocks(width);
+        const uint8_t* code = (const uint8_t*)weight.data + row * width;
+        int64_t i = 0;
+        for (; i + CODES_AT_ONCE <= width; i += CODES_AT_ONCE) {
+            Vec number[CODES_AT_ONCE / LANES];
+            widen_codes(code + i, number);
+            for (int v = 0; v < CODES_AT_ONCE / LANES; v++)
+                store_vec(to + i + v * LANES, number[v] * (scale[i / BLOCK_SIZE] * CODE_UNIT));
+        }
+        for (; i < width; i++) to[i] = widen_code(code[i]) * (scale[i / BLOCK_SIZE] * CODE_UNIT);
+    }
 }
 
 template <int V, int N, typename T>

@@ -9,7 +9,8 @@ one product, and of the experts only the chosen ones are read. Two forms of the 
                 spreads over the processor; the cache is only read, and the new latents are attended to beside it
 
 Memory: q_a_proj + kv_a_proj_with_mqa, and gate + up of dense and shared experts, are copied side by side (0.7 % of V3's
-weights), and the routers in FP32. W_UK, W_UV, the routed experts and all else are read where the model keeps them.
+weights), and the routers in FP32. W_UK, W_UV, the routed experts and all else are read where the model keeps them. Of a
+model in FP8 W_UK and W_UV are copied too, decoded; the rest is decoded in every step, which is slow.
 
 Letters: N tokens, B rows with S new tokens each (N = B * S), T slots, W = C + R cached values, H heads, K content,
 R rotary, U value, C latent, D width, E experts, A experts per token, F hidden width.
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepseek_v3.model.block import Block
+from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.norm import RMSNorm
@@ -87,13 +89,18 @@ class FusedLayer:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the model's present weights."""
-        attention = self.attention
+        attention, dtype = self.attention, self.block.input_layernorm.weight.dtype
+
+        def numbers_of(projection: Linear) -> Tensor:
+            return projection.numbers("weight", dtype).detach()
+
         query = attention.q_a_proj if attention.low_rank_query else attention.q_proj
-        self.down_ID = stack_rows(self.down_ID, query.weight, attention.kv_a_proj_with_mqa.weight)
-        up_HEC = attention.kv_b_proj.weight.detach().unflatten(0, (attention.heads, -1))
+        self.down_ID = stack_rows(self.down_ID, numbers_of(query), numbers_of(attention.kv_a_proj_with_mqa))
+        up_HEC = numbers_of(attention.kv_b_proj).unflatten(0, (attention.heads, -1))
         self.up_key_HKC, self.up_value_HUC = up_HEC.split([attention.content_width, attention.value_width], 1)
         if self.dense is not None:
-            self.gate_up_FD = stack_rows(self.gate_up_FD, self.dense.gate_proj.weight, self.dense.up_proj.weight)
+            gate_up = numbers_of(self.dense.gate_proj), numbers_of(self.dense.up_proj)
+            self.gate_up_FD = stack_rows(self.gate_up_FD, *gate_up)
         if isinstance(self.block.mlp, MixtureOfExperts):  # the gate is FP32, whatever the model is
             weight = self.block.mlp.gate.weight.detach()
             self.router_ED = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -109,7 +116,7 @@ class FusedLayer:
             x_ND = x_ND + self.mix_experts(self.block.mlp, normed_ND)
         if self.dense is not None:
             hidden_NF = gated(multiply(normed_ND, self.gate_up_FD))
-            x_ND = x_ND + multiply(hidden_NF, self.dense.down_proj.weight)
+            x_ND = x_ND + multiply(hidden_NF, self.dense.down_proj.numbers("weight", x_ND.dtype))
         return x_ND
 
     def attend_tokens(self, x_ND: Tensor, turn: Turn, attend: Attend) -> Tensor:
@@ -120,14 +127,14 @@ class FusedLayer:
             [down_NI.shape[1] - a.latent_width - a.rope_width, a.latent_width, a.rope_width], 1
         )
         if self.query_norm is not None:
-            query_NQ = multiply(self.query_norm(query_NQ), a.q_b_proj.weight)
+            query_NQ = multiply(self.query_norm(query_NQ), a.q_b_proj.numbers("weight", x_ND.dtype))
         content_NHK, rope_NHR = query_NQ.unflatten(-1, (a.heads, -1)).split([a.content_width, a.rope_width], -1)
         turned_NHR = turn_pairs(torch.cat((rope_NHR, key_NR.unsqueeze(1)), 1), turn)  # the shared key is the last head
         new_NW = torch.cat((self.latent_norm(latent_NC), turned_NHR[:, -1]), -1)
         query_NHC = multiply_heads(content_NHK, self.up_key_HKC)
         context_NHC = attend(torch.cat((query_NHC, turned_NHR[:, :-1]), -1), new_NW)
         out_NHU = multiply_heads(context_NHC, self.up_value_HUC.mT)
-        return multiply(out_NHU.flatten(1), a.o_proj.weight)
+        return multiply(out_NHU.flatten(1), a.o_proj.numbers("weight", x_ND.dtype))
 
     def mix_experts(self, moe: MixtureOfExperts, x_ND: Tensor) -> Tensor:
         """The routed experts of every token, added up by weight; the choice is the router's own."""
@@ -139,6 +146,8 @@ class FusedLayer:
         if router.normalise:
             weight_NA = weight_NA / (weight_NA.sum(-1, keepdim=True) + 1e-20)
         weight_NA = weight_NA * router.scaling
+        if experts.scales("gate_up_proj") is not None or experts.scales("down_proj") is not None:
+            return experts(x_ND, weight_NA, index_NA)  # decodes those that are chosen
         count, read = x_ND.shape[0], index_NA.numel()
         if self.router_ED.shape[0] <= read and count <= DENSE_UP_TO:
             return ask_every_expert(x_ND, weight_NA, index_NA, experts.gate_up_proj, experts.down_proj)

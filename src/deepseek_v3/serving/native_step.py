@@ -1,4 +1,4 @@
-"""The decoding step as one call of a C++ kernel, for a model on a CPU in FP32 or BF16 (native/decode.cpp).
+"""The decoding step as one call of a C++ kernel, for a model on a CPU in FP32, BF16 or FP8 (native/decode.cpp).
 
     native = NativeStep(ModelParts.of(model))
     if native.serves(tokens_BS, cache):
@@ -11,14 +11,17 @@ Letters: B rows, S new tokens of each, N = B * S, D width, V vocabulary, T posit
 """
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.quantize import CODE
+from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
@@ -31,9 +34,15 @@ DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INTEGER, FRACTION = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
+class WeightAddress(ctypes.Structure):
+    """`Weight` of rows.hpp: without a scale numbers, else FP8 codes."""
+
+    _fields_ = (("data", POINTER), ("scale", POINTER))
+
+
 def fields(**kinds: str) -> list[tuple[str, type]]:
     """Lay out a structure: names by the kind that they are of; keyword order is the order in memory."""
-    kind_of = {"pointers": POINTER, "integers": INTEGER, "fractions": FRACTION}
+    kind_of = {"pointers": POINTER, "weights": WeightAddress, "integers": INTEGER, "fractions": FRACTION}
     return [(name, kind_of[kind.rstrip("_")]) for kind, names in kinds.items() for name in names.split()]
 
 
@@ -41,8 +50,8 @@ class LayerAddresses(ctypes.Structure):
     """`Layer` of decode.cpp."""
 
     _fields_ = fields(
-        pointers="input_norm query_down query_norm query_up latent_down latent_norm key_value_up out "
-        "post_norm router bias expert_gate_up expert_down gate up down",
+        pointers="input_norm query_norm latent_norm post_norm router bias",
+        weights="query_down query_up latent_down key_value_up out expert_gate_up expert_down gate up down",
         integers="dense_width",
     )
 
@@ -125,6 +134,7 @@ class NativeStep:
         self.dtype = parts.lm_head.weight.dtype
         self.kept: list[Tensor] = []  # what is read stays allocated, even if the model turns to other tensors
         self.biases: list[Tensor] = []
+        self.scales: list[Tensor] = []
         self.sizes = ModelSizes(
             embedding=self._address(parts.embed_tokens), head=self._address(parts.lm_head),
             bfloat16=self.dtype == torch.bfloat16, **list_sizes(parts.config),
@@ -133,8 +143,9 @@ class NativeStep:
         for module in parts.modules:
             joined = {"embedding_norm": module.enorm, "hidden_norm": module.hnorm, "join": module.eh_proj}
             self.stacks.append(self._stack([module.block], norm=module.shared_head_norm, **joined))
-        lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in self.kept)
-        uniform = self.dtype in DTYPES and {w.dtype for w in self.kept} <= {self.dtype}
+        weights = [*self.kept, *self.scales]
+        lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
+        uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept if w.dtype != CODE)
         self.ready = lies_well and uniform and have_kernels()
 
     def serves(self, tokens_BS: Tensor, cache: LatentCache) -> bool:
@@ -198,26 +209,37 @@ class NativeStep:
         addresses = {name: self._address(weight) for name, weight in weights.items()}
         return StackAddresses(layers=ctypes.addressof(layers), count=len(blocks), **addresses), layers
 
+    def _weight(self, module: HoldsFP8, name: str = "weight") -> WeightAddress:
+        """Where a matrix lies, and its block scales if it is held in FP8."""
+        scale = module.scales(name)
+        if scale is not None:
+            self.scales.append(scale)
+        return WeightAddress(self._address(getattr(module, name)), None if scale is None else scale.data_ptr())
+
     def _layer(self, block: Block) -> LayerAddresses:
         a, mlp = block.self_attn, block.mlp
         low_rank = a.low_rank_query
-        weights: dict[str, nn.Module | Tensor | None] = {
+        norms: dict[str, nn.Module | Tensor | None] = {
             "input_norm": block.input_layernorm, "post_norm": block.post_attention_layernorm,
-            "query_down": a.q_a_proj if low_rank else None, "query_norm": a.q_a_layernorm if low_rank else None,
-            "query_up": a.q_b_proj if low_rank else a.q_proj, "latent_down": a.kv_a_proj_with_mqa,
-            "latent_norm": a.kv_a_layernorm, "key_value_up": a.kv_b_proj, "out": a.o_proj,
+            "query_norm": a.q_a_layernorm if low_rank else None, "latent_norm": a.kv_a_layernorm,
         }  # fmt: skip
-        dense, bias = mlp, None
+        addresses: dict[str, Any] = {name: self._address(norm) for name, norm in norms.items()}
+        projections = {
+            "query_up": a.q_b_proj if low_rank else a.q_proj, "latent_down": a.kv_a_proj_with_mqa,
+            "key_value_up": a.kv_b_proj, "out": a.o_proj,
+        }  # fmt: skip
+        if low_rank:
+            projections["query_down"] = a.q_a_proj
+        dense = mlp
         if isinstance(mlp, MixtureOfExperts):
-            dense, experts = mlp.shared_experts, mlp.experts
-            weights |= {"router": mlp.gate.weight, "expert_gate_up": experts.gate_up_proj}
-            weights |= {"expert_down": experts.down_proj}
-            bias = mlp.gate.e_score_correction_bias if mlp.gate.sigmoid else None
-        if dense is not None:
-            weights |= {"gate": dense.gate_proj, "up": dense.up_proj, "down": dense.down_proj}  # type: ignore[dict-item]
-        addresses = {name: self._address(weight) for name, weight in weights.items()}
-        if bias is not None:  # FP32 whatever the model is
-            self.biases.append(bias)
-            addresses["bias"] = bias.data_ptr()
-        width = 0 if dense is None else dense.gate_proj.weight.shape[0]  # type: ignore[union-attr]
-        return LayerAddresses(dense_width=width, **addresses)
+            dense = mlp.shared_experts
+            addresses["router"] = self._address(mlp.gate.weight)
+            addresses["expert_gate_up"] = self._weight(mlp.experts, "gate_up_proj")
+            addresses["expert_down"] = self._weight(mlp.experts, "down_proj")
+            if mlp.gate.sigmoid:  # FP32 whatever the model is
+                self.biases.append(mlp.gate.e_score_correction_bias)
+                addresses["bias"] = self.biases[-1].data_ptr()
+        if isinstance(dense, SwiGLU):
+            projections |= {"gate": dense.gate_proj, "up": dense.up_proj, "down": dense.down_proj}
+            addresses["dense_width"] = dense.gate_proj.weight.shape[0]
+        return LayerAddresses(**addresses, **{name: self._weight(part) for name, part in projections.items()})

@@ -41,7 +41,7 @@ class GenerateOptions:
     compiled: bool = False
     """on a GPU: torch.compile the decoding step first (about a minute, then faster); a CPU runs compiled C++ anyway"""
     dtype: str | None = None
-    """float32 or bfloat16; by default as stored"""
+    """float32 or bfloat16; by default as stored: FP8 weights then stay FP8 in memory"""
 
 
 class StopGate:
@@ -111,11 +111,10 @@ def run_generate(options: GenerateOptions) -> None:
 
     if options.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
-    model, tokenizer = deepseek_v3.load(options.run)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    model, tokenizer = deepseek_v3.load(options.run, dtype=dtype, keep_fp8=dtype is None)
     if tokenizer is None:
         raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
-    if options.dtype:
-        model = model.to(getattr(torch, options.dtype))
     stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)
 
 

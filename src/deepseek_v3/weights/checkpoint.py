@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.decode import copy_codes
 from deepseek_v3.fp8.quantize import BLOCK, dequantize_into, dequantize_weight, find_nan_code
 from deepseek_v3.weights.digests import Piece, map_piece
 from deepseek_v3.weights.errors import (
@@ -145,8 +146,11 @@ class Checkpoint:
             return stored.to(dtype)
         return dequantize_weight(stored, self.view(scale_name(name)).float(), dtype)
 
-    def read_rows(self, name: str, rows: slice, place: Tensor) -> None:
+    def read_rows(self, name: str, rows: slice, place: Tensor, scale_place: Tensor | None = None) -> None:
         """Write some rows (from a multiple of 128 on) into `place`, in its dtype, and check their numbers on the way.
+
+        Args:
+            scale_place: of the block scales, where `place` takes FP8 codes.
 
         Raises:
             ScaleError: a block scale or an FP8 code that is no usable number; `place` is written all the same.
@@ -157,7 +161,12 @@ class Checkpoint:
             return
         scale = self.view(scale_name(name), block_rows(rows)).float()
         lowest, highest = torch.aminmax(scale)  # NaN if one of them is
-        if not (dequantize_into(stored, scale, place) and 0 < lowest.item() <= highest.item() < inf):
+        if scale_place is None:
+            numbers = dequantize_into(stored, scale, place)
+        else:
+            scale_place.copy_(scale)
+            numbers = copy_codes(stored, place)
+        if not (numbers and 0 < lowest.item() <= highest.item() < inf):
             self.check_codes(name)  # says which element of the whole
 
     def check_numbers(self, slots: list[Slot]) -> None:

@@ -7,7 +7,7 @@ Everything that can be refused is refused before the first weight of a model cha
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -19,13 +19,13 @@ from torch.overrides import TorchFunctionMode
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.weights.checkpoint import Checkpoint, read_config, split_rows
+from deepseek_v3.weights.checkpoint import Checkpoint, block_rows, read_config, split_rows
 from deepseek_v3.weights.digests import Piece, group_up
-from deepseek_v3.weights.errors import CheckpointError, ConfigFileError
+from deepseek_v3.weights.errors import CheckpointError, ConfigFileError, DtypeError
 from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.manifest import list_pieces, verify_group, verify_manifest, verify_pieces
-from deepseek_v3.weights.names import Slot
+from deepseek_v3.weights.names import Slot, scale_name
 from deepseek_v3.weights.read_ahead import ReadAhead
 
 TOKENIZER = "tokenizer.json"
@@ -34,11 +34,13 @@ HUGE_PAGE_BYTES = 2**21
 Job = tuple[Path, int, Callable[[], None]]  # a file, how much of it must have come in, and what to do then
 
 
+@torch.inference_mode(False)  # which is the calling thread's alone: the others fill the memory, and could not
 def load_model(
     folder: str | PathLike,
     *,
     skip_verify: bool = False,
     dtype: torch.dtype | None = None,
+    keep_fp8: bool = False,
     mtp: bool = True,
     follow_links: bool = False,
     tokenizer_from: Callable[[Path], Any] | None = None,
@@ -48,6 +50,8 @@ def load_model(
     Args:
         skip_verify: do not hold the files against their SHA-256 manifest (logged).
         dtype: of the weights; None keeps the config's `torch_dtype`. The selection bias stays FP32.
+        keep_fp8: weights stored in FP8 stay so in memory, half of BF16, and decoding is faster. The model is then for
+            inference: none of its parameters has a gradient. A checkpoint without FP8 is loaded as ever.
         mtp: also the multi-token prediction layers; False reads a checkpoint that lost them.
         follow_links: accept shards that are links out of the folder, as in a download cache.
         tokenizer_from: builds the tokenizer from its file, if there is one.
@@ -69,7 +73,7 @@ def load_model(
             dtype = getattr(torch, checkpoint.config.torch_dtype)
         assert dtype is not None
         config = checkpoint.config.replace(quantization_config=None, torch_dtype=str(dtype).removeprefix("torch."))
-        model = build_empty(config, dtype)
+        model = build_empty(config, dtype, fp8=find_fp8(checkpoint, slots) if keep_fp8 else {})
         fill_model(model, checkpoint, slots, [(piece, sha256) for piece, sha256 in expected if not is_head(piece)])
     path = Path(folder) / TOKENIZER
     tokenizer = None if not path.exists() else path if tokenizer_from is None else tokenizer_from(path)
@@ -110,11 +114,27 @@ def first_difference(found: ModelConfig, wanted: ModelConfig) -> str:
     return ""
 
 
-def build_empty(config: ModelConfig, dtype: torch.dtype) -> DeepseekV3:
-    """Allocate a model without drawing its weights, or touching their memory."""
+def find_fp8(checkpoint: Checkpoint, slots: list[Slot]) -> dict[str, int]:
+    """Which tensors of our memory are stored in FP8 throughout, and of how many `parts` (HoldsFP8) each consists."""
+    others = {slot.memory for slot in slots if not checkpoint.is_fp8(slot)}
+    parts = {slot.memory: 1 if slot.rows is None else 2 for slot in slots if checkpoint.is_fp8(slot)}
+    return {memory: count for memory, count in parts.items() if memory not in others}
+
+
+def build_empty(config: ModelConfig, dtype: torch.dtype, *, fp8: Mapping[str, int] | None = None) -> DeepseekV3:
+    """Allocate a model without drawing its weights, or touching their memory.
+
+    Args:
+        fp8: tensors that are to hold FP8 codes, and their parts, as `find_fp8` tells.
+    """
     with _Unfilled(dtype):
         model = DeepseekV3(config)
     model = model.to(dtype)  # the norms; the rest has its dtype already
+    for memory, parts in (fp8 or {}).items():
+        owner, _, name = memory.rpartition(".")
+        model.get_submodule(owner).hold_fp8(name, parts)  # type: ignore[operator]
+    if fp8:
+        model.requires_grad_(False)
     for parameter in model.parameters():
         ask_for_huge_pages(parameter)
     return model
@@ -172,10 +192,13 @@ def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> 
         if slot.copy:
             yield file, entry.end, partial(checkpoint.check_copy, slot.name, originals[slot.memory])
             continue
-        place = place_of(slot, state)
+        place, scale = place_of(slot, state), scale_place_of(slot, state)
+        if scale is not None and not checkpoint.is_fp8(slot):
+            raise DtypeError(f"is stored in {entry.dtype}; the model holds it in FP8", file=file, tensor=slot.name)
         for rows in split_rows(slot.shape):
             end = entry.start + entry.n_bytes // slot.shape[0] * rows.stop
-            yield file, end, partial(checkpoint.read_rows, slot.name, rows, place[rows])
+            scale_rows = None if scale is None else scale[block_rows(rows)]
+            yield file, end, partial(checkpoint.read_rows, slot.name, rows, place[rows], scale_rows)
 
 
 def _verify_jobs(expected: Sequence[tuple[Piece, str]], checkpoint: Checkpoint) -> Iterator[Job]:
@@ -190,3 +213,12 @@ def place_of(slot: Slot, state: dict[str, Tensor]) -> Tensor:
     if slot.expert is not None:
         memory = memory[slot.expert]
     return memory if slot.rows is None else memory[slot.rows[0] : slot.rows[1]]
+
+
+def scale_place_of(slot: Slot, state: dict[str, Tensor]) -> Tensor | None:
+    """The piece of our memory that its block scales are, if it is held in FP8."""
+    scale = state.get(scale_name(slot.memory))
+    if scale is None or slot.expert is None:
+        return scale
+    scale = scale[slot.expert]
+    return scale if slot.rows is None else scale[slot.rows[0] // slot.shape[0]]

@@ -1,6 +1,6 @@
 """Write a model as a released checkpoint: config.json, shards with an index, tokenizer.json, manifest; all or nothing.
 
-save_model(model, "DIR")                                   as it is in memory
+save_model(model, "DIR")                                   as it is in memory (what is held in FP8 is decoded)
 save_model(model, "DIR", dtype=torch.bfloat16)             as DeepSeek's BF16 conversions
 save_model(model, "DIR", dtype=torch.bfloat16, fp8=True)   as released: E4M3 with 128 x 128 block scales
 """
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.quantize import block_scales, quantize_with_scales
+from deepseek_v3.fp8.quantize import block_scales, dequantize_weight, quantize_with_scales
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.weights.errors import CheckpointError
 from deepseek_v3.weights.folder import atomic_folder
-from deepseek_v3.weights.load import place_of
+from deepseek_v3.weights.load import place_of, scale_place_of
 from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, scale_name, scale_shape
 from deepseek_v3.weights.shards import Spec, plan_shards, write_shards
 
@@ -40,7 +40,8 @@ def save_model(
     Args:
         tokenizer: has `save(folder)`, which writes tokenizer.json.
         dtype: of the stored weights; None keeps the model's. The selection bias is always stored in FP32.
-        fp8: quantise the projections by 128 x 128 blocks; the rest is stored in `dtype`.
+        fp8: quantise the projections by 128 x 128 blocks, those that are held in FP8 are stored as they are; the rest
+            is stored in `dtype`.
         shard_bytes: data bytes per file, 4 GB unless told.
         extra: writes further files into the folder (a run's training state) before it is swapped in.
     Raises:
@@ -54,7 +55,12 @@ def save_model(
 
     def fetch(name: str) -> Tensor:
         slot = slots[name.removesuffix(SCALE_SUFFIX)]
-        return encode_tensor(place_of(slot, state).detach(), slot, name, dtype, fp8=fp8)
+        weight, scale = place_of(slot, state).detach(), scale_place_of(slot, state)
+        if scale is not None and fp8:
+            return scale if name.endswith(SCALE_SUFFIX) else weight
+        if scale is not None:
+            weight = dequantize_weight(weight, scale, dtype)
+        return encode_tensor(weight, slot, name, dtype, fp8=fp8)
 
     with atomic_folder(folder, n_bytes=plan.total_size) as beside:
         released_config(model.config, dtype, fp8=fp8).to_json(beside / "config.json")

@@ -1,0 +1,73 @@
+"""Weights that stay in memory as they are stored: E4M3 codes, with the scales of their 128 x 128 blocks beside them.
+
+    linear.hold_fp8("weight")           linear.weight is codes now, linear.weight_scale_inv their scales; both unfilled
+    linear.numbers("weight", dtype)     float32(code) * scale, rounded once: what a product computes with
+
+Half the memory of BF16, and half of what a decoding step must read. A model's forward pass computes with the numbers
+that loading into the activations' dtype would have given, to the last bit; the kernel of a decoding step, which sums in
+FP32 anyway, with float32(code) * scale unrounded. For inference: codes have no gradient (activations do).
+
+Letters: O rows (out), I columns (in).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepseek_v3.fp8.quantize import CODE, count_blocks, dequantize_into
+
+SUFFIX = "_scale_inv"  # of the scales' name, as released
+
+
+class HoldsFP8(nn.Module):
+    """A module with matrices that may be held in FP8: `name` with `name_scale_inv`, which is None where it is not."""
+
+    def hold_fp8(self, name: str, parts: int = 1) -> None:
+        """Make room for codes and scales in place of the numbers of `name`, which are lost.
+
+        Args:
+            parts: matrices above each other, each with scales of its own: [E, parts, O / 128, I / 128].
+        """
+        weight: Tensor = getattr(self, name)
+        *stack, rows, columns = weight.shape
+        blocks = (count_blocks(rows // parts), count_blocks(columns))
+        setattr(self, name, nn.Parameter(torch.empty_like(weight, dtype=CODE), requires_grad=False))
+        lead = [*stack, parts] if parts > 1 else stack
+        self.register_buffer(name + SUFFIX, torch.empty(*lead, *blocks, dtype=torch.float32, device=weight.device))
+
+    def scales(self, name: str) -> Tensor | None:
+        """The block scales of `name`, if it is held in FP8."""
+        return getattr(self, name + SUFFIX, None)
+
+    def numbers(self, name: str, dtype: torch.dtype, only: Sequence[int] | None = None) -> Tensor:
+        """The numbers of `name`: itself, or decoded to `dtype` if it is held in FP8.
+
+        Args:
+            only: of a stack, what is decoded; the rest is left unfilled, and its memory untouched.
+        """
+        weight, scale = getattr(self, name), self.scales(name)
+        if scale is None:
+            return weight
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        if scale.dim() == 2:
+            dequantize_into(weight, scale, out)
+            return out
+        for i in range(len(weight)) if only is None else only:
+            blocks = scale[i].flatten(0, -3) if scale.dim() == 4 else scale[i].unsqueeze(0)
+            parts = (len(blocks), -1, weight.shape[-1])
+            for code_OI, scale_OI, out_OI in zip(weight[i].view(parts), blocks, out[i].view(parts)):
+                dequantize_into(code_OI, scale_OI, out_OI)
+        return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move codes and scales with the model, but cast neither: codes alone are not the numbers."""
+        held = {id(tensor) for name in self._parameters if (tensor := self.scales(name)) is not None}
+
+        def keep_format(tensor: Tensor) -> Tensor:
+            if tensor.dtype == CODE:
+                return fn(tensor.view(torch.uint8)).view(CODE)
+            return fn(tensor.view(torch.int32)).view(torch.float32) if id(tensor) in held else fn(tensor)
+
+        return super()._apply(keep_format, recurse)
