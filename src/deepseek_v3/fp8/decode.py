@@ -35,17 +35,6 @@ def decode_by_pytorch(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
     return find_nan_code(code_OI) is None
 
 
-def copy_codes(code_OI: Tensor, out_OI: Tensor) -> bool:
-    """Copy E4M3 codes and say whether every one is a number."""
-    plain = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (code_OI, out_OI))
-    if not (plain and have_kernels()):
-        out_OI.copy_(code_OI)
-        return find_nan_code(code_OI) is None
-    nan = torch.empty(1, dtype=torch.int64)
-    run_kernel("copy_e4m3", code_OI, out_OI, code_OI.numel(), nan)
-    return not nan.item()
-
-
 def main(rows: int = 4096, columns: int = 7168, repeats: int = 20) -> None:
     """Print the rates of decoding to BF16 beside that of copying BF16, in bytes read and written."""
     import time

@@ -92,6 +92,40 @@ inline bool holds_nan(const uint8_t* code, int64_t n) {
     return found;
 }
 
+// Copy n codes; return whether one is NaN.
+bool copy_codes(const uint8_t* code, uint8_t* out, int64_t n) {
+    constexpr int64_t STEP = 16384;  // what is looked at and then copied stays in the first-level cache
+    bool nan = false;
+    for (int64_t start = 0; start < n; start += STEP) {
+        const int64_t length = std::min(STEP, n - start);
+        if (holds_nan(code + start, length)) nan = true;
+        memcpy(out + start, code + start, length);
+    }
+    return nan;
+}
+
+// One tensor, or some of its rows, on the way from a file into memory.
+struct Transfer {
+    const uint8_t* from;
+    const float* scale;
+    void* to;
+    float* scale_to;
+    int64_t rows, columns, form;
+};
+
+// Return whether its scales are positive and finite and its codes numbers.
+bool transfer_one(const Transfer& t) {
+    enum { COPY, KEEP_FP8, TO_BF16, TO_FP32 };
+    if (t.form == COPY) return memcpy(t.to, t.from, t.rows * t.columns), true;
+    const int64_t blocks = count_blocks(t.rows) * count_blocks(t.columns);
+    bool good = true;
+    for (int64_t b = 0; b < blocks; b++) good &= t.scale[b] > 0 && t.scale[b] < INFINITY;
+    if (t.form == TO_BF16) return !decode(t.from, t.scale, (bf16*)t.to, t.rows, t.columns) && good;
+    if (t.form == TO_FP32) return !decode(t.from, t.scale, (float*)t.to, t.rows, t.columns) && good;
+    memcpy(t.scale_to, t.scale, blocks * sizeof(float));
+    return !copy_codes(t.from, (uint8_t*)t.to, t.rows * t.columns) && good;
+}
+
 }  // namespace
 
 // code, out [rows, columns], scale [ceil(rows / 128), ceil(columns / 128)], all contiguous. nan [1]: whether a code is.
@@ -120,17 +154,11 @@ EXPORT void quantise_fp32(
     quantise(x, scale, code, rows, columns, height);
 }
 
-// Copy n codes. nan [1]: whether one is NaN.
-EXPORT void copy_e4m3(const uint8_t* code, uint8_t* out, int64_t n, int64_t* nan) {
-    constexpr int64_t STEP = 16384;  // what is looked at and then copied stays in the first-level cache
-    bool found = false;
-#pragma omp parallel for reduction(|| : found) if (n >= WORTH_THREADS)
-    for (int64_t start = 0; start < n; start += STEP) {
-        const int64_t length = std::min(STEP, n - start);
-        if (holds_nan(code + start, length)) found = true;
-        memcpy(out + start, code + start, length);
-    }
-    *nan = found;
+// Run n transfers, one after the other. wrong [1]: the first with a number that is none, or n.
+EXPORT void transfer(const Transfer* transfers, int64_t n, int64_t* wrong) {
+    *wrong = n;
+    for (int64_t i = 0; i < n; i++)
+        if (!transfer_one(transfers[i]) && *wrong == n) *wrong = i;
 }
 
 // first [1]: position of the first of n codes that is NaN, or n.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.decode import copy_codes
 from deepseek_v3.fp8.quantize import BLOCK, dequantize_into, dequantize_weight, find_nan_code
+from deepseek_v3.native.build import have_kernels
 from deepseek_v3.weights.digests import Piece, map_piece
 from deepseek_v3.weights.errors import (
     CheckpointError,
@@ -30,9 +30,10 @@ from deepseek_v3.weights.errors import (
 )
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, mtp_layer_of, scale_name, scale_shape
-from deepseek_v3.weights.safetensors_file import SafetensorsFile, TensorEntry
+from deepseek_v3.weights.safetensors_file import DTYPES, SafetensorsFile, TensorEntry
 from deepseek_v3.weights.shards import read_headers
 from deepseek_v3.weights.strict_json import read_json
+from deepseek_v3.weights.transfer import COPY, FORM_OF_FP8, Transfer
 
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**20
@@ -165,9 +166,30 @@ class Checkpoint:
             numbers = dequantize_into(stored, scale, place)
         else:
             scale_place.copy_(scale)
-            numbers = copy_codes(stored, place)
+            place.copy_(stored)
+            numbers = find_nan_code(stored) is None
         if not (numbers and 0 < lowest.item() <= highest.item() < inf):
             self.check_codes(name)  # says which element of the whole
+
+    def plan_rows(self, name: str, rows: slice, place: Tensor, scale_place: Tensor | None = None) -> Transfer | None:
+        """What `read_rows` does, for a kernel to do it; None where that cannot."""
+        entry, columns = self.entries[name], prod(place.shape[1:])
+        if place.device.type != "cpu" or not place.is_contiguous() or not have_kernels():
+            return None
+        to, count = place.data_ptr(), rows.stop - rows.start
+        row_bytes = entry.n_bytes // entry.shape[0]
+        start = self._shard(self.files[name]).address + entry.start + rows.start * row_bytes
+        if entry.dtype != FP8:
+            same = DTYPES[entry.dtype] == place.dtype
+            return Transfer(name, start, 0, to, 0, count, row_bytes, COPY) if same else None
+        scale = self.entries[scale_name(name)]
+        scale_start = self._shard(self.files[scale.name]).address + scale.start
+        form = FORM_OF_FP8.get(place.dtype)
+        if form is None or scale.dtype != "F32" or scale_start % 4:
+            return None
+        scale_start += block_rows(rows).start * (scale.n_bytes // scale.shape[0])
+        scale_to = 0 if scale_place is None else scale_place.data_ptr()
+        return Transfer(name, start, scale_start, to, scale_to, count, columns, form)
 
     def check_numbers(self, slots: list[Slot]) -> None:
         """Look at the numbers that can be wrong: block scales, FP8 codes, and the MTP layer's copies.

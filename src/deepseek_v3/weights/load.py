@@ -27,6 +27,7 @@ from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.manifest import list_pieces, verify_group, verify_manifest, verify_pieces
 from deepseek_v3.weights.names import Slot, scale_name
 from deepseek_v3.weights.read_ahead import ReadAhead
+from deepseek_v3.weights.transfer import Transfer, group_transfers, run_transfers
 
 TOKENIZER = "tokenizer.json"
 MADV_HUGEPAGE = 14  # of Linux
@@ -186,6 +187,7 @@ def fill_model(
 
 def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> Iterator[Job]:
     state = model.state_dict()
+    planned: dict[Path, list[tuple[int, Transfer]]] = {}
     originals = {slot.memory: slot.name for slot in slots if not slot.copy}
     for slot in slots:
         entry, file = checkpoint.entries[slot.name], checkpoint.files[slot.name]
@@ -197,8 +199,19 @@ def _fill_jobs(model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot]) -> 
             raise DtypeError(f"is stored in {entry.dtype}; the model holds it in FP8", file=file, tensor=slot.name)
         for rows in split_rows(slot.shape):
             end = entry.start + entry.n_bytes // slot.shape[0] * rows.stop
-            scale_rows = None if scale is None else scale[block_rows(rows)]
-            yield file, end, partial(checkpoint.read_rows, slot.name, rows, place[rows], scale_rows)
+            read = (slot.name, rows, place[rows], None if scale is None else scale[block_rows(rows)])
+            if transfer := checkpoint.plan_rows(*read):
+                planned.setdefault(file, []).append((end, transfer))
+            else:
+                yield file, end, partial(checkpoint.read_rows, *read)
+    for file, transfers in planned.items():
+        for end, group in group_transfers(transfers):
+            yield file, end, partial(_transfer, group, checkpoint)
+
+
+def _transfer(group: list[Transfer], checkpoint: Checkpoint) -> None:
+    if name := run_transfers(group):
+        checkpoint.check_codes(name)  # says which element of the whole
 
 
 def _verify_jobs(expected: Sequence[tuple[Piece, str]], checkpoint: Checkpoint) -> Iterator[Job]:

@@ -8,9 +8,11 @@ overflow, no number that is not a plain integer, and the first deviation stops. 
 name twice, no two tensors on the same bytes, no byte that belongs to no tensor, and a size that is the file's exactly.
 """
 
+import ctypes
 import json
 import mmap
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +23,7 @@ import torch
 
 from deepseek_v3.weights.errors import DtypeError, HeaderError, MissingTensorError, clip
 
+MADV_DONTNEED = 4  # of Linux
 MAX_HEADER_BYTES = 16 * 2**20  # the format allows 100 MB; the largest released header is about 0.1 MB
 MAX_METADATA_BYTES = 2**20
 DTYPES: dict[str, torch.dtype] = {
@@ -216,6 +219,9 @@ class SafetensorsFile:
 
     Use as a context manager. `view` shares the mapping's memory, so copy what must outlive it. `header`, if it was
     read before, is not read again.
+
+    Attributes:
+        address: where the file's first byte is mapped.
     """
 
     def __init__(self, path: str | PathLike, header: Header | None = None):
@@ -224,6 +230,7 @@ class SafetensorsFile:
         with self.path.open("rb") as stream:
             # A private mapping is writable memory to PyTorch, though nothing here writes; the file never changes.
             self._map = mmap.mmap(stream.fileno(), self.header.file_bytes, access=mmap.ACCESS_COPY)
+        self.address = self.show_bytes(0, 1).data_ptr()
 
     def __enter__(self) -> "SafetensorsFile":
         return self
@@ -255,8 +262,8 @@ class SafetensorsFile:
 
     def release(self) -> None:
         """Let the system forget the pages read so far (they count as this process's memory)."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if sys.platform == "linux":  # the call of the module would not let other threads run meanwhile
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(self.address), ctypes.c_size_t(len(self._map)), MADV_DONTNEED)
 
 
 def layout_header(
