@@ -12,6 +12,7 @@ from tiny_checkpoints import V2_LITE, V3, YARN, edit_json, folder_bytes, random_
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.quantize import dequantize_weight
+from deepseek_v3.native.build import SWITCH
 from deepseek_v3.weights.convert import convert_checkpoint
 from deepseek_v3.weights.errors import CheckpointError, ConfigFileError, MissingTensorError, UnexpectedTensorError
 from deepseek_v3.weights.load import load_model, load_weights
@@ -106,8 +107,10 @@ def test_fp8_to_bf16_is_the_formula_bit_for_bit(tmp_path, shard_bytes):
     verify_manifest(tmp_path / "bf16")
 
 
-def test_a_scale_in_another_shard_than_its_weight_is_found(tmp_path):
+@pytest.mark.parametrize("kernels", ["1", "0"])
+def test_a_scale_in_another_shard_than_its_weight_is_found(tmp_path, monkeypatch, kernels):
     """PITFALLS Q: pair them by name over all shards, not within one."""
+    monkeypatch.setenv(SWITCH, kernels)
     save_model(random_model(), tmp_path / "a", dtype=torch.bfloat16, fp8=True)
     tensors = read_tensors(tmp_path / "a")
     reference, _ = load_model(tmp_path / "a")
