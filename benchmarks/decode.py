@@ -8,13 +8,19 @@ What bounds a step is shown by two figures beside it: the share of the memory ba
 a step must read, by time, by the bandwidth measured in this run; more than all of it means that weights stay in the
 processor's cache from step to step), and the time of a step on a model so narrow that there is next to nothing to read:
 what remains then is the call, and the threads' waiting for each other.
+
+Last, FP8 weights: a checkpoint of 0.7 billion parameters (that of benchmarks/loading.py, larger than any processor's
+cache), kept in FP8 and decoded to BF16 when it was loaded.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from benchmarks.loading import write_checkpoint
 from benchmarks.machine import interleave, median_ratio, read_bandwidth
 from benchmarks.peers import make_peer, nano
 from deepseek_v3.config import ModelConfig
@@ -24,6 +30,7 @@ from deepseek_v3.serving.decode_step import DecodeStep
 from deepseek_v3.serving.fused_step import FusedStep
 from deepseek_v3.serving.native_step import ModelParts
 from deepseek_v3.sizing import count_parameters
+from deepseek_v3.weights.load import load_model
 
 PROMPT, STEPS = 128, 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -140,6 +147,24 @@ def calls_alone(batch: int, rounds: int = 9) -> float:
     return min(times["ours"]) / STEPS * 1e3
 
 
+def print_fp8(rounds: int = 9, *, batches: tuple[int, ...] = (1, 2, 4, 8)) -> None:
+    """Print how much faster a step is if it reads FP8."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_checkpoint(Path(scratch) / "fp8", fp8=True)
+        models = {kept: load_model(Path(scratch) / "fp8", keep_fp8=kept)[0] for kept in (False, True)}
+    print("  weights kept in FP8, 0.7 billion parameters, our step")
+    for batch in batches:
+        steps = {kept: DecodeStep(model) for kept, model in models.items()}
+        ways = {
+            str(kept): our_steps(models[kept], batch, lambda tokens, cache, step=step: step(tokens, cache)[1])
+            for kept, step in steps.items()
+        }
+        times = interleave(ways, rounds, warm=1)
+        bf16, fp8 = (sorted(t)[len(t) // 2] / STEPS * 1e3 for t in times.values())
+        ratio = median_ratio(times, "False", "True")
+        print(f"    batch {batch}: BF16 {bf16:6.2f} ms, FP8 {fp8:6.2f} ms: {ratio:.2f} x")
+
+
 def main(rounds: int = 9) -> None:
     """Print the rows, and what bounds a step."""
     rows = measure(rounds)
@@ -157,6 +182,7 @@ def main(rounds: int = 9) -> None:
     print(f"  a step on next to no data, batch 1: {alone:.3f} ms")
     form = "the C++ kernel" if DecodeStep(nano()).native.ready else "PyTorch operations (no compiler, or switched off)"
     print(f"  our step is {form}; bound by reading the weights: see the share of the bandwidth")
+    print_fp8(rounds)
 
 
 if __name__ == "__main__":
