@@ -147,6 +147,32 @@ def calls_alone(batch: int, rounds: int = 9) -> float:
     return min(times["ours"]) / STEPS * 1e3
 
 
+def print_prompts(rounds: int = 9, *, lengths: tuple[int, ...] = (8, 32, 64)) -> None:
+    """Print how much faster the step's kernel reads a short prompt than the model's forward pass."""
+    print("  a short prompt, by the step and by the model's forward pass")
+    for name, dtype in DTYPES.items():
+        model = nano(dtype).eval()
+        step = DecodeStep(model)
+
+        def read(way: Callable, length: int, model=model) -> Callable[[], None]:
+            prompt = torch.randint(0, model.config.vocab_size, (1, length))
+
+            @torch.inference_mode()
+            def run() -> None:
+                way(prompt, LatentCache(model.config, 1, length, dtype=model.lm_head.weight.dtype))
+
+            return run
+
+        def forward(tokens_BS: torch.Tensor, cache: LatentCache, model=model) -> None:
+            model.hidden_states(tokens_BS, cache=cache)
+
+        for length in lengths:
+            times = interleave({"step": read(step, length), "model": read(forward, length)}, rounds, warm=1)
+            ours, theirs = (sorted(t)[len(t) // 2] * 1e3 for t in times.values())
+            ratio = median_ratio(times, "model", "step")
+            print(f"    {name}, {length:2} tokens: {ours:5.1f} ms and {theirs:5.1f} ms: {ratio:.2f} x")
+
+
 def print_fp8(rounds: int = 9, *, batches: tuple[int, ...] = (1, 2, 4, 8)) -> None:
     """Print how much faster a step is if it reads FP8."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -182,6 +208,7 @@ def main(rounds: int = 9) -> None:
     print(f"  a step on next to no data, batch 1: {alone:.3f} ms")
     form = "the C++ kernel" if DecodeStep(nano()).native.ready else "PyTorch operations (no compiler, or switched off)"
     print(f"  our step is {form}; bound by reading the weights: see the share of the bandwidth")
+    print_prompts(rounds)
     print_fp8(rounds)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.native.build import SWITCH, have_kernels
 from deepseek_v3.serving import generate as generate_module
 from deepseek_v3.serving.generate import generate, generate_batch
 from deepseek_v3.serving.request import GenerationStatistics
@@ -39,13 +40,30 @@ def test_greedy_is_the_argmax_of_the_whole_sequence_each_time(model):
     assert list(generate(model, torch.tensor([prompt]), max_new_tokens=23, stop_tokens=())) == want
 
 
-def test_a_prompt_read_in_chunks_is_the_same_prompt(model, monkeypatch):
+@pytest.mark.parametrize("kernels", ["1", "0"])
+def test_a_prompt_read_in_chunks_is_the_same_prompt(model, monkeypatch, kernels):
+    monkeypatch.setenv(SWITCH, kernels)
     prompt = torch.randint(0, 53, (61,)).tolist()
     want = list(generate(model, prompt, max_new_tokens=9, speculative=True, stop_tokens=()))
     for chunk in (1, 7, 64):
         monkeypatch.setattr(generate_module, "PREFILL_CHUNK", chunk)
         assert list(generate(model, prompt, max_new_tokens=9, speculative=True, stop_tokens=())) == want
         assert generate_batch(model, [prompt, prompt[:5]], max_new_tokens=9, stop_tokens=())[0] == want
+
+
+@pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
+def test_a_short_prompt_and_a_short_end_are_read_by_the_kernel(model, monkeypatch):
+    prompt = torch.randint(0, 53, (75,)).tolist()
+    want, read = slowly(model, prompt, 3), []
+    hidden_states = model.hidden_states
+    monkeypatch.setattr(
+        model, "hidden_states", lambda t, **options: read.append(t.shape[1]) or hidden_states(t, **options)
+    )
+    monkeypatch.setattr(generate_module, "PREFILL_CHUNK", 70)
+    assert list(generate(model, prompt, max_new_tokens=3, stop_tokens=())) == want
+    assert read == [70]
+    assert len(list(generate(model, prompt[:64], max_new_tokens=3, stop_tokens=()))) == 3
+    assert read == [70]
 
 
 def test_a_stop_token_ends_it_and_is_not_yielded(model):

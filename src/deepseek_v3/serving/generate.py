@@ -123,7 +123,7 @@ class _Session:
 
     @torch.inference_mode()
     def _prefill(self, prompt: list[int], rule: SamplingRule, generator: torch.Generator) -> tuple[Tensor, int]:
-        hidden_BSD = read_prompt(self.model, self._tensor(prompt), self.cache, keep=self.drafts > 0)
+        hidden_BSD = read_prompt(self.model, self.step, self._tensor(prompt), self.cache, keep=self.drafts > 0)
         return hidden_BSD, choose_token(self.model.lm_head(hidden_BSD[0, -1]), rule, generator)
 
     @torch.inference_mode()
@@ -198,10 +198,11 @@ def generate_batch(
     capacity = longest + max(max(limits), 1)
     cache = LatentCache(model.config, len(rows), capacity, dtype=weight.dtype, device=weight.device)
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=weight.device)
-    hidden_BSD = read_prompt(model, padded, cache, keep=True)
+    step = prepare_step(model, compiled=compiled)
+    hidden_BSD = read_prompt(model, step, padded, cache, keep=True)
     cache.truncate([len(row) for row in rows])
     last_BD = hidden_BSD[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
-    logits_BV, step = model.lm_head(last_BD), prepare_step(model, compiled=compiled)
+    logits_BV = model.lm_head(last_BD)
     out: list[list[int]] = [[] for _ in rows]
     running = [limit > 0 for limit in limits]
     while any(running):
@@ -216,11 +217,16 @@ def generate_batch(
     return out
 
 
-def read_prompt(model: DeepseekV3, tokens_BS: Tensor, cache: LatentCache, *, keep: bool) -> Tensor:
-    """Read a prompt in chunks; return the normed hidden states of all its tokens, or of the last chunk's only."""
+def read_prompt(model: DeepseekV3, step: DecodeStep, tokens_BS: Tensor, cache: LatentCache, *, keep: bool) -> Tensor:
+    """Read a prompt in chunks; return the normed hidden states of all its tokens, or of the last chunk's only.
+
+    A short one, or a short end, goes through the kernel of the decoding step where it serves: one call, not hundreds.
+    """
     hiddens: list[Tensor] = []
     for chunk_BS in tokens_BS.split(PREFILL_CHUNK, 1):
-        hiddens = [*(hiddens if keep else []), model.hidden_states(chunk_BS, cache=cache)]
+        short = step.native.serves(chunk_BS, cache)
+        hidden_BSD = step(chunk_BS, cache)[0] if short else model.hidden_states(chunk_BS, cache=cache)
+        hiddens = [*(hiddens if keep else []), hidden_BSD]
     return torch.cat(hiddens, 1)
 
 
