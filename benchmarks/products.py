@@ -19,9 +19,9 @@ def measure(dtype: torch.dtype, rows: int, out: int, width: int, rounds: int = 1
     kind = 0 if dtype == torch.float32 else 2
     ways = {
         "x W^T, PyTorch": lambda: torch.mm(x, w.mT, out=y),
-        "x W^T, ours": lambda: run_kernel("linear", kind, x, w, y, rows, out, width, 1, 1),
+        "x W^T, ours": lambda: run_kernel("linear", kind, x, w, None, y, rows, out, width, 1, 1),
         "dy W, PyTorch": lambda: torch.mm(dy, w, out=dx),
-        "dy W, ours": lambda: run_kernel("linear", kind, dy, w, dx, rows, width, out, 0, 1),
+        "dy W, ours": lambda: run_kernel("linear", kind, dy, w, None, dx, rows, width, out, 0, 1),
         "dy^T x, PyTorch": lambda: torch.mm(dy.mT, x, out=dw),
         "dy^T x, ours": lambda: run_kernel("linear_weight_gradient", kind, dy, x, dw, rows, out, width, 1),
     }

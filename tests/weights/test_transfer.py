@@ -79,7 +79,9 @@ def test_a_file_that_aligns_nothing_is_read(tmp_path, monkeypatch, keep):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize(("dtype", "keep"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, False)])
-def test_the_first_wrong_number_of_a_group_is_named(tmp_path, scale, dtype, keep):
+@pytest.mark.parametrize("kernels", ["1", "0"])
+def test_the_first_wrong_number_of_a_group_is_named(tmp_path, monkeypatch, scale, dtype, keep, kernels):
+    monkeypatch.setenv(SWITCH, kernels)
     save_model(random_model(), tmp_path / "a", dtype=torch.bfloat16, fp8=True)
     path = tmp_path / "a" / "model.safetensors"
     entries, content = read_header(path).entries, bytearray(path.read_bytes())

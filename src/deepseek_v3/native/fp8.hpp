@@ -178,7 +178,7 @@ INLINE void widen_codes(const uint8_t* code, Vec* out) {
     half = _mm512_and_si512(half, _mm512_set1_epi16(short(0xBFFF)));
     out[0] = (Vec)_mm512_cvtph_ps(_mm512_castsi512_si256(half));
     out[1] = (Vec)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
-#elif defined(__AVX2__) && defined(__F16C__)
+#elif defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512F__)
     for (int i = 0; i < 2; i++) {
         __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)code + i)), 7);
         half = _mm256_and_si256(half, _mm256_set1_epi16(short(0xBFFF)));
