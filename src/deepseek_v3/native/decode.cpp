@@ -85,8 +85,8 @@ template <typename T, typename L> class Worker {
     int64_t group, longest;
     Buffer normed, query_latent, joined, query, score, context;
     Plan plan;
-    Buffer scaled;             // of FP8 weights: activations times block scales
-    std::vector<float> lines;  // and some rows of W_UK or W_UV
+    Buffer scaled;  // for FP8 weights: activations times block scales
+    Scratch lines;  // and some rows of W_UK or W_UV
     std::vector<float*> a, b;
     std::vector<float> scratch;  // of the choice of experts
 
@@ -95,8 +95,8 @@ template <typename T, typename L> class Worker {
         : m(m), stack(stack), call(call), board(board), N(call.B * call.S), W(m.C + m.R), index(omp_get_thread_num()),
           threads(omp_get_num_threads()), group(heads_together()), longest(longest), normed(N, m.D),
           query_latent(N, m.Q), joined(stack.join ? N : 0, 2 * m.D), query(group * call.S, W),
-          score(group * call.S, longest), context(group * call.S, m.C), scaled(std::max(N, N * m.A), widest(m)), lines(std::max(m.K, m.U) * m.C),
-          scratch(m.E + m.groups) {}
+          score(group * call.S, longest), context(group * call.S, m.C), scaled(N, widest(m)),
+          lines(sizeof(float) * std::max(m.K, m.U) * m.C), scratch(m.E + m.groups) {}
 
     void run() {
         start();
@@ -183,8 +183,8 @@ template <typename T, typename L> class Worker {
     // Some rows of W_UK or W_UV as numbers, and what f makes of them.
     template <typename F> void with_rows(Weight weight, int64_t first, int64_t n, F f) {
         if (!weight.scale) return f((const T*)weight.data + first * m.C);
-        decode_rows(weight, m.C, first, n, lines.data());
-        f((const float*)lines.data());
+        decode_rows(weight, m.C, first, n, lines.as<float>());
+        f((const float*)lines.as<float>());
     }
 
     void turn(const float* x, float* y, int64_t n) const {
