@@ -177,17 +177,16 @@ def print_fp8(rounds: int = 9, *, batches: tuple[int, ...] = (1, 2, 4, 8)) -> No
     """Print how much faster a step is if it reads FP8."""
     with tempfile.TemporaryDirectory() as scratch:
         write_checkpoint(Path(scratch) / "fp8", fp8=True)
-        models = {kept: load_model(Path(scratch) / "fp8", keep_fp8=kept)[0] for kept in (False, True)}
+        models = {name: load_model(Path(scratch) / "fp8", keep_fp8=name == "FP8")[0] for name in ("BF16", "FP8")}
     print("  weights kept in FP8, 0.7 billion parameters, our step")
     for batch in batches:
-        steps = {kept: DecodeStep(model) for kept, model in models.items()}
-        ways = {
-            str(kept): our_steps(models[kept], batch, lambda tokens, cache, step=step: step(tokens, cache)[1])
-            for kept, step in steps.items()
-        }
+        ways = {}
+        for name, model in models.items():
+            step = DecodeStep(model)
+            ways[name] = our_steps(model, batch, lambda tokens, cache, step=step: step(tokens, cache)[1])
         times = interleave(ways, rounds, warm=1)
         bf16, fp8 = (sorted(t)[len(t) // 2] / STEPS * 1e3 for t in times.values())
-        ratio = median_ratio(times, "False", "True")
+        ratio = median_ratio(times, "BF16", "FP8")
         print(f"    batch {batch}: BF16 {bf16:6.2f} ms, FP8 {fp8:6.2f} ms: {ratio:.2f} x")
 
 

@@ -39,16 +39,6 @@ OPTIONS = {
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(params=["native", "PyTorch"])
-def form(request, monkeypatch):
-    """Which form of the step a test runs in."""
-    if request.param == "PyTorch":
-        monkeypatch.setenv(SWITCH, "0")
-    elif not have_kernels():
-        pytest.skip("no C++ compiler here")
-    return request.param
-
-
 needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
 
 

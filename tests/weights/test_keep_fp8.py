@@ -52,14 +52,6 @@ def folder(request, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["native", "PyTorch"])
-def form(request, monkeypatch):
-    if request.param == "PyTorch":
-        monkeypatch.setenv(SWITCH, "0")
-    elif not have_kernels():
-        pytest.skip("no C++ compiler here")
-
-
 def tokens_of(*shape: int) -> torch.Tensor:
     return torch.randint(0, 131, shape, generator=torch.Generator().manual_seed(7))
 
@@ -194,6 +186,16 @@ def test_activations_have_gradients(folder):
         rotation, _ = model.place_tokens(40, None)
         model.layers[1](x, rotation).square().sum().backward()
         grads.append(x.grad)
+    assert float((grads[0] - grads[1]).abs().max()) <= 1e-5 * float(grads[1].abs().max())
+
+
+def test_routing_weights_have_gradients_where_nothing_else_has(folder):
+    kept, dense = load_model(folder, dtype=torch.float32, keep_fp8=True)[0], load_model(folder, dtype=torch.float32)[0]
+    x, index, grads = torch.randn(40, 290), torch.arange(80).view(40, 2) % 8, []
+    for model in (kept, dense.requires_grad_(False)):
+        weight = torch.full((40, 2), 0.5, requires_grad=True)
+        model.layers[1].mlp.experts(x, weight, index).square().sum().backward()
+        grads.append(weight.grad)
     assert float((grads[0] - grads[1]).abs().max()) <= 1e-5 * float(grads[1].abs().max())
 
 

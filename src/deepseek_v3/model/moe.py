@@ -33,8 +33,9 @@ class Experts(HoldsFP8):
     def forward(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
         """Send every token through its experts and add them up by weight."""
         up_EFD, down_EDF = self.gate_up_proj, self.down_proj
-        if native.serves(x_ND, up_EFD, down_EDF):
-            scales = (self.scales("gate_up_proj"), self.scales("down_proj"))
+        scales = (self.scales("gate_up_proj"), self.scales("down_proj"))
+        needs_more = scales[0] is not None and weight_NA.requires_grad  # a gradient, which the kernel has not for FP8
+        if native.serves(x_ND, up_EFD, down_EDF) and not needs_more:
             return native.run_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF, *scales)
         plan = sort_by_expert(index_NA, up_EFD.shape[0])
         chosen = [e for e, count in enumerate(plan.counts) if count]

@@ -123,8 +123,8 @@ struct Codes {
     }
 };
 
-template <int N, typename Matrix>
-void multiply_rows(const Matrix& weight, Range rows, Rows x, Rows y, bool add) {
+template <int N, typename Stored>
+void multiply_rows(const Stored& weight, Range rows, Rows x, Rows y, bool add) {
     Vec sum[ROWS][N] = {};
     for (int64_t row = rows.begin; row < rows.end; row += ROWS) {
         const int count = (int)std::min<int64_t>(ROWS, rows.end - row);
@@ -140,8 +140,8 @@ void multiply_rows(const Matrix& weight, Range rows, Rows x, Rows y, bool add) {
     }
 }
 
-template <typename Matrix>
-void multiply_up_to_eight(const Matrix& weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
+template <typename Stored>
+void multiply_up_to_eight(const Stored& weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
     switch (tokens) {
         case 1: return multiply_rows<1>(weight, rows, x, y, add);
         case 2: return multiply_rows<2>(weight, rows, x, y, add);
@@ -154,8 +154,8 @@ void multiply_up_to_eight(const Matrix& weight, Range rows, Rows x, Rows y, int6
     }
 }
 
-template <typename Matrix>
-void multiply_all(Matrix weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
+template <typename Stored>
+void multiply_all(Stored weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
     if (tokens <= TOKENS) return multiply_up_to_eight(weight, rows, x, y, tokens, add);
     for (int64_t row = rows.begin; row < rows.end; row += ROWS)  // a few rows meet all tokens while they are at hand
         for (int64_t n = 0; n < tokens; n += TOKENS)

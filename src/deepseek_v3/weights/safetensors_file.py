@@ -8,11 +8,9 @@ overflow, no number that is not a plain integer, and the first deviation stops. 
 name twice, no two tensors on the same bytes, no byte that belongs to no tensor, and a size that is the file's exactly.
 """
 
-import ctypes
 import json
 import mmap
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -23,7 +21,6 @@ import torch
 
 from deepseek_v3.weights.errors import DtypeError, HeaderError, MissingTensorError, clip
 
-MADV_DONTNEED = 4  # of Linux
 MAX_HEADER_BYTES = 16 * 2**20  # the format allows 100 MB; the largest released header is about 0.1 MB
 MAX_METADATA_BYTES = 2**20
 DTYPES: dict[str, torch.dtype] = {
@@ -262,8 +259,8 @@ class SafetensorsFile:
 
     def release(self) -> None:
         """Let the system forget the pages read so far (they count as this process's memory)."""
-        if sys.platform == "linux":  # the call of the module would not let other threads run meanwhile
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(self.address), ctypes.c_size_t(len(self._map)), MADV_DONTNEED)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def layout_header(
