@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_checkpoints import YARN, folder_bytes, random_model
+from tiny_checkpoints import YARN, folder_digests, random_model
 
 from deepseek_v3.cli import main
 from deepseek_v3.weights.errors import CheckpointError
@@ -72,7 +72,7 @@ def test_gguf_there_and_back_is_byte_equal(tmp_path, number_type):
     save_model(model, tmp_path / "a")
     export_gguf(tmp_path / "a", tmp_path / "m.gguf", number_type=number_type)
     import_gguf(tmp_path / "m.gguf", tmp_path / "b")
-    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+    assert folder_digests(tmp_path / "a") == folder_digests(tmp_path / "b")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "m.gguf"}
 
 

@@ -14,7 +14,7 @@ from ml_dtypes import float8_e4m3fn
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_checkpoints import V2_LITE, V3, folder_bytes, random_model
+from tiny_checkpoints import V2_LITE, V3, folder_digests, random_model
 
 from deepseek_v3.fp8.quantize import CODE
 from deepseek_v3.fp8.weight import HoldsFP8
@@ -152,11 +152,11 @@ def test_it_is_half_as_large(folder):
 def test_what_is_saved_is_what_was_read(folder, tmp_path):
     kept = load_model(folder, keep_fp8=True)[0]
     save_model(kept, tmp_path / "fp8", fp8=True, shard_bytes=300_000)
-    assert folder_bytes(tmp_path / "fp8") == folder_bytes(folder)
+    assert folder_digests(tmp_path / "fp8") == folder_digests(folder)
     for dtype, to in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         save_model(kept, tmp_path / to, dtype=dtype)
         convert_checkpoint(folder, tmp_path / f"converted {to}", to=to)
-        assert folder_bytes(tmp_path / to) == folder_bytes(tmp_path / f"converted {to}")
+        assert folder_digests(tmp_path / to) == folder_digests(tmp_path / f"converted {to}")
 
 
 def test_it_can_be_copied_and_moved_but_not_cast(folder):

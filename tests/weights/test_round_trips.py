@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_checkpoints import V2_LITE, V3, YARN, edit_json, folder_bytes, random_model
+from tiny_checkpoints import V2_LITE, V3, YARN, edit_json, folder_digests, random_model
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.quantize import dequantize_weight
@@ -40,7 +40,7 @@ def test_ours_to_released_to_ours_is_byte_equal(tmp_path, values, changes, shard
     assert loaded.config == model.config
     assert same_state(loaded, model)
     save_model(loaded, tmp_path / "b", shard_bytes=shard_bytes)
-    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+    assert folder_digests(tmp_path / "a") == folder_digests(tmp_path / "b")
 
 
 def test_a_model_that_is_loaded_in_inference_mode_is_like_any_other(tmp_path):
@@ -130,7 +130,7 @@ def test_fp8_to_fp8_copies_every_byte(tmp_path):
     save_model(random_model(), tmp_path / "a", dtype=torch.bfloat16, fp8=True)
     for to in ("keep", "fp8"):
         convert_checkpoint(tmp_path / "a", tmp_path / to, to=to)
-        assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / to)
+        assert folder_digests(tmp_path / "a") == folder_digests(tmp_path / to)
 
 
 def test_bf16_to_fp8_is_what_saving_in_fp8_writes(tmp_path):
@@ -138,7 +138,7 @@ def test_bf16_to_fp8_is_what_saving_in_fp8_writes(tmp_path):
     save_model(model, tmp_path / "bf16")
     save_model(model, tmp_path / "fp8", fp8=True)
     convert_checkpoint(tmp_path / "bf16", tmp_path / "converted", to="fp8")
-    assert folder_bytes(tmp_path / "fp8") == folder_bytes(tmp_path / "converted")
+    assert folder_digests(tmp_path / "fp8") == folder_digests(tmp_path / "converted")
     config = ModelConfig.from_json(tmp_path / "converted" / "config.json")
     assert config.quantization_config == ModelConfig.preset("v3-671b").quantization_config
 
