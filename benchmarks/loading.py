@@ -6,7 +6,7 @@ and decoded to BF16, which is twice as long in memory. Reading brings the bytes 
 
     read         Path.read_bytes of one file after the other: what a program does that just reads files
     on all cores 4 MB at a time, into new arrays, with as many threads as loading has
-    read hard    the same with all that loading itself does for speed: pages of 2 MB, and the disk asked far ahead
+    read hard    the same with all that loading itself does for speed: mapped files that come in ahead, pages of 2 MB
 
 Warm: the files are in the page cache. Cold: they are flushed to disk and dropped from it (posix_fadvise DONTNEED)
 before every timing. The contenders take turns; a ratio is the median over the rounds of time / time of reading.
@@ -27,13 +27,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.machine import seconds
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.weights.digests import cut_file
+from deepseek_v3.weights.digests import Piece, cut_file
 from deepseek_v3.weights.jobs import run_jobs
-from deepseek_v3.weights.load import ask_for_huge_pages, build_empty, load_model
-from deepseek_v3.weights.read_ahead import ReadAhead
+from deepseek_v3.weights.load import build_empty, load_model
+from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages, map_bytes
 from deepseek_v3.weights.save import save_model
 
 SIZES = {
@@ -56,30 +57,40 @@ def write_checkpoint(folder: Path, *, fp8: bool) -> None:
     save_model(model, folder, fp8=fp8, shard_bytes=SHARD_BYTES)
 
 
-def read_files(folder: Path, *, hard: bool) -> list[torch.Tensor]:
+def read_files(folder: Path) -> list[Tensor]:
     """Read every file into memory of its own, on all threads, some MB at a time."""
-    contents, jobs = [], []
     paths = sorted(folder.iterdir())
-    ahead = ReadAhead(paths) if hard else None
-    for path in paths:
-        content = torch.empty(path.stat().st_size, dtype=torch.uint8)
-        if hard:
-            ask_for_huge_pages(content)
-        contents.append(content)
-        for piece in cut_file(path, len(content)):
-            jobs.append(partial(read_into, path, piece.start, content[piece.start : piece.stop], ahead))
-    run_jobs(jobs)
+    contents = [torch.empty(path.stat().st_size, dtype=torch.uint8) for path in paths]
+    pieces = [(piece, content) for path, content in zip(paths, contents) for piece in cut_file(path, len(content))]
+    run_jobs(
+        [partial(read_into, piece.path, piece.start, content[piece.start : piece.stop]) for piece, content in pieces]
+    )
     return contents
 
 
-def read_into(path: Path, start: int, place: torch.Tensor, ahead: ReadAhead | None) -> None:
-    """Fill `place` with the bytes of a file from `start` on."""
-    if ahead:
-        ahead.reach(path, start)
+def read_into(piece: Piece, place: Tensor) -> None:
+    """Fill `place` with the bytes of a piece."""
     buffer, done = memoryview(place.numpy()), 0
-    with path.open("rb", buffering=0) as stream:
+    with piece.path.open("rb", buffering=0) as stream:
         while done < len(buffer):
-            done += os.preadv(stream.fileno(), [buffer[done:]], start + done)
+            done += os.preadv(stream.fileno(), [buffer[done:]], piece.start + done)
+
+
+def copy_files(folder: Path) -> list[Tensor]:
+    """The same from mappings that come in ahead, into huge pages."""
+    mapped = {path: map_bytes(path, 0, path.stat().st_size) for path in sorted(folder.iterdir())}
+    contents = [torch.empty_like(content) for content in mapped.values()]
+    for content in contents:
+        ask_for_huge_pages(content)
+
+    def copy(piece: Piece, content: Tensor) -> None:
+        ahead.reach(piece.path, piece.stop)
+        content[piece.start : piece.stop].copy_(mapped[piece.path][piece.start : piece.stop])
+
+    pieces = [(piece, content) for path, content in zip(mapped, contents) for piece in cut_file(path, len(content))]
+    with ReadAhead(mapped) as ahead:
+        run_jobs([partial(copy, *job) for job in pieces])
+    return contents
 
 
 def forget_files(folder: Path) -> None:
@@ -100,8 +111,8 @@ def contenders(folder: Path, *, fp8: bool) -> dict[str, Callable[[], object]]:
     """Three ways to read, and loading with and without verification."""
     ways: dict[str, Callable[[], object]] = {
         "read": lambda: [path.read_bytes() for path in sorted(folder.iterdir())],
-        "on all cores": lambda: read_files(folder, hard=False),
-        "read hard": lambda: read_files(folder, hard=True),
+        "on all cores": lambda: read_files(folder),
+        "read hard": lambda: copy_files(folder),
     }
     for form, kept in (("kept", True), ("to BF16", False)) if fp8 else (("load", False),):
         ways[f"{form}, verified"] = partial(load_model, folder, keep_fp8=kept)

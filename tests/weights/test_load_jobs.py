@@ -14,11 +14,11 @@ from tiny_checkpoints import V2_LITE, V3
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.weights import read_ahead
+from deepseek_v3.weights import mapping
 from deepseek_v3.weights.checkpoint import split_rows
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.load import build_empty
-from deepseek_v3.weights.read_ahead import ReadAhead
+from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages, bring_in, let_go, map_bytes
 
 
 @pytest.fixture(params=[1, 3])
@@ -78,29 +78,55 @@ def test_an_interrupt_drops_the_late_jobs_and_waits_for_those_begun(threads):
     assert torch.get_num_threads() == threads
 
 
-def test_every_byte_is_asked_for_once_in_order_and_not_too_far_ahead(tmp_path, monkeypatch):
-    sizes = {"a": 23, "b": 0, "c": 101}
+def test_every_byte_is_brought_in_once_in_order_and_not_too_far_ahead(tmp_path, monkeypatch):
+    sizes = {"a": 23, "b": 1, "c": 101}
     for name, size in sizes.items():
         (tmp_path / name).write_bytes(bytes(size))
-    asked = []
-    monkeypatch.setattr(read_ahead, "STRETCH_BYTES", 10)
-    monkeypatch.setattr(read_ahead, "AHEAD_BYTES", 20)
-    monkeypatch.setattr(read_ahead, "ask_for", lambda path, start, stop: asked.append((path.name, start, stop)))
-    ahead = ReadAhead([tmp_path / name for name in sizes])
-    ahead.reach(tmp_path / "a", 0)
-    assert asked == [("a", 0, 10), ("a", 10, 20)]
-    ahead.reach(tmp_path / "a", 5)
-    assert asked[2:] == [("a", 20, 23), ("c", 0, 10)]
-    ahead.reach(tmp_path / "a", 1)  # behind
-    assert len(asked) == 4
-    ahead.reach(tmp_path / "c", 101)
-    assert asked[4:] == [("c", start, min(start + 10, 101)) for start in range(10, 101, 10)]
+    files = {tmp_path / name: map_bytes(tmp_path / name, 0, size) for name, size in sizes.items()}
+    name_of = {content.untyped_storage().data_ptr(): path.name for path, content in files.items()}
+    brought = []
+
+    def note(part: torch.Tensor) -> None:
+        start = part.storage_offset()
+        brought.append((name_of[part.untyped_storage().data_ptr()], start, start + len(part)))
+
+    def after(count: int) -> list[tuple[str, int, int]]:
+        end = time.monotonic() + 10
+        while len(brought) < count and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(0.02)  # for one too many
+        return sorted(brought)  # of two threads the second may be the first
+
+    monkeypatch.setattr(mapping, "STRETCH_BYTES", 10)
+    monkeypatch.setattr(mapping, "AHEAD_BYTES", 20)
+    monkeypatch.setattr(mapping, "bring_in", note)
+    with ReadAhead(files) as ahead:
+        first = [("a", 0, 10), ("a", 10, 20)]
+        assert after(2) == first
+        ahead.reach(tmp_path / "a", 5)
+        first += [("a", 20, 23), ("b", 0, 1), ("c", 0, 10)]
+        assert after(5) == first
+        ahead.reach(tmp_path / "a", 1)  # behind
+        ahead.reach(tmp_path / "d", 100)  # not among these
+        assert after(5) == first
+        ahead.reach(tmp_path / "c", 41)
+        first += [("c", start, start + 10) for start in range(10, 70, 10)]
+        assert after(11) == first
+    assert after(11) == first  # and an end before the last byte waits for nobody
+    assert not any(thread.is_alive() for thread in ahead._threads)
 
 
-def test_asking_leaves_the_bytes_as_they_are(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc" * 100_000)
-    read_ahead.ask_for(tmp_path / "x", 5, 300_000)
-    assert (tmp_path / "x").read_bytes() == b"abc" * 100_000
+def test_what_is_brought_in_and_let_go_stays_as_it_is(tmp_path):
+    content = bytes(range(256)) * 20_000
+    (tmp_path / "x").write_bytes(content)
+    mapped = map_bytes(tmp_path / "x", 0, len(content))
+    ask_for_huge_pages(mapped)
+    bring_in(mapped[5:3_000_000])
+    assert mapped.numpy().tobytes() == content
+    let_go(mapped)
+    assert mapped.numpy().tobytes() == content
+    (tmp_path / "x").write_bytes(b"")
+    bring_in(mapped)  # beyond the end of the file: no signal
 
 
 @pytest.mark.parametrize("values", [V3, V2_LITE, {**V3, "tie_word_embeddings": True}])

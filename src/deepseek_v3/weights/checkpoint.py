@@ -29,6 +29,7 @@ from deepseek_v3.weights.errors import (
     UnexpectedTensorError,
 )
 from deepseek_v3.weights.jobs import run_jobs
+from deepseek_v3.weights.mapping import ReadAhead
 from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, mtp_layer_of, scale_name, scale_shape
 from deepseek_v3.weights.safetensors_file import DTYPES, SafetensorsFile, TensorEntry
 from deepseek_v3.weights.shards import read_headers
@@ -132,8 +133,12 @@ class Checkpoint:
     def show_piece(self, piece: Piece) -> Tensor:
         """Show the bytes of a piece; those of a shard are mapped once for all uses."""
         if piece.path in self._headers:
-            return self._shard(piece.path).show_bytes(piece.start, piece.stop)
+            return self._shard(piece.path).bytes[piece.start : piece.stop]
         return map_piece(piece)
+
+    def read_ahead(self) -> ReadAhead:
+        """A context in which the shards that hold tensors come into memory, in the order of their names."""
+        return ReadAhead({file: self._shard(file).bytes for file in sorted(set(self.files.values()))})
 
     def _shard(self, file: Path) -> SafetensorsFile:
         if file not in self._open:

@@ -5,7 +5,6 @@ sixteen in the lanes of its vectors, whichever the processor does faster.
 """
 
 import hashlib
-import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
 from deepseek_v3.weights.jobs import run_jobs
+from deepseek_v3.weights.mapping import ask_for_huge_pages, bring_in, map_bytes
 
 PIECE_BYTES = 2**22
 MAPPED_BYTES = 2**24  # the longest piece of a manifest; a whole file (format 1) may be longer, and is streamed
@@ -59,11 +59,11 @@ def digest_pieces(pieces: Sequence[Piece]) -> list[str]:
 
 
 def map_piece(piece: Piece) -> torch.Tensor:
-    """Show the bytes without copying them."""
-    with piece.path.open("rb") as stream:
-        # A private mapping is writable memory to PyTorch, though nothing writes there.
-        mapped = mmap.mmap(stream.fileno(), piece.n_bytes, access=mmap.ACCESS_COPY, offset=piece.start)
-    return torch.frombuffer(mapped, dtype=torch.uint8)
+    """Bring the bytes in, and show them without copying them."""
+    content = map_bytes(piece.path, piece.start, piece.n_bytes)
+    ask_for_huge_pages(content)
+    bring_in(content)
+    return content
 
 
 def digest_group(pieces: Sequence[Piece], show: Callable[[Piece], torch.Tensor] = map_piece) -> list[str]:

@@ -5,8 +5,6 @@
 Everything that can be refused is refused before the first weight of a model changes.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -25,13 +23,11 @@ from deepseek_v3.weights.errors import CheckpointError, ConfigFileError, DtypeEr
 from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.manifest import list_pieces, verify_group, verify_manifest, verify_pieces
+from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages
 from deepseek_v3.weights.names import Slot, scale_name
-from deepseek_v3.weights.read_ahead import ReadAhead
 from deepseek_v3.weights.transfer import Transfer, group_transfers, run_transfers
 
 TOKENIZER = "tokenizer.json"
-MADV_HUGEPAGE = 14  # of Linux
-HUGE_PAGE_BYTES = 2**21
 Job = tuple[Path, int, Callable[[], None]]  # a file, how much of it must have come in, and what to do then
 
 
@@ -70,12 +66,14 @@ def load_model(
     verify_pieces(sorted(heads, key=lambda head: head[0].n_bytes))
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
-        if dtype is None:
-            dtype = getattr(torch, checkpoint.config.torch_dtype)
-        assert dtype is not None
-        config = checkpoint.config.replace(quantization_config=None, torch_dtype=str(dtype).removeprefix("torch."))
-        model = build_empty(config, dtype, fp8=find_fp8(checkpoint, slots) if keep_fp8 else {})
-        fill_model(model, checkpoint, slots, [(piece, sha256) for piece, sha256 in expected if not is_head(piece)])
+        with checkpoint.read_ahead() as ahead:
+            if dtype is None:
+                dtype = getattr(torch, checkpoint.config.torch_dtype)
+            assert dtype is not None
+            config = checkpoint.config.replace(quantization_config=None, torch_dtype=str(dtype).removeprefix("torch."))
+            model = build_empty(config, dtype, fp8=find_fp8(checkpoint, slots) if keep_fp8 else {})
+            rest = [(piece, sha256) for piece, sha256 in expected if not is_head(piece)]
+            fill_model(model, checkpoint, slots, ahead, rest)
     path = Path(folder) / TOKENIZER
     tokenizer = None if not path.exists() else path if tokenizer_from is None else tokenizer_from(path)
     return model.eval(), tokenizer
@@ -102,7 +100,8 @@ def load_weights(
     with Checkpoint(folder, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
         checkpoint.check_numbers(slots)
-        fill_model(model, checkpoint, slots)
+        with checkpoint.read_ahead() as ahead:
+            fill_model(model, checkpoint, slots, ahead)
 
 
 def first_difference(found: ModelConfig, wanted: ModelConfig) -> str:
@@ -157,16 +156,12 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def ask_for_huge_pages(tensor: Tensor) -> None:
-    """Have fresh memory mapped 2 MB at a time where the system can: by 4 KB, mapping takes longer than reading."""
-    start = -(-tensor.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-    length = (tensor.data_ptr() + tensor.nbytes - start) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-    if sys.platform == "linux" and length > 0:  # a mere wish: whether it is granted does not matter
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
-
-
 def fill_model(
-    model: DeepseekV3, checkpoint: Checkpoint, slots: list[Slot], expected: Sequence[tuple[Piece, str]] = ()
+    model: DeepseekV3,
+    checkpoint: Checkpoint,
+    slots: list[Slot],
+    ahead: ReadAhead,
+    expected: Sequence[tuple[Piece, str]] = (),
 ) -> None:
     """Copy every tensor to its place in memory on all cores, in the order of the files: each byte comes in once.
 
@@ -176,7 +171,6 @@ def fill_model(
         CheckpointError: a number or a digest is wrong; the model is then filled in part.
     """
     jobs = sorted([*_fill_jobs(model, checkpoint, slots), *_verify_jobs(expected, checkpoint)], key=lambda job: job[:2])
-    ahead = ReadAhead(dict.fromkeys(path for path, _, _ in jobs))
 
     def run(path: Path, position: int, job: Callable[[], None]) -> None:
         ahead.reach(path, position)

@@ -31,7 +31,6 @@ from deepseek_v3.weights.digests import (
 )
 from deepseek_v3.weights.errors import CheckpointError, DigestError, clip
 from deepseek_v3.weights.jobs import run_jobs
-from deepseek_v3.weights.read_ahead import ask_for
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 32 * 2**20  # 12 MB for the released checkpoint, 23 MB for it in BF16
@@ -163,13 +162,7 @@ def verify_pieces(expected: Sequence[tuple[Piece, str]]) -> None:
     Raises:
         DigestError: the first whose bytes are not those that were written.
     """
-
-    def verify(group: Sequence[tuple[Piece, str]]) -> None:
-        for piece, _ in group:
-            ask_for(piece.path, piece.start, piece.stop)
-        verify_group(group)
-
-    run_jobs([partial(verify, group) for group in group_up(expected)])
+    run_jobs([partial(verify_group, group) for group in group_up(expected)])
 
 
 def verify_group(expected: Sequence[tuple[Piece, str]], show: Callable[[Piece], Tensor] = map_piece) -> None:

@@ -9,7 +9,6 @@ name twice, no two tensors on the same bytes, no byte that belongs to no tensor,
 """
 
 import json
-import mmap
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from deepseek_v3.weights.errors import DtypeError, HeaderError, MissingTensorError, clip
+from deepseek_v3.weights.mapping import let_go, map_bytes
 
 MAX_HEADER_BYTES = 16 * 2**20  # the format allows 100 MB; the largest released header is about 0.1 MB
 MAX_METADATA_BYTES = 2**20
@@ -218,16 +218,15 @@ class SafetensorsFile:
     read before, is not read again.
 
     Attributes:
-        address: where the file's first byte is mapped.
+        bytes: all of the file.
+        address: where the first of them is mapped.
     """
 
     def __init__(self, path: str | PathLike, header: Header | None = None):
         self.path = Path(path)
         self.header = header or read_header(path)
-        with self.path.open("rb") as stream:
-            # A private mapping is writable memory to PyTorch, though nothing here writes; the file never changes.
-            self._map = mmap.mmap(stream.fileno(), self.header.file_bytes, access=mmap.ACCESS_COPY)
-        self.address = self.show_bytes(0, 1).data_ptr()
+        self.bytes = map_bytes(self.path, 0, self.header.file_bytes)
+        self.address = self.bytes.data_ptr()
 
     def __enter__(self) -> "SafetensorsFile":
         return self
@@ -248,19 +247,14 @@ class SafetensorsFile:
         n_bytes = prod(shape) * dtype.itemsize
         if not n_bytes:
             return torch.empty(shape, dtype=dtype)
-        flat = self.show_bytes(start, start + n_bytes)
+        flat = self.bytes[start : start + n_bytes]
         if start % dtype.itemsize:
             flat = flat.clone()  # another writer did not align it; PyTorch wants it aligned
         return flat.view(dtype).view(shape)
 
-    def show_bytes(self, start: int, stop: int) -> torch.Tensor:
-        """Show some bytes of the file, at least one, without copying them."""
-        return torch.frombuffer(self._map, dtype=torch.uint8, count=stop - start, offset=start)
-
     def release(self) -> None:
         """Let the system forget the pages read so far (they count as this process's memory)."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        let_go(self.bytes)
 
 
 def layout_header(
