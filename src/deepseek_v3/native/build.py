@@ -49,8 +49,9 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None) -> None:
     getattr(kernels, name)(*[_as_c(argument) for argument in arguments])
 
 
+@lru_cache
 def ask_kernel(name: str) -> int:
-    """Ask for a whole number that the kernels know."""
+    """Ask, once a process, for a whole number that the kernels know."""
     kernels = _load()
     assert kernels is not None
     return int(getattr(kernels, name)())

@@ -90,6 +90,7 @@ class Checkpoint:
         if not mtp:
             self.config = self.config.replace(num_nextn_predict_layers=0)
         self._open: dict[Path, SafetensorsFile] = {}
+        self._have_kernels = have_kernels()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -179,7 +180,7 @@ class Checkpoint:
     def plan_rows(self, name: str, rows: slice, place: Tensor, scale_place: Tensor | None = None) -> Transfer | None:
         """What `read_rows` does, for a kernel to do it; None where that cannot."""
         entry, columns = self.entries[name], prod(place.shape[1:])
-        if place.device.type != "cpu" or not place.is_contiguous() or not have_kernels():
+        if place.device.type != "cpu" or not place.is_contiguous() or not self._have_kernels:
             return None
         to, count = place.data_ptr(), rows.stop - rows.start
         row_bytes = entry.n_bytes // entry.shape[0]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -53,8 +54,7 @@ _CLOSING = re.compile(rf"{_WS}\}}{_WS}")
 _NAMED = re.compile(rf"{_WS}{_NAME}")
 
 
-@dataclass(frozen=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """Where one tensor lies: `start` and `end` count bytes from the beginning of the file."""
 
     name: str
