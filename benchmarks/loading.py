@@ -62,9 +62,7 @@ def read_files(folder: Path) -> list[Tensor]:
     paths = sorted(folder.iterdir())
     contents = [torch.empty(path.stat().st_size, dtype=torch.uint8) for path in paths]
     pieces = [(piece, content) for path, content in zip(paths, contents) for piece in cut_file(path, len(content))]
-    run_jobs(
-        [partial(read_into, piece.path, piece.start, content[piece.start : piece.stop]) for piece, content in pieces]
-    )
+    run_jobs([partial(read_into, piece, content[piece.start : piece.stop]) for piece, content in pieces])
     return contents
 
 
