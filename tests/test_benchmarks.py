@@ -1,4 +1,4 @@
-"""Benchmarks do what they say: a kernel called with a wrong count ends the process, a reader that reads less is fast."""
+"""Benchmarks do what they say: a kernel called with a wrong count would end, a reader that reads less be fast."""
 
 import os
 

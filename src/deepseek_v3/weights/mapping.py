@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-STRETCH_BYTES = 2**22
+STRETCH_BYTES = 2**24
 AHEAD_BYTES = 2**27
 THREADS = 2
 HUGE_PAGE_BYTES = 2**21
