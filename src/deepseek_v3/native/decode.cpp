@@ -17,6 +17,8 @@
 #include "router.hpp"
 #include "rows.hpp"
 
+constexpr int HEADS = 8;  // that read the latents together, at most
+
 struct Layer {  // addresses of weights; null where the layer has none
     const void *input_norm, *query_norm, *latent_norm, *post_norm, *router, *bias;
     Weight query_down, query_up, latent_down, key_value_up, out, expert_gate_up, expert_down, gate, up, down;
@@ -109,7 +111,7 @@ template <typename T, typename L> class Worker {
 
   private:
     // Heads that read the latents together: as many as leave work for every thread.
-    int64_t heads_together() const { return std::min<int64_t>(TOKENS, std::max<int64_t>(1, m.H * call.B / threads)); }
+    int64_t heads_together() const { return std::min<int64_t>(HEADS, std::max<int64_t>(1, m.H * call.B / threads)); }
 
     // Of the matrices that may be E4M3 codes.
     static int64_t widest(const Model& m) { return std::max({m.D, m.Q, m.C, m.H * m.U, m.F, m.dense_width}); }

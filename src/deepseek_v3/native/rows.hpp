@@ -9,11 +9,13 @@
 #include "fp8.hpp"
 #include <vector>
 
-constexpr int ROWS = 4;      // of a weight, whose sums over the lanes are taken together
-constexpr int TOKENS = 8;    // rows of activations that share what is read: two sums of each fit into the registers
-constexpr int COMBINED = 4;  // the same, and as many vectors side by side, where rows are combined
+constexpr int ROWS = 4;      // of a weight at most, which share what is read of the activations
+constexpr int TOKENS = 4;    // rows of activations at most, which share what is read of the weight
+constexpr int COMBINED = 4;  // both of these, and as many vectors side by side, where rows are combined
 
-constexpr int READ_AHEAD = 4096;  // bytes; without, a core waits for memory half of the time
+constexpr int READ_AHEAD = 8192;  // bytes; without, a core waits for memory half of the time
+// Into the second level of the cache (2): in the first it would push the activations out.
+INLINE void read_ahead(const void* from) { __builtin_prefetch((const char*)from + READ_AHEAD, 0, 2); }
 
 typedef float* const* Rows;  // rows of activations, wherever they lie
 
@@ -61,39 +63,56 @@ INLINE Vec sum_four(Vec a, Vec b, Vec c, Vec d) {
     return sum;
 }
 
-// Sums over the lanes of the products of one row of W with N rows x_n. Two sums each, that a product need not await the
-// one before.
-template <int N> struct LaneSums {
-    Vec even[N] = {}, odd[N] = {};
+// Sums over the lanes of the products of R rows of W with N rows x_n: in the order of the columns, one sum each. As many as
+// do not wait for each other.
+template <int R, int N> struct Sums {
+    Vec of[R][N] = {};
+
+    INLINE void add(const Vec (&w)[R], Rows x, int64_t i) {
+        for (int n = 0; n < N; n++) {
+            Vec number = load_vec(x[n] + i);
+#if defined(__AVX2__)
+            asm("" : "+v"(number));  // loaded once: GCC would do so for each row
+#endif
+            for (int r = 0; r < R; r++) of[r][n] = add_product(of[r][n], w[r], number);
+        }
+    }
+
+    // Of numbers i to `width` of the rows that begin there.
+    template <typename T> INLINE void add_rest(const T* const (&row)[R], int64_t i, int64_t width, Rows x) {
+        Vec w[R];
+        for (; i + LANES <= width; i += LANES) {
+            for (int r = 0; r < R; r++) w[r] = load_vec(row[r] + i);
+            add(w, x, i);
+        }
+        if (i == width) return;
+        for (int r = 0; r < R; r++) w[r] = load_part(row[r] + i, width - i);
+        for (int n = 0; n < N; n++) {
+            Vec number = load_part(x[n] + i, width - i);
+            for (int r = 0; r < R; r++) of[r][n] = add_product(of[r][n], w[r], number);
+        }
+    }
 };
 
-// Add those of numbers i to `width`.
-template <int N, typename T> INLINE void add_products(const T* row, int64_t i, int64_t width, Rows x, LaneSums<N>& sum) {
-    for (; i + 2 * LANES <= width; i += 2 * LANES) {
-        __builtin_prefetch((const char*)(row + i) + READ_AHEAD);
-        if (sizeof(T) * LANES == 64) __builtin_prefetch((const char*)(row + i) + READ_AHEAD + 64);
-        Vec w = load_vec(row + i), v = load_vec(row + i + LANES);
-        for (int n = 0; n < N; n++) sum.even[n] = add_product(sum.even[n], w, load_vec(x[n] + i));
-        for (int n = 0; n < N; n++) sum.odd[n] = add_product(sum.odd[n], v, load_vec(x[n] + i + LANES));
-    }
-    if (i + LANES <= width) {
-        Vec w = load_vec(row + i);
-        for (int n = 0; n < N; n++) sum.even[n] = add_product(sum.even[n], w, load_vec(x[n] + i));
-        i += LANES;
-    }
-    if (i < width) {
-        Vec w = load_part(row + i, width - i);
-        for (int n = 0; n < N; n++) sum.odd[n] = add_product(sum.odd[n], w, load_part(x[n] + i, width - i));
-    }
-}
-
-// A matrix, for one way to store it: add the products of one of its rows.
+// A matrix, for one way to store it: add the products of R of its rows.
 template <typename T> struct Numbers {
     const T* weight;
     int64_t width;
 
-    template <int N> INLINE void multiply_row(int64_t row, Rows x, LaneSums<N>& sum) const {
-        add_products<N>(weight + row * width, 0, width, x, sum);
+    template <int R, int N> INLINE void multiply_rows(int64_t first, Rows x, Sums<R, N>& sums) const {
+        constexpr int LINE = 64 / sizeof(T);  // of the cache
+        const T* row[R];
+        for (int r = 0; r < R; r++) row[r] = weight + (first + r) * width;
+        int64_t i = 0;
+        for (; i + LINE <= width; i += LINE) {
+            for (int r = 0; r < R; r++) read_ahead(row[r] + i);
+            for (int v = 0; v < LINE; v += LANES) {
+                Vec w[R];
+                for (int r = 0; r < R; r++) w[r] = load_vec(row[r] + i + v);
+                sums.add(w, x, i + v);
+            }
+        }
+        sums.add_rest(row, i, width, x);
     }
 };
 
@@ -102,64 +121,70 @@ struct Codes {
     const uint8_t* weight;
     int64_t width;
 
-    template <int N> INLINE void multiply_row(int64_t row, Rows x, LaneSums<N>& sum) const {
-        const uint8_t* code = weight + row * width;
+    template <int R, int N> INLINE void multiply_rows(int64_t first, Rows x, Sums<R, N>& sums) const {
+        const uint8_t* row = weight + first * width;
         int64_t i = 0;
         for (; i + CODES_AT_ONCE <= width; i += CODES_AT_ONCE) {
-            Vec w[CODES_AT_ONCE / LANES];
-            __builtin_prefetch(code + i + READ_AHEAD);
-            widen_codes(code + i, w);
-            for (int v = 0; v < CODES_AT_ONCE / LANES; v += 2)
-                for (int n = 0; n < N; n++) {
-                    sum.even[n] = add_product(sum.even[n], w[v], load_vec(x[n] + i + v * LANES));
-                    sum.odd[n] = add_product(sum.odd[n], w[v + 1], load_vec(x[n] + i + (v + 1) * LANES));
-                }
+            Vec number[R][CODES_AT_ONCE / LANES];
+            for (int r = 0; r < R; r++) {
+                read_ahead(row + r * width + i);
+                widen_codes(row + r * width + i, number[r]);
+            }
+            for (int v = 0; v < CODES_AT_ONCE / LANES; v++) {
+                Vec w[R];
+                for (int r = 0; r < R; r++) w[r] = number[r][v];
+                sums.add(w, x, i + v * LANES);
+            }
         }
         if (i == width) return;
-        float rest[CODES_AT_ONCE], *x_rest[N];
-        for (int64_t k = i; k < width; k++) rest[k - i] = widen_code(code[k]);
+        float number[R][CODES_AT_ONCE];
+        const float* rest[R];
+        for (int r = 0; r < R; r++) {
+            for (int64_t k = i; k < width; k++) number[r][k - i] = widen_code(row[r * width + k]);
+            rest[r] = number[r];
+        }
+        float* x_rest[N];
         for (int n = 0; n < N; n++) x_rest[n] = x[n] + i;
-        add_products<N>(rest, 0, width - i, x_rest, sum);
+        sums.add_rest(rest, 0, width - i, x_rest);
     }
 };
 
-template <int N, typename Stored>
-void multiply_rows(const Stored& weight, Range rows, Rows x, Rows y, bool add) {
-    Vec sum[ROWS][N] = {};
-    for (int64_t row = rows.begin; row < rows.end; row += ROWS) {
-        const int count = (int)std::min<int64_t>(ROWS, rows.end - row);
-        for (int r = 0; r < count; r++) {
-            LaneSums<N> lanes;
-            weight.template multiply_row<N>(row + r, x, lanes);
-            for (int n = 0; n < N; n++) sum[r][n] = lanes.even[n] + lanes.odd[n];
-        }
-        for (int n = 0; n < N; n++) {
-            Vec four = sum_four(sum[0][n], sum[1][n], sum[2][n], sum[3][n]);
-            for (int r = 0; r < count; r++) y[n][row + r] = add ? y[n][row + r] + four[r] : four[r];
-        }
+template <int R, int N, typename Stored>
+INLINE void multiply_tile(const Stored& weight, int64_t row, Rows x, Rows y, bool add) {
+    Sums<R, N> sums;
+    weight.template multiply_rows<R, N>(row, x, sums);
+    for (int n = 0; n < N; n++) {
+        Vec sum[ROWS] = {};
+        for (int r = 0; r < R; r++) sum[r] = sums.of[r][n];
+        Vec total = sum_four(sum[0], sum[1], sum[2], sum[3]);
+        for (int r = 0; r < R; r++) y[n][row + r] = add ? y[n][row + r] + total[r] : total[r];
     }
 }
 
+template <int N, typename Stored>
+void multiply_rows(const Stored& weight, Range rows, Rows x, Rows y, bool add) {
+    constexpr int R = LANES == 16 || N <= 2 ? ROWS : ROWS / 2;  // their sums fit into the registers
+    int64_t row = rows.begin;
+    for (; row + R <= rows.end; row += R) multiply_tile<R, N>(weight, row, x, y, add);
+    for (; row < rows.end; row++) multiply_tile<1, N>(weight, row, x, y, add);
+}
+
 template <typename Stored>
-void multiply_up_to_eight(const Stored& weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
+void multiply_up_to_four(const Stored& weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
     switch (tokens) {
         case 1: return multiply_rows<1>(weight, rows, x, y, add);
         case 2: return multiply_rows<2>(weight, rows, x, y, add);
         case 3: return multiply_rows<3>(weight, rows, x, y, add);
         case 4: return multiply_rows<4>(weight, rows, x, y, add);
-        case 5: return multiply_rows<5>(weight, rows, x, y, add);
-        case 6: return multiply_rows<6>(weight, rows, x, y, add);
-        case 7: return multiply_rows<7>(weight, rows, x, y, add);
-        case 8: return multiply_rows<8>(weight, rows, x, y, add);
     }
 }
 
 template <typename Stored>
 void multiply_all(Stored weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
-    if (tokens <= TOKENS) return multiply_up_to_eight(weight, rows, x, y, tokens, add);
+    if (tokens <= TOKENS) return multiply_up_to_four(weight, rows, x, y, tokens, add);
     for (int64_t row = rows.begin; row < rows.end; row += ROWS)  // a few rows meet all tokens while they are at hand
         for (int64_t n = 0; n < tokens; n += TOKENS)
-            multiply_up_to_eight(weight, {row, std::min(row + ROWS, rows.end)}, x + n, y + n,
+            multiply_up_to_four(weight, {row, std::min(row + ROWS, rows.end)}, x + n, y + n,
                                  std::min<int64_t>(TOKENS, tokens - n), add);
 }
 
@@ -181,13 +206,15 @@ struct Weight {
     }
 };
 
-// Rows of a matrix, N of them.
+// Rows of a matrix, N of them. An odd number of lines apart: at a distance of 4 KB they would share one set of the cache.
 struct Buffer {
+    static constexpr int64_t LINE = 16;  // floats
     Scratch memory;
     std::vector<float*> rows;
-    Buffer(int64_t count, int64_t width) : memory(sizeof(float) * count * (width + LANES)), rows(count) {
-        for (int64_t n = 0; n < count; n++) rows[n] = memory.as<float>() + n * ((width + LANES - 1) / LANES * LANES);
+    Buffer(int64_t count, int64_t width) : memory(sizeof(float) * LINE * count * lines(width)), rows(count) {
+        for (int64_t n = 0; n < count; n++) rows[n] = memory.as<float>() + n * LINE * lines(width);
     }
+    static int64_t lines(int64_t width) { return (width + LINE - 1) / LINE | 1; }
     operator Rows() const { return rows.data(); }
 };
 
