@@ -8,6 +8,7 @@ Nothing from the folder is executed or unpickled: config.json, headers and numbe
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from math import inf, prod
 from os import PathLike
 from pathlib import Path
@@ -90,7 +91,10 @@ class Checkpoint:
         if not mtp:
             self.config = self.config.replace(num_nextn_predict_layers=0)
         self._open: dict[Path, SafetensorsFile] = {}
-        self._have_kernels = have_kernels()
+
+    @cached_property
+    def _have_kernels(self) -> bool:  # asked once a load, and not by those who only look: it may compile
+        return have_kernels()
 
     def __enter__(self) -> "Checkpoint":
         return self
