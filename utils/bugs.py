@@ -4,13 +4,13 @@
     python -m utils.bugs 02 rope         only those whose place or name contains every word
     python -m utils.bugs --list          the table without running
 
-A bug is an entry of a `bugs.toml` (one in each chapter, one in tests/):
+A bug is an entry of a `bugs.toml` (one in each chapter; for the package one file a room in tests/bugs/):
 
     [[bug]]
     name = "the scale of the absorbed width"
     row = "C"                                  # of the list of common mistakes; optional
     symptom = "the absorbed scores are a little flat; the model still speaks, but worse"
-    file = "absorbed_attention.py"             # relative to the folder of bugs.toml (for tests/: to the root)
+    file = "absorbed_attention.py"             # relative to the folder of bugs.toml (for tests/bugs/: to the root)
     find = "scale = (K + R) ** -0.5"           # must occur exactly once
     plant = "scale = (C + R) ** -0.5"
     tests = ["tests/test_absorbed_attention.py"]   # relative likewise; may name one test with ::
@@ -57,8 +57,8 @@ def load_bugs(root: Path = ROOT) -> list[Bug]:
         ValueError: a text to replace does not occur exactly once, or a test file is missing.
     """
     bugs = []
-    for path in [*sorted(root.glob("0[1-6]_*/bugs.toml")), *sorted(root.glob("tests/bugs.toml"))]:
-        folder = root if path.parent.name == "tests" else path.parent
+    for path in [*sorted(root.glob("0[0-8]_*/bugs.toml")), *sorted(root.glob("tests/bugs/*.toml"))]:
+        folder = root if path.parent.name == "bugs" else path.parent
         for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("bug", []):
             entry["tests"] = tuple(entry["tests"])
             bug = Bug(folder=folder.relative_to(root).as_posix(), **entry)
@@ -85,7 +85,7 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
         ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks", "node_modules")
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(root / name, copy / name)
-        chapters = [p.name for p in root.glob("0[1-6]_*")]  # 06 stands on the others
+        chapters = [p.name for p in root.glob("0[0-8]_*")]  # 06 stands on the others
         meeting = ["utils", *chapters] if bug.folder.startswith("06") else ["utils", bug.folder]
         folders = meeting if bug.folder != "." else ["utils", "src", "tests", *chapters]
         for name in folders:
@@ -128,7 +128,7 @@ def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str,
     os.dup2(sink, 2)
     os.chdir(folder)
     sys.dont_write_bytecode = True
-    real = {str(ROOT), str(ROOT / "src"), *(str(p) for p in ROOT.glob("0[1-6]_*")), ""}
+    real = {str(ROOT), str(ROOT / "src"), *(str(p) for p in ROOT.glob("0[0-8]_*")), ""}
     sys.path[:] = [f"{copy}/src", copy, *(p for p in sys.path if p not in real)]
     for name in [n for n in sys.modules if n.split(".")[0] in ("utils", "deepseek_v3", "conftest")]:
         del sys.modules[name]

@@ -107,7 +107,8 @@ template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Size
 #pragma omp parallel num_threads(threads)
     {
         long room = round_up(z.keys, PANEL) + PANEL;
-        Scratch memory(4 * BLOCK<T> * (room + U + 1) + sizeof(T) * (BLOCK<T> * room + room * R + panels_size<T>(W, room) + panels_size<T>(room, U) + BLOCK<T> * R));
+        Scratch memory(4 * BLOCK<T> * (room + U + 1) +
+                       sizeof(T) * (BLOCK<T> * room + room * R + panels_size<T>(W, room) + panels_size<T>(room, U) + BLOCK<T> * R));
         float *s = memory.as<float>(), *mixed = s + BLOCK<T> * room, *sums = mixed + BLOCK<T> * U;
         T *p = (T*)(sums + BLOCK<T>), *k = p + BLOCK<T> * room, *k_panels = k + room * R, *v_panels = k_panels + panels_size<T>(W, room);
         T* q = v_panels + panels_size<T>(room, U);
@@ -154,11 +155,13 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
     {
         long room = round_up(z.keys, PANEL) + PANEL, pads = panels_size<T>(W, room) + panels_size<T>(U, room) + panels_size<T>(room, W);
         Scratch memory(4 * (2 * BLOCK<T> * room + room * (W + U) + BLOCK<T> * W) +
-                       sizeof(T) * (2 * BLOCK<T> * room + room * R + pads + BLOCK<T> * (R + V) + panels_size<T>(BLOCK<T>, W) + panels_size<T>(BLOCK<T>, U) + tile_size<T>(BLOCK<T>)));
+                       sizeof(T) * (2 * BLOCK<T> * room + room * R + pads + BLOCK<T> * (R + V) + panels_size<T>(BLOCK<T>, W) +
+                                    panels_size<T>(BLOCK<T>, U) + tile_size<T>(BLOCK<T>)));
         float *s = memory.as<float>(), *dp = s + BLOCK<T> * room, *dk = dp + BLOCK<T> * room, *dv = dk + room * W, *dq = dv + room * U;
         T *p = (T*)(dq + BLOCK<T> * W), *ds = p + BLOCK<T> * room, *k = ds + BLOCK<T> * room, *k_turned = k + room * R;
         T *v_turned = k_turned + panels_size<T>(W, room), *k_panels = v_turned + panels_size<T>(U, room), *q = k_panels + panels_size<T>(room, W);
-        T *d = q + BLOCK<T> * R, *q_panels = d + BLOCK<T> * V, *d_panels = q_panels + panels_size<T>(BLOCK<T>, W), *tile = d_panels + panels_size<T>(BLOCK<T>, U);
+        T *d = q + BLOCK<T> * R, *q_panels = d + BLOCK<T> * V, *d_panels = q_panels + panels_size<T>(BLOCK<T>, W),
+          *tile = d_panels + panels_size<T>(BLOCK<T>, U);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < heads; task++) {
             Head<T> head{in, z, task / z.heads, task % z.heads};
@@ -226,30 +229,29 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
     }
 }
 
-template <typename T> Inputs<T> inputs(const void* query, const void* key_value, const void* rope, long rope_stride, const void* cos, const void* sin) {
+template <typename T>
+Inputs<T> inputs(const void* query, const void* key_value, const void* rope, long rope_stride, const void* cos, const void* sin) {
     return {(const T*)query, (const T*)key_value, (const T*)rope, rope_stride, (const float*)cos, (const float*)sin};
 }
 }  // namespace
 
-EXPORT void attention_forward(int64_t is_bf16, const void* query, const void* key_value, const void* rope, int64_t rope_stride,
-                              const void* cos, const void* sin, int64_t turn_stride, void* out, void* logs, int64_t batch,
-                              int64_t queries, int64_t keys, int64_t heads, int64_t content, int64_t rotary, int64_t value,
-                              double scale, int64_t threads) {
+EXPORT void attention_forward(int64_t is_bf16, const void* query, const void* key_value, const void* rope, int64_t rope_stride, const void* cos,
+                              const void* sin, int64_t turn_stride, void* out, void* logs, int64_t batch, int64_t queries, int64_t keys,
+                              int64_t heads, int64_t content, int64_t rotary, int64_t value, double scale, int64_t threads) {
     Sizes z{batch, queries, keys, heads, content, rotary, value, turn_stride, float(scale)};
     if (is_bf16) forward(inputs<bf16>(query, key_value, rope, rope_stride, cos, sin), (bf16*)out, (float*)logs, z, threads);
     else forward(inputs<float>(query, key_value, rope, rope_stride, cos, sin), (float*)out, (float*)logs, z, threads);
 }
 
-EXPORT void attention_backward(int64_t is_bf16, const void* query, const void* key_value, const void* rope, int64_t rope_stride,
-                               const void* cos, const void* sin, int64_t turn_stride, const void* out, const void* logs,
-                               const void* dout, void* dquery, void* dkey_value, void* drope, int64_t batch, int64_t queries,
-                               int64_t keys, int64_t heads, int64_t content, int64_t rotary, int64_t value, double scale,
-                               int64_t threads) {
+EXPORT void attention_backward(int64_t is_bf16, const void* query, const void* key_value, const void* rope, int64_t rope_stride, const void* cos,
+                               const void* sin, int64_t turn_stride, const void* out, const void* logs, const void* dout, void* dquery,
+                               void* dkey_value, void* drope, int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t content,
+                               int64_t rotary, int64_t value, double scale, int64_t threads) {
     Sizes z{batch, queries, keys, heads, content, rotary, value, turn_stride, float(scale)};
     if (is_bf16)
-        backward(inputs<bf16>(query, key_value, rope, rope_stride, cos, sin), (const bf16*)out, (const float*)logs,
-                 (const bf16*)dout, (bf16*)dquery, (bf16*)dkey_value, (bf16*)drope, z, threads);
+        backward(inputs<bf16>(query, key_value, rope, rope_stride, cos, sin), (const bf16*)out, (const float*)logs, (const bf16*)dout, (bf16*)dquery,
+                 (bf16*)dkey_value, (bf16*)drope, z, threads);
     else
-        backward(inputs<float>(query, key_value, rope, rope_stride, cos, sin), (const float*)out, (const float*)logs,
-                 (const float*)dout, (float*)dquery, (float*)dkey_value, (float*)drope, z, threads);
+        backward(inputs<float>(query, key_value, rope, rope_stride, cos, sin), (const float*)out, (const float*)logs, (const float*)dout,
+                 (float*)dquery, (float*)dkey_value, (float*)drope, z, threads);
 }

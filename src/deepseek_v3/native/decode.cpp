@@ -51,12 +51,11 @@ struct Call {
 struct Board {
     Meeting meeting;
     Buffer x, query_latent, query, latent, attended, score, gate, up, expert_gate, expert_up;
-    std::vector<int64_t> chosen;     // [N, A]
+    std::vector<int64_t> chosen;  // [N, A]
     std::vector<float> chosen_weight;
     Board(const Model& m, int64_t N)
-        : x(N, m.D), query_latent(N, m.Q), query(N, m.H * (m.K + m.R)), latent(N, m.C + m.R), attended(N, m.H * m.U),
-          score(N, m.E), gate(N, m.dense_width), up(N, m.dense_width), expert_gate(N * m.A, m.F),
-          expert_up(N * m.A, m.F), chosen(N * m.A), chosen_weight(N * m.A) {}
+        : x(N, m.D), query_latent(N, m.Q), query(N, m.H * (m.K + m.R)), latent(N, m.C + m.R), attended(N, m.H * m.U), score(N, m.E),
+          gate(N, m.dense_width), up(N, m.dense_width), expert_gate(N * m.A, m.F), expert_up(N * m.A, m.F), chosen(N * m.A), chosen_weight(N * m.A) {}
 };
 
 // The tokens of each chosen expert: its pairs are order[begin .. end), a pair is an index into chosen.
@@ -94,10 +93,9 @@ template <typename T, typename L> class Worker {
 
   public:
     Worker(const Model& m, const Stack& stack, const Call& call, Board& board, int64_t longest)
-        : m(m), stack(stack), call(call), board(board), N(call.B * call.S), W(m.C + m.R), index(omp_get_thread_num()),
-          threads(omp_get_num_threads()), group(heads_together()), longest(longest), normed(N, m.D),
-          query_latent(N, m.Q), joined(stack.join ? N : 0, 2 * m.D), query(group * call.S, W),
-          score(group * call.S, longest), context(group * call.S, m.C), scaled(N, widest(m)),
+        : m(m), stack(stack), call(call), board(board), N(call.B * call.S), W(m.C + m.R), index(omp_get_thread_num()), threads(omp_get_num_threads()),
+          group(heads_together()), longest(longest), normed(N, m.D), query_latent(N, m.Q), joined(stack.join ? N : 0, 2 * m.D),
+          query(group * call.S, W), score(group * call.S, longest), context(group * call.S, m.C), scaled(N, widest(m)),
           lines(sizeof(float) * std::max(m.K, m.U) * m.C), scratch(m.E + m.groups) {}
 
     void run() {
@@ -133,8 +131,7 @@ template <typename T, typename L> class Worker {
         if (!stack.join) {
             Range columns = share(m.D);
             for (int64_t n = 0; n < N; n++)
-                for (int64_t i = columns.begin; i < columns.end; i++)
-                    board.x[n][i] = to_float(table[call.tokens[n] * m.D + i]);
+                for (int64_t i = columns.begin; i < columns.end; i++) board.x[n][i] = to_float(table[call.tokens[n] * m.D + i]);
         } else {
             const T* below = (const T*)call.below;
             for (int64_t n = 0; n < N; n++) {
@@ -151,11 +148,9 @@ template <typename T, typename L> class Worker {
     void attend(const Layer& layer, L* cache) {
         norm_rows(layer.input_norm, m.eps, board.x, normed, m.D);
         const int64_t queries = m.H * (m.K + m.R);
-        if (layer.query_down.data)
-            multiply<false, T>(layer.query_down, share(m.Q), m.D, normed, board.query_latent, N, scaled);  // V3 Eq. (6)
-        else
-            multiply<false, T>(layer.query_up, share(queries), m.D, normed, board.query, N, scaled);  // V2-Lite
-        multiply<false, T>(layer.latent_down, share(W), m.D, normed, board.latent, N, scaled);  // V3 Eqs. (1), (3)
+        if (layer.query_down.data) multiply<false, T>(layer.query_down, share(m.Q), m.D, normed, board.query_latent, N, scaled);  // V3 Eq. (6)
+        else multiply<false, T>(layer.query_up, share(queries), m.D, normed, board.query, N, scaled);                             // V2-Lite
+        multiply<false, T>(layer.latent_down, share(W), m.D, normed, board.latent, N, scaled);                                    // V3 Eqs. (1), (3)
         meet();
         for (int64_t n = 0; n < N; n++)
             if (mine(n)) write_latent(layer, cache, n);
@@ -165,8 +160,7 @@ template <typename T, typename L> class Worker {
         }
         meet();
         const int64_t groups = (m.H + group - 1) / group, units = groups * call.B;
-        for (int64_t u = units * index / threads; u < units * (index + 1) / threads; u++)
-            attend_heads(layer, cache, u % call.B, u / call.B * group);
+        for (int64_t u = units * index / threads; u < units * (index + 1) / threads; u++) attend_heads(layer, cache, u % call.B, u / call.B * group);
         meet();
         multiply<true, T>(layer.out, share(m.D), m.H * m.U, board.attended, board.x, N, scaled);  // V3 Eq. (11)
         meet();
@@ -189,9 +183,7 @@ template <typename T, typename L> class Worker {
         f((const float*)lines.as<float>());
     }
 
-    void turn(const float* x, float* y, int64_t n) const {
-        rotate(x, call.cos + cached(n) * m.R / 2, call.sin + cached(n) * m.R / 2, y, m.R);
-    }
+    void turn(const float* x, float* y, int64_t n) const { rotate(x, call.cos + cached(n) * m.R / 2, call.sin + cached(n) * m.R / 2, y, m.R); }
 
     // A few heads of one row: its S queries per head against its latents.
     void attend_heads(const Layer& layer, const L* cache, int64_t row, int64_t first) {
@@ -207,8 +199,7 @@ template <typename T, typename L> class Worker {
                       [&](auto up_key) { combine_rows(up_key, m.K, m.C, m.C, a.data(), query + h * S, S); });
         }
         multiply<false, L>(latent, {0, slots}, W, query, score, heads * S);
-        for (int64_t i = 0; i < heads * S; i++)
-            softmax_row(score[i], call.lengths[row] + i % S + 1, slots, (float)m.softmax_scale);
+        for (int64_t i = 0; i < heads * S; i++) softmax_row(score[i], call.lengths[row] + i % S + 1, slots, (float)m.softmax_scale);
         combine_rows(latent, slots, W, m.C, score, context, heads * S);  // V3 Eq. (10)
         for (int64_t h = 0; h < heads; h++) {
             a.clear();
@@ -240,7 +231,7 @@ template <typename T, typename L> class Worker {
         if (layer.router)
             for (const Plan::Run& run : plan.runs)
                 multiply<true, T>(layer.expert_down.at<T>(run.expert, m.D, m.F), columns, m.F, board.expert_gate + run.begin,
-                               plan.to.data() + run.begin, run.end - run.begin, scaled);
+                                  plan.to.data() + run.begin, run.end - run.begin, scaled);
         if (layer.down.data) multiply<true, T>(layer.down, columns, layer.dense_width, board.gate, board.x, N, scaled);
         meet();
     }
@@ -326,8 +317,6 @@ template <typename T, typename L> void decode(const Model& m, const Stack& stack
 }
 
 EXPORT void decode_step(const Model* model, const Stack* stack, const Call* call) {
-    if (model->bfloat16)
-        call->bfloat16_cache ? decode<bf16, bf16>(*model, *stack, *call) : decode<bf16, float>(*model, *stack, *call);
-    else
-        call->bfloat16_cache ? decode<float, bf16>(*model, *stack, *call) : decode<float, float>(*model, *stack, *call);
+    if (model->bfloat16) call->bfloat16_cache ? decode<bf16, bf16>(*model, *stack, *call) : decode<bf16, float>(*model, *stack, *call);
+    else call->bfloat16_cache ? decode<float, bf16>(*model, *stack, *call) : decode<float, float>(*model, *stack, *call);
 }

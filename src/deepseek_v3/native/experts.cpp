@@ -94,16 +94,14 @@ template <typename T> void sum_rows(const T* y, const int64_t* row, const float*
         }
         for (; i < z.width; i++) {
             float sum = 0;
-            for (long a = n * z.per_token; a < (n + 1) * z.per_token; a++)
-                sum += to_float(y[row[a] * z.width + i]) * (w ? w[a] : 1.f);
+            for (long a = n * z.per_token; a < (n + 1) * z.per_token; a++) sum += to_float(y[row[a] * z.width + i]) * (w ? w[a] : 1.f);
             store(out + n * z.width + i, sum);
         }
     }
 }
 
-template <typename T, typename S>
-void forward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
-             const int64_t* row, T* gate_up, T* out, Sizes z) {
+template <typename T, typename S> void forward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
+                                               const int64_t* row, T* gate_up, T* out, Sizes z) {
     long D = z.width, F = z.hidden, rows = z.tokens * z.per_token, up_size = panels_size<T>(D, F), down_size = panels_size<T>(F, D);
     Scratch panel_memory(sizeof(T) * z.experts * (2 * up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK<T>));
     Scratch row_memory(row ? sizeof(T) * rows * D : 0);
@@ -121,8 +119,7 @@ void forward(const T* x, const float* w, Weights<S> weight, const int64_t* count
             T* to = panels + e * (2 * up_size + down_size);
             if (!counts[e]) continue;
             if (j < ups) packer.pack(weight.gate_of(e), D, j * PANEL, F, to + panel_at<T>(j * PANEL, D));
-            else if ((j -= ups) < ups)
-                packer.pack(weight.up_of(e), D, j * PANEL, F, to + up_size + panel_at<T>(j * PANEL, D));
+            else if ((j -= ups) < ups) packer.pack(weight.up_of(e), D, j * PANEL, F, to + up_size + panel_at<T>(j * PANEL, D));
             else {
                 j = (j - ups) * PANEL;
                 packer.pack(weight.down_of(e), F, j, D, to + 2 * up_size + panel_at<T>(j, F));
@@ -152,12 +149,10 @@ void outer_product(Rows<T> a, Rows<T> b, long rows, long o0, long o1, long out, 
         long k = std::min(deep, rows - p);
         auto from = [p](Rows<T> m) { return m.index ? Rows<T>{m.data, m.stride, m.index + p} : Rows<T>{m.data + p * m.stride, m.stride}; };
         for (long j = 0; j < in; j += PANEL) pack_panel<T>(from(b), k, j, in, panels + panel_at<T>(j, k));
-        for (long i = o0; i < o1; i += TILE<T>)
-            multiply_transposed_tile(from(a), k, i, out, panels, in, tile, to + (i - o0) * in, p > 0);
+        for (long i = o0; i < o1; i += TILE<T>) multiply_transposed_tile(from(a), k, i, out, panels, in, tile, to + (i - o0) * in, p > 0);
     }
     if (rows == 0) memset(dw + o0 * in, 0, sizeof(S) * (o1 - o0) * in);
-    else if (sizeof(S) == 2)
-        scale_row(sum, 1.f, (o1 - o0) * in, dw + o0 * in);
+    else if (sizeof(S) == 2) scale_row(sum, 1.f, (o1 - o0) * in, dw + o0 * in);
 }
 
 template <typename T, typename S> struct Gradients {
@@ -166,9 +161,8 @@ template <typename T, typename S> struct Gradients {
     S *gate, *up, *down;
 };
 
-template <typename T, typename S>
-void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
-              const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, Sizes z) {
+template <typename T, typename S> void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
+                                                const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, Sizes z) {
     long D = z.width, F = z.hidden, rows = z.tokens * z.per_token;
     long up_size = panels_size<T>(2 * F, D), down_size = panels_size<T>(D, F);
     Scratch panel_memory(sizeof(T) * z.experts * (up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK<T>));
@@ -230,8 +224,8 @@ void backward(const T* x, const float* w, Weights<S> weight, const int64_t* coun
             auto picked = [&](const T* m) { return token ? Rows<T>{m, D, token + start} : Rows<T>{m + start * D, D}; };
             if (part < down_parts) {
                 long o = part * HEIGHT;
-                outer_product(picked(dy), Rows<T>{h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F,
-                              d.down + e * weight.down_stride, b_panels, tile, sum);
+                outer_product(picked(dy), Rows<T>{h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F, d.down + e * weight.down_stride, b_panels,
+                              tile, sum);
                 continue;
             }
             part -= down_parts;
@@ -243,31 +237,30 @@ void backward(const T* x, const float* w, Weights<S> weight, const int64_t* coun
     }
 }
 
-template <typename T, typename S>
-void run_backward(const void* x, const void* w, const void* gate, const void* up, const void* down, long up_stride, long down_stride,
-                  const void* counts, const void* token, const void* row, const void* gate_up, const void* dy, void* dx, void* dw_rows,
-                  void* dgate, void* dup, void* ddown, Sizes z) {
+template <typename T, typename S> void run_backward(const void* x, const void* w, const void* gate, const void* up, const void* down, long up_stride,
+                                                    long down_stride, const void* counts, const void* token, const void* row, const void* gate_up,
+                                                    const void* dy, void* dx, void* dw_rows, void* dgate, void* dup, void* ddown, Sizes z) {
     Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride};
     Gradients<T, S> d{(T*)dx, (float*)dw_rows, (S*)dgate, (S*)dup, (S*)ddown};
-    backward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row, (const T*)gate_up, (const T*)dy, d, z);
+    backward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row, (const T*)gate_up,
+                   (const T*)dy, d, z);
 }
 }  // namespace
 
 // kinds as in linear.cpp. token [M] and row [N, A] are null for a dense network: one expert, rows in their own order.
 // Scales, of E4M3 codes: of a stack those of gate and up in turns, for each [blocks of F, blocks of D]; of down [E, D, F] alike.
-EXPORT void experts_forward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down,
-                            const float* gate_scale, const float* up_scale, const float* down_scale, int64_t up_stride,
-                            int64_t down_stride, const void* counts, const void* token, const void* row, void* gate_up, void* out,
-                            int64_t tokens, int64_t width, int64_t hidden, int64_t experts, int64_t per_token, int64_t threads) {
+EXPORT void experts_forward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down, const float* gate_scale,
+                            const float* up_scale, const float* down_scale, int64_t up_stride, int64_t down_stride, const void* counts,
+                            const void* token, const void* row, void* gate_up, void* out, int64_t tokens, int64_t width, int64_t hidden,
+                            int64_t experts, int64_t per_token, int64_t threads) {
     Sizes z{tokens, width, hidden, experts, per_token, threads};
     auto run = [&](auto t, auto s) {
         using T = decltype(t);
         using S = decltype(s);
         long blocks = count_blocks(width) * count_blocks(hidden);
-        Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride, gate_scale, up_scale, down_scale,
-                          2 * blocks, blocks};
-        forward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row,
-                      (T*)gate_up, (T*)out, z);
+        Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride, gate_scale, up_scale, down_scale, 2 * blocks, blocks};
+        forward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row, (T*)gate_up, (T*)out,
+                      z);
     };
     if (kind == 0) run(float(), float());
     if (kind == 1) run(bf16(), float());
@@ -276,10 +269,10 @@ EXPORT void experts_forward(int64_t kind, const void* x, const void* w, const vo
     if (kind == 4) run(bf16(), e4m3());
 }
 
-EXPORT void experts_backward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down,
-                             int64_t up_stride, int64_t down_stride, const void* counts, const void* token, const void* row,
-                             const void* gate_up, const void* dy, void* dx, void* dw_rows, void* dgate, void* dup, void* ddown,
-                             int64_t tokens, int64_t width, int64_t hidden, int64_t experts, int64_t per_token, int64_t threads) {
+EXPORT void experts_backward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down, int64_t up_stride,
+                             int64_t down_stride, const void* counts, const void* token, const void* row, const void* gate_up, const void* dy,
+                             void* dx, void* dw_rows, void* dgate, void* dup, void* ddown, int64_t tokens, int64_t width, int64_t hidden,
+                             int64_t experts, int64_t per_token, int64_t threads) {
     Sizes z{tokens, width, hidden, experts, per_token, threads};
     auto run = kind == 0 ? run_backward<float, float> : kind == 1 ? run_backward<bf16, float> : run_backward<bf16, bf16>;
     run(x, w, gate, up, down, up_stride, down_stride, counts, token, row, gate_up, dy, dx, dw_rows, dgate, dup, ddown, z);

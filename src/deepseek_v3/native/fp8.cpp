@@ -7,11 +7,10 @@
 
 namespace {
 
-constexpr int64_t WORTH_THREADS = 1 << 16;          // elements
+constexpr int64_t WORTH_THREADS = 1 << 16;         // elements
 constexpr int64_t BEYOND_CACHE = 8 * 1024 * 1024;  // bytes of output from which it is written past the cache
 
-template <typename Out>
-bool decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int64_t columns) {
+template <typename Out> bool decode(const uint8_t* code, const float* scale, Out* out, int64_t rows, int64_t columns) {
     bool nan = false;
     const int64_t strips = count_blocks(rows), blocks = count_blocks(columns);
     const bool aligned = uintptr_t(out) % 64 == 0 && columns * int64_t(sizeof(Out)) % 64 == 0;
@@ -54,8 +53,7 @@ inline uint8_t encode(float x) {
 }
 
 // The largest magnitude of each block of height x 128. As integers, the bits of NaN are larger than all others.
-template <typename In>
-void find_amax(const In* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
+template <typename In> void find_amax(const In* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
     const int64_t strips = (rows + height - 1) / height, blocks = count_blocks(columns);
 #pragma omp parallel for if (rows * columns >= WORTH_THREADS)
     for (int64_t strip = 0; strip < strips; strip++) {
@@ -73,8 +71,7 @@ void find_amax(const In* x, float* amax, int64_t rows, int64_t columns, int64_t 
     }
 }
 
-template <typename In>
-void quantise(const In* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+template <typename In> void quantise(const In* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
     const int64_t blocks = count_blocks(columns);
 #pragma omp parallel for if (rows * columns >= WORTH_THREADS)
     for (int64_t row = 0; row < rows; row++) {
@@ -129,28 +126,20 @@ bool transfer_one(const Transfer& t) {
 }  // namespace
 
 // code, out [rows, columns], scale [ceil(rows / 128), ceil(columns / 128)], all contiguous. nan [1]: whether a code is.
-EXPORT void decode_e4m3_bf16(
-    const uint8_t* code, const float* scale, bf16* out, int64_t rows, int64_t columns, int64_t* nan) {
+EXPORT void decode_e4m3_bf16(const uint8_t* code, const float* scale, bf16* out, int64_t rows, int64_t columns, int64_t* nan) {
     *nan = decode(code, scale, out, rows, columns);
 }
-EXPORT void decode_e4m3_fp32(
-    const uint8_t* code, const float* scale, float* out, int64_t rows, int64_t columns, int64_t* nan) {
+EXPORT void decode_e4m3_fp32(const uint8_t* code, const float* scale, float* out, int64_t rows, int64_t columns, int64_t* nan) {
     *nan = decode(code, scale, out, rows, columns);
 }
 
 // amax, scale [ceil(rows / height), ceil(columns / 128)]: height is 128 for weights, 1 for the tiles of activations.
-EXPORT void amax_bf16(const bf16* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
-    find_amax(x, amax, rows, columns, height);
-}
-EXPORT void amax_fp32(const float* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
-    find_amax(x, amax, rows, columns, height);
-}
-EXPORT void quantise_bf16(
-    const bf16* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+EXPORT void amax_bf16(const bf16* x, float* amax, int64_t rows, int64_t columns, int64_t height) { find_amax(x, amax, rows, columns, height); }
+EXPORT void amax_fp32(const float* x, float* amax, int64_t rows, int64_t columns, int64_t height) { find_amax(x, amax, rows, columns, height); }
+EXPORT void quantise_bf16(const bf16* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
     quantise(x, scale, code, rows, columns, height);
 }
-EXPORT void quantise_fp32(
-    const float* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+EXPORT void quantise_fp32(const float* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
     quantise(x, scale, code, rows, columns, height);
 }
 

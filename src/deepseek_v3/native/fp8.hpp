@@ -46,8 +46,7 @@ template <typename Out> struct Table {
             _mm_store_si128((__m128i*)low, _mm_packus_epi16(_mm_and_si128(start, byte), _mm_and_si128(eight[0], byte)));
             _mm_store_si128((__m128i*)high, _mm_packus_epi16(_mm_srli_epi16(start, 8), _mm_srli_epi16(eight[0], 8)));
             __m128i same = _mm_set1_epi16(-1);
-            for (int e = 1; e < 15; e++)
-                same = _mm_and_si128(same, _mm_cmpeq_epi16(eight[e], _mm_add_epi16(start, _mm_set1_epi16(short(e << 7)))));
+            for (int e = 1; e < 15; e++) same = _mm_and_si128(same, _mm_cmpeq_epi16(eight[e], _mm_add_epi16(start, _mm_set1_epi16(short(e << 7)))));
             const __m128i top = _mm_cmpeq_epi16(eight[15], _mm_add_epi16(start, _mm_set1_epi16(15 << 7)));
             same = _mm_and_si128(same, _mm_or_si128(top, _mm_setr_epi16(0, 0, 0, 0, 0, 0, 0, -1)));  // the last is NaN
             regular = _mm_movemask_epi8(same) == 0xFFFF;
@@ -69,9 +68,7 @@ template <typename Out> bool look_up(const uint8_t* code, const Table<Out>& tabl
 }
 
 // Decode up to 128 codes of one row of a block; return whether one is NaN. `past_cache` wants `out` aligned to 64 bytes.
-inline bool decode_run(const uint8_t* code, const Table<float>& table, float* out, int64_t n, bool) {
-    return look_up(code, table, out, n);
-}
+inline bool decode_run(const uint8_t* code, const Table<float>& table, float* out, int64_t n, bool) { return look_up(code, table, out, n); }
 
 inline bool decode_run(const uint8_t* code, const Table<bf16>& table, bf16* out, int64_t n, bool past_cache) {
     int64_t i = 0;
@@ -88,10 +85,8 @@ inline bool decode_run(const uint8_t* code, const Table<bf16>& table, bf16* out,
         __m512i high = _mm512_permutex2var_epi16(part2, word, part3);
         __m512i value = _mm512_mask_mov_epi16(low, _mm512_test_epi16_mask(word, _mm512_set1_epi16(64)), high);
         value = _mm512_xor_si512(value, _mm512_slli_epi16(_mm512_and_si512(word, _mm512_set1_epi16(SIGN)), 8));
-        if (past_cache)
-            _mm512_stream_si512((__m512i*)(out + i), value);
-        else
-            _mm512_storeu_si512(out + i, value);
+        if (past_cache) _mm512_stream_si512((__m512i*)(out + i), value);
+        else _mm512_storeu_si512(out + i, value);
     }
 #elif defined(__AVX2__)
     const __m256i low_part = _mm256_broadcastsi128_si256(*(const __m128i*)table.low);
@@ -115,10 +110,8 @@ inline bool decode_run(const uint8_t* code, const Table<bf16>& table, bf16* out,
         for (int k = 0; k < 2; k++) {
             __m256i more = _mm256_and_si256(_mm256_srai_epi16(half[k], 4), sign_and_exponent);
             __m256i value = _mm256_add_epi16(start[k], more);
-            if (past_cache)
-                _mm256_stream_si256((__m256i*)(out + i) + k, value);
-            else
-                _mm256_storeu_si256((__m256i*)(out + i) + k, value);
+            if (past_cache) _mm256_stream_si256((__m256i*)(out + i) + k, value);
+            else _mm256_storeu_si256((__m256i*)(out + i) + k, value);
         }
     }
 #endif
@@ -154,13 +147,11 @@ template <typename T> class Tables {
 };
 
 // Rows first to first + n of a matrix, as numbers behind each other.
-template <typename T>
-void decode_rows(Matrix<e4m3> from, int64_t width, int64_t first, int64_t n, Tables<T>& tables, T* to) {
+template <typename T> void decode_rows(Matrix<e4m3> from, int64_t width, int64_t first, int64_t n, Tables<T>& tables, T* to) {
     for (int64_t row = first; row < first + n; row++) {
         const Table<T>* table = tables.of(from, width, row);
         const uint8_t* code = &from.data[row * width].code;
-        for (int64_t i = 0; i < width; i += BLOCK_SIZE)
-            decode_run(code + i, table[i / BLOCK_SIZE], to + i, std::min(BLOCK_SIZE, width - i), false);
+        for (int64_t i = 0; i < width; i += BLOCK_SIZE) decode_run(code + i, table[i / BLOCK_SIZE], to + i, std::min(BLOCK_SIZE, width - i), false);
         to += width;
     }
 }

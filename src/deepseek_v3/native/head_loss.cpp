@@ -7,9 +7,9 @@
 #include "product.hpp"
 
 namespace {
-template <typename T> constexpr long BLOCK = 4 * TILE<T>;            // tokens whose logits a thread makes at a time
-constexpr long CHUNK_BYTES = 8l << 20;      // of logits, which the last cache should hold
-constexpr long MOST = 1024, FEWEST = 112;   // tokens of a chunk
+template <typename T> constexpr long BLOCK = 4 * TILE<T>;  // tokens whose logits a thread makes at a time
+constexpr long CHUNK_BYTES = 8l << 20;                     // of logits, which the last cache should hold
+constexpr long MOST = 1024, FEWEST = 112;                  // tokens of a chunk
 
 // nats and, in place of the logits, their gradient.
 template <typename T> float entropy_row(T* l, long label, long n, bool gradient) {
@@ -27,14 +27,15 @@ template <typename T> float entropy_row(T* l, long label, long n, bool gradient)
     return log - chosen;
 }
 
-template <typename T, typename S>
-void head_loss(const T* h, const S* w, const int64_t* labels, int64_t ignored, float* nats, T* dh, S* dw, long rows, long vocab, long width,
-               long threads) {
-    long chunk = std::clamp(CHUNK_BYTES / long(sizeof(T) * vocab) / TILE<T> * TILE<T>, FEWEST, MOST / TILE<T> * TILE<T>), tiles = (vocab + TILE<T> - 1) / TILE<T>;
+template <typename T, typename S> void head_loss(const T* h, const S* w, const int64_t* labels, int64_t ignored, float* nats, T* dh, S* dw, long rows,
+                                                 long vocab, long width, long threads) {
+    long chunk = std::clamp(CHUNK_BYTES / long(sizeof(T) * vocab) / TILE<T> * TILE<T>, FEWEST, MOST / TILE<T> * TILE<T>),
+         tiles = (vocab + TILE<T> - 1) / TILE<T>;
     bool gradient = dw != nullptr;
     Scratch panel_memory(sizeof(T) * (panels_size<T>(width, vocab) + gradient * (panels_size<T>(vocab, width) + panels_size<T>(chunk, width))));
     Scratch logit_memory(sizeof(T) * chunk * vocab), sum_memory(gradient && sizeof(S) == 2 ? 4 * vocab * width : 0);
-    T *up = panel_memory.as<T>(), *down = up + panels_size<T>(width, vocab), *h_panels = down + panels_size<T>(vocab, width), *logits = logit_memory.as<T>();
+    T *up = panel_memory.as<T>(), *down = up + panels_size<T>(width, vocab), *h_panels = down + panels_size<T>(vocab, width),
+      *logits = logit_memory.as<T>();
     float* sum = sizeof(S) == 4 ? (float*)dw : sum_memory.as<float>();
 #pragma omp parallel num_threads(threads)
     {
@@ -62,8 +63,7 @@ void head_loss(const T* h, const S* w, const int64_t* labels, int64_t ignored, f
             }
             if (!gradient) continue;
 #pragma omp for
-            for (long j = 0; j < width; j += PANEL)
-                pack_panel<T>(Rows<T>{h + first * width, width}, n, j, width, h_panels + panel_at<T>(j, n));
+            for (long j = 0; j < width; j += PANEL) pack_panel<T>(Rows<T>{h + first * width, width}, n, j, width, h_panels + panel_at<T>(j, n));
 #pragma omp for
             for (long t = 0; t < tiles; t++)
                 multiply_transposed_tile(Rows<T>{logits, vocab}, n, t * TILE<T>, vocab, h_panels, width, tile, sum + t * TILE<T> * width, first > 0);

@@ -26,13 +26,11 @@ void multiply_by_weight(const T* x, Matrix<S> weight, T* y, long rows, long out,
         // Each thread has tiles of its own, as many as the others, and takes them a block at a time.
         long tiles = (rows + TILE<T> - 1) / TILE<T>, thread = omp_get_thread_num(), all = omp_get_num_threads();
         long start = tiles * thread / all * TILE<T>, stop = std::min(rows, tiles * (thread + 1) / all * TILE<T>);
-        for (long i = start; i < stop; i += BLOCK<T>)
-            multiply(std::min(BLOCK<T>, stop - i), out, in, x + i * in, in, panels, y + i * out, out);
+        for (long i = start; i < stop; i += BLOCK<T>) multiply(std::min(BLOCK<T>, stop - i), out, in, x + i * in, in, panels, y + i * out, out);
     }
 }
 
-template <typename T, typename S>
-void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long in, int threads) {
+template <typename T, typename S> void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long in, int threads) {
     constexpr long deep = 8 * DEPTH / sizeof(T);  // rows at a time: their panels fill half of the second-level cache
     long tiles = (out + TILE<T> - 1) / TILE<T>;
     Scratch panel_memory(sizeof(T) * panels_size<T>(deep, in));
@@ -63,8 +61,8 @@ void weight_gradient(const T* dy, const T* x, S* dw, long rows, long out, long i
 
 // kinds: 0 all FP32, 1 bf16 activations with FP32 weights, 2 all bf16, 3 FP32 with E4M3 weights, 4 bf16 with E4M3 weights
 // (for y = x W^T, and with their scales)
-EXPORT void linear(int64_t kind, const void* x, const void* w, const float* scale, void* y, int64_t rows, int64_t out, int64_t in,
-                   int64_t transposed, int64_t threads) {
+EXPORT void linear(int64_t kind, const void* x, const void* w, const float* scale, void* y, int64_t rows, int64_t out, int64_t in, int64_t transposed,
+                   int64_t threads) {
     auto run = [&](auto t, auto s) {
         using T = decltype(t);
         using S = decltype(s);
@@ -77,8 +75,7 @@ EXPORT void linear(int64_t kind, const void* x, const void* w, const float* scal
     if (kind == 4) run(bf16(), e4m3());
 }
 
-EXPORT void linear_weight_gradient(int64_t kind, const void* dy, const void* x, void* dw, int64_t rows, int64_t out,
-                                   int64_t in, int64_t threads) {
+EXPORT void linear_weight_gradient(int64_t kind, const void* dy, const void* x, void* dw, int64_t rows, int64_t out, int64_t in, int64_t threads) {
     if (kind == 0) weight_gradient((const float*)dy, (const float*)x, (float*)dw, rows, out, in, threads);
     if (kind == 1) weight_gradient((const bf16*)dy, (const bf16*)x, (float*)dw, rows, out, in, threads);
     if (kind == 2) weight_gradient((const bf16*)dy, (const bf16*)x, (bf16*)dw, rows, out, in, threads);

@@ -23,9 +23,7 @@ class Meeting {
         _mm_pause();
 #endif
     }
-    void futex(int operation, int value) {
-        syscall(SYS_futex, (int*)&round, operation | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
-    }
+    void futex(int operation, int value) { syscall(SYS_futex, (int*)&round, operation | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0); }
 
   public:
     void wait(int64_t threads) {

@@ -84,15 +84,15 @@ template <typename Visit> void with_types(int64_t in, int64_t out, int64_t weigh
 }  // namespace
 
 // in, out, weight: whether each is bf16. stride: between the rows of x.
-EXPORT void rms_norm_forward(int64_t in, int64_t out, int64_t weight, const void* x, int64_t stride, const void* w, void* y, void* rstd,
-                             int64_t rows, int64_t width, double eps, int64_t threads) {
+EXPORT void rms_norm_forward(int64_t in, int64_t out, int64_t weight, const void* x, int64_t stride, const void* w, void* y, void* rstd, int64_t rows,
+                             int64_t width, double eps, int64_t threads) {
     with_types(in, out, weight, [&](auto i, auto o, auto v) {
         norm_forward((const decltype(i)*)x, stride, (const decltype(v)*)w, (decltype(o)*)y, (float*)rstd, rows, width, float(eps), threads);
     });
 }
 
-EXPORT void rms_norm_backward(int64_t in, int64_t out, int64_t weight, const void* x, int64_t stride, const void* w, const void* rstd,
-                              const void* dy, void* dx, void* dw, int64_t rows, int64_t width, int64_t threads) {
+EXPORT void rms_norm_backward(int64_t in, int64_t out, int64_t weight, const void* x, int64_t stride, const void* w, const void* rstd, const void* dy,
+                              void* dx, void* dw, int64_t rows, int64_t width, int64_t threads) {
     with_types(in, out, weight, [&](auto i, auto o, auto v) {
         norm_backward((const decltype(i)*)x, stride, (const decltype(v)*)w, (const float*)rstd, (const decltype(o)*)dy, (decltype(i)*)dx,
                       (decltype(v)*)dw, rows, width, threads);

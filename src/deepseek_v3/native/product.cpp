@@ -17,8 +17,7 @@ inline WordVec splat_pair(const void* pair) {
 inline Vec half_of(WordVec pairs, int half) { return (Vec)(half ? pairs & 0xFFFF0000 : pairs << 16); }
 
 // The sums of one tile: M rows by V vectors. A[i, p] is at a + i * across + p * along (p counts STEPs).
-template <typename T, int M, int V>
-inline void sum_tile(long k, const T* a, long across, long along, const T* panel, Vec (&sum)[M][V]) {
+template <typename T, int M, int V> inline void sum_tile(long k, const T* a, long across, long along, const T* panel, Vec (&sum)[M][V]) {
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++)
         for (int v = 0; v < V; v++) sum[i][v] = Vec{};
@@ -158,9 +157,8 @@ template <int M, int V> void sum_by_amx(long k, const bf16* a, long across, long
 
 void ask_for_tiles(int m) { _tile_loadconfig(&registers.at[m]); }
 
-template <typename Out>
-void multiply_tiles(int m, long k, const bf16* a, long across, long half, long along, const bf16* rest, const bf16* panel, Out* c,
-                    long stride, int width, bool add) {
+template <typename Out> void multiply_tiles(int m, long k, const bf16* a, long across, long half, long along, const bf16* rest, const bf16* panel,
+                                            Out* c, long stride, int width, bool add) {
     bool straight = sizeof(Out) == 4 && width == PANEL;  // sums go to and from memory as they are
     alignas(64) float sums[32 * PANEL];
     float* to = straight ? (float*)c : sums;

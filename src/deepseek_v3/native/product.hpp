@@ -28,8 +28,8 @@ constexpr int ROWS_AT_ONCE = 6;  // of 16
 
 template <typename T> constexpr bool BY_AMX = HAVE_AMX && sizeof(T) == 2;
 template <typename T> constexpr int TILE = BY_AMX<T> ? 32 : ROWS_AT_ONCE;
-template <typename T> constexpr int STEP = sizeof(T) == 2 ? 2 : 1;              // values of k that stand together
-template <typename T> constexpr int GRAIN = BY_AMX<T> ? 32 : STEP<T>;           // of k, in packed memory
+template <typename T> constexpr int STEP = sizeof(T) == 2 ? 2 : 1;     // values of k that stand together
+template <typename T> constexpr int GRAIN = BY_AMX<T> ? 32 : STEP<T>;  // of k, in packed memory
 constexpr int PANEL = 2 * LANES;
 constexpr long DEPTH = 256;  // k of one pass: a panel of it is the size of the first-level cache
 
@@ -143,7 +143,7 @@ template <typename T, typename From> void pack_panel_transposed(Rows<From> colum
                 }
             }
             transpose(word);
-            for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (p + i * STEP<T>) * PANEL + 16 * STEP<T> * half, word[i]);
+            for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (p + i * STEP<T>)*PANEL + 16 * STEP<T> * half, word[i]);
         }
 #endif
     for (; p < k; p += STEP<T>)
@@ -236,16 +236,14 @@ void ask_for_tiles(int m);
 
 // The same by AMX, k a multiple of 32. The rows of A are `across` apart, its 17th is at a + half, 32 k further is a + along.
 // The last 32 k come from `rest`, if there is one.
-template <typename Out>
-void multiply_tiles(int m, long k, const bf16* a, long across, long half, long along, const bf16* rest, const bf16* panel, Out* c,
-                    long stride, int width, bool add);
+template <typename Out> void multiply_tiles(int m, long k, const bf16* a, long across, long half, long along, const bf16* rest, const bf16* panel,
+                                            Out* c, long stride, int width, bool add);
 #endif
 
 // C[m, n] = or += A B with B in panels, A's rows along k, which is even in bf16. A bf16 result is summed over all of k before it is rounded.
 // `packed`: how many rows of B the panels hold, if more than k.
 template <typename T, typename Out>
-void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels, Out* c, long c_stride, bool add = false,
-              long packed = 0) {
+void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels, Out* c, long c_stride, bool add = false, long packed = 0) {
     packed = std::max(packed, k);
 #if HAVE_AMX
     if constexpr (BY_AMX<T>) {
@@ -267,14 +265,13 @@ void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels
     for (long p = 0; p < k; p += depth)
         for (long j = 0; j < n; j += PANEL)
             for (long i = 0; i < m; i += TILE<T>)
-                multiply_rows(int(std::min<long>(TILE<T>, m - i)), std::min(depth, k - p), a + i * a_stride + p,
-                                      a_stride, STEP<T>, panels + panel_at<T>(j, packed) + p * PANEL, c + i * c_stride + j,
-                                      c_stride, int(std::min<long>(PANEL, n - j)), add || p > 0);
+                multiply_rows(int(std::min<long>(TILE<T>, m - i)), std::min(depth, k - p), a + i * a_stride + p, a_stride, STEP<T>,
+                              panels + panel_at<T>(j, packed) + p * PANEL, c + i * c_stride + j, c_stride, int(std::min<long>(PANEL, n - j)),
+                              add || p > 0);
 }
 
 // sum[m0.., n] = or += sum_k a[k][m0..] B[k, n]: one tile's rows of A^T B, B in panels.
-template <typename T>
-void multiply_transposed_tile(Rows<T> a, long k, long m0, long m, const T* panels, long n, T* tile, float* sum, bool add) {
+template <typename T> void multiply_transposed_tile(Rows<T> a, long k, long m0, long m, const T* panels, long n, T* tile, float* sum, bool add) {
     pack_tile(a, k, m0, m, tile);
     int height = int(std::min<long>(TILE<T>, m - m0));
 #if HAVE_AMX
@@ -285,7 +282,8 @@ void multiply_transposed_tile(Rows<T> a, long k, long m0, long m, const T* panel
         int width = int(std::min<long>(PANEL, n - j));
 #if HAVE_AMX
         if constexpr (BY_AMX<T>) {
-            multiply_tiles(height, round_up(k, 32), tile, 32, 16 * 32, height > 16 ? 2 * 16 * 32 : 16 * 32, (const T*)nullptr, panel, sum + j, n, width, add);
+            multiply_tiles(height, round_up(k, 32), tile, 32, 16 * 32, height > 16 ? 2 * 16 * 32 : 16 * 32, (const T*)nullptr, panel, sum + j, n,
+                           width, add);
             continue;
         }
 #endif

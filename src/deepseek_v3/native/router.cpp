@@ -2,16 +2,15 @@
 #include "router.hpp"
 
 // score [N, E] FP32; bias [E] FP32 or null; index [N, A]
-EXPORT void choose_experts(const float* score, const float* bias, int64_t* index, int64_t tokens, int64_t experts, int64_t per_token,
-                           int64_t groups, int64_t kept, int64_t best_two, int64_t threads) {
+EXPORT void choose_experts(const float* score, const float* bias, int64_t* index, int64_t tokens, int64_t experts, int64_t per_token, int64_t groups,
+                           int64_t kept, int64_t best_two, int64_t threads) {
     const RoutingRule rule{experts, per_token, groups, kept, best_two != 0};
 #pragma omp parallel num_threads(threads)
     {
         Scratch memory(4 * (experts + groups));
         float* biased = memory.as<float>();
 #pragma omp for schedule(static)
-        for (long n = 0; n < tokens; n++)
-            choose_experts_of(score + n * experts, bias, rule, biased, biased + experts, index + n * per_token);
+        for (long n = 0; n < tokens; n++) choose_experts_of(score + n * experts, bias, rule, biased, biased + experts, index + n * per_token);
     }
 }
 

@@ -30,9 +30,7 @@ template <typename T> inline Vec load_part(const T* from, int64_t count) {
     return load_vec(lane);
 }
 #if defined(__AVX512F__)
-inline Vec load_part(const float* from, int64_t count) {
-    return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1 << count) - 1), from);
-}
+inline Vec load_part(const float* from, int64_t count) { return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1 << count) - 1), from); }
 #endif
 inline void store_part(float* to, Vec x, int64_t count) { memcpy(to, &x, count * sizeof(float)); }
 
@@ -149,8 +147,7 @@ struct Codes {
     }
 };
 
-template <int R, int N, typename Stored>
-INLINE void multiply_tile(const Stored& weight, int64_t row, Rows x, Rows y, bool add) {
+template <int R, int N, typename Stored> INLINE void multiply_tile(const Stored& weight, int64_t row, Rows x, Rows y, bool add) {
     Sums<R, N> sums;
     weight.template multiply_rows<R, N>(row, x, sums);
     for (int n = 0; n < N; n++) {
@@ -161,36 +158,35 @@ INLINE void multiply_tile(const Stored& weight, int64_t row, Rows x, Rows y, boo
     }
 }
 
-template <int N, typename Stored>
-void multiply_rows(const Stored& weight, Range rows, Rows x, Rows y, bool add) {
+template <int N, typename Stored> void multiply_rows(const Stored& weight, Range rows, Rows x, Rows y, bool add) {
     constexpr int R = LANES == 16 || N <= 2 ? ROWS : ROWS / 2;  // their sums fit into the registers
     int64_t row = rows.begin;
     for (; row + R <= rows.end; row += R) multiply_tile<R, N>(weight, row, x, y, add);
     for (; row < rows.end; row++) multiply_tile<1, N>(weight, row, x, y, add);
 }
 
-template <typename Stored>
-void multiply_up_to_four(const Stored& weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
+template <typename Stored> void multiply_up_to_four(const Stored& weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
     switch (tokens) {
-        case 1: return multiply_rows<1>(weight, rows, x, y, add);
-        case 2: return multiply_rows<2>(weight, rows, x, y, add);
-        case 3: return multiply_rows<3>(weight, rows, x, y, add);
-        case 4: return multiply_rows<4>(weight, rows, x, y, add);
+        case 1:
+            return multiply_rows<1>(weight, rows, x, y, add);
+        case 2:
+            return multiply_rows<2>(weight, rows, x, y, add);
+        case 3:
+            return multiply_rows<3>(weight, rows, x, y, add);
+        case 4:
+            return multiply_rows<4>(weight, rows, x, y, add);
     }
 }
 
-template <typename Stored>
-void multiply_all(Stored weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
+template <typename Stored> void multiply_all(Stored weight, Range rows, Rows x, Rows y, int64_t tokens, bool add) {
     if (tokens <= TOKENS) return multiply_up_to_four(weight, rows, x, y, tokens, add);
     for (int64_t row = rows.begin; row < rows.end; row += ROWS)  // a few rows meet all tokens while they are at hand
         for (int64_t n = 0; n < tokens; n += TOKENS)
-            multiply_up_to_four(weight, {row, std::min(row + ROWS, rows.end)}, x + n, y + n,
-                                 std::min<int64_t>(TOKENS, tokens - n), add);
+            multiply_up_to_four(weight, {row, std::min(row + ROWS, rows.end)}, x + n, y + n, std::min<int64_t>(TOKENS, tokens - n), add);
 }
 
 // y_n[o] = W[o] . x_n for the rows o of a range, or with ADD that much more.
-template <bool ADD, typename T>
-void multiply(const void* numbers, Range rows, int64_t width, Rows x, Rows y, int64_t tokens) {
+template <bool ADD, typename T> void multiply(const void* numbers, Range rows, int64_t width, Rows x, Rows y, int64_t tokens) {
     multiply_all(Numbers<T>{(const T*)numbers, width}, rows, x, y, tokens, ADD);
 }
 
@@ -224,8 +220,7 @@ inline void scale_up(const float* x, float scale, int64_t count, float* to) {
 
 // The same for a weight of either kind. Each 128 rows of codes have scales of their own, and meet x times these: `scaled`
 // has room for it.
-template <bool ADD, typename T>
-void multiply(Weight weight, Range rows, int64_t width, Rows x, Rows y, int64_t tokens, Rows scaled) {
+template <bool ADD, typename T> void multiply(Weight weight, Range rows, int64_t width, Rows x, Rows y, int64_t tokens, Rows scaled) {
     if (!weight.scale) return multiply<ADD, T>(weight.data, rows, width, x, y, tokens);
     for (int64_t row = rows.begin, end; row < rows.end; row = end) {
         end = std::min(rows.end, (row / BLOCK_SIZE + 1) * BLOCK_SIZE);
@@ -246,8 +241,7 @@ inline void decode_rows(Weight weight, int64_t width, int64_t first, int64_t n, 
         for (; i + CODES_AT_ONCE <= width; i += CODES_AT_ONCE) {
             Vec number[CODES_AT_ONCE / LANES];
             widen_codes(code + i, number);
-            for (int v = 0; v < CODES_AT_ONCE / LANES; v++)
-                store_vec(to + i + v * LANES, number[v] * (scale[i / BLOCK_SIZE] * CODE_UNIT));
+            for (int v = 0; v < CODES_AT_ONCE / LANES; v++) store_vec(to + i + v * LANES, number[v] * (scale[i / BLOCK_SIZE] * CODE_UNIT));
         }
         for (; i < width; i++) to[i] = widen_code(code[i]) * (scale[i / BLOCK_SIZE] * CODE_UNIT);
     }
@@ -267,19 +261,16 @@ inline void combine_tile(const T* from, int64_t rows, int64_t stride, Rows weigh
         for (int v = 0; v < V; v++) store_part(y[n] + c + v * LANES, sum[v][n], std::min<int64_t>(count, LANES));
 }
 
-template <int N, typename T>
-inline void combine_columns(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, Rows y) {
+template <int N, typename T> inline void combine_columns(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, Rows y) {
     int64_t c = 0;
     for (; c + 4 * LANES <= width; c += 4 * LANES) combine_tile<4, N>(from, rows, stride, weight, y, c, 4 * LANES);
     for (; c < width; c += LANES) combine_tile<1, N>(from, rows, stride, weight, y, c, width - c);
 }
 
 // y_n = sum_r weight_n[r] * the first `width` numbers of row r; the rows are `stride` apart.
-template <typename T>
-void combine_rows(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, Rows y, int64_t tokens) {
+template <typename T> void combine_rows(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, Rows y, int64_t tokens) {
     int64_t n = 0;
-    for (; n + COMBINED <= tokens; n += COMBINED)
-        combine_columns<COMBINED>(from, rows, stride, width, weight + n, y + n);
+    for (; n + COMBINED <= tokens; n += COMBINED) combine_columns<COMBINED>(from, rows, stride, width, weight + n, y + n);
     for (; n < tokens; n++) combine_columns<1>(from, rows, stride, width, weight + n, y + n);
 }
 
@@ -289,19 +280,14 @@ template <typename F> inline void for_each_vec(int64_t width, F f) {
     for (; i + LANES <= width; i += LANES) f(i, (int64_t)LANES);
     if (i < width) f(i, width - i);
 }
-template <typename T> inline Vec load_up_to(const T* from, int64_t count) {
-    return count == LANES ? load_vec(from) : load_part(from, count);
-}
+template <typename T> inline Vec load_up_to(const T* from, int64_t count) { return count == LANES ? load_vec(from) : load_part(from, count); }
 inline void store_up_to(float* to, Vec x, int64_t count) {
-    if (count == LANES)
-        store_vec(to, x);
-    else
-        store_part(to, x, count);
+    if (count == LANES) store_vec(to, x);
+    else store_part(to, x, count);
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight
-template <typename T>
-inline void normalise_row(const float* x, const void* scale, double eps, float* y, int64_t width) {
+template <typename T> inline void normalise_row(const float* x, const void* scale, double eps, float* y, int64_t width) {
     const T* weight = (const T*)scale;
     Vec square = {};
     for_each_vec(width, [&](int64_t i, int64_t count) {
@@ -309,9 +295,8 @@ inline void normalise_row(const float* x, const void* scale, double eps, float* 
         square += v * v;
     });
     Vec rstd = splat(1 / std::sqrt(sum_lanes(square) / width + (float)eps));
-    for_each_vec(width, [&](int64_t i, int64_t count) {
-        store_up_to(y + i, load_up_to(x + i, count) * rstd * load_up_to(weight + i, count), count);
-    });
+    for_each_vec(width,
+                 [&](int64_t i, int64_t count) { store_up_to(y + i, load_up_to(x + i, count) * rstd * load_up_to(weight + i, count), count); });
 }
 
 // gate = silu(gate) * up * weight, on a range
@@ -333,8 +318,6 @@ inline void softmax_row(float* score, int64_t seen, int64_t slots, float scale) 
         total += load_up_to(score + i, count);  // without what lies behind the end
     });
     Vec inverse = splat(1 / sum_lanes(total));
-    for_each_vec(seen, [&](int64_t i, int64_t count) {
-        store_up_to(score + i, load_up_to(score + i, count) * inverse, count);
-    });
+    for_each_vec(seen, [&](int64_t i, int64_t count) { store_up_to(score + i, load_up_to(score + i, count) * inverse, count); });
     std::fill(score + seen, score + slots, 0.0f);
 }
