@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent
-for folder in [ROOT, *sorted(ROOT.glob("0[1-6]_*"))]:
+for folder in [ROOT, *sorted(ROOT.glob("0[0-8]_*"))]:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     number = arguments[0].zfill(2) if arguments else ""
     chapters = sorted(ROOT.glob(f"{number}_*/exercises.py")) if number else []
     if len(chapters) != 1:
-        have = sorted(p.parent.name[:2] for p in ROOT.glob("0[1-6]_*/exercises.py"))
+        have = sorted(p.parent.name[:2] for p in ROOT.glob("0[0-8]_*/exercises.py"))
         print(f"no exercises for chapter {number!r}; choose one of {', '.join(have)}, as in: make check CH=01")
         return 2
     verdicts = grade(chapters[0].parent, solved="--solved" in arguments)

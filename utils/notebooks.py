@@ -23,7 +23,7 @@ def find_sources(stems: list[str] | None = None) -> list[Path]:
     Raises:
         SystemExit: a stem has no source.
     """
-    sources = sorted(ROOT.glob("0[1-6]_*/notebooks/*.py"))
+    sources = sorted(ROOT.glob("0[0-8]_*/notebooks/*.py"))
     if stems:
         unknown = set(stems) - {s.stem for s in sources}
         if unknown:

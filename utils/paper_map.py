@@ -87,8 +87,8 @@ def find_files(root: Path = ROOT) -> dict[Path, str]:
     """List the Python files whose tags count, with their column of the map."""
     files: dict[Path, str] = {}
     for column, patterns in (
-        ("test", ["0[1-6]_*/tests/*.py", "tests/**/*.py"]),
-        ("chapter", ["0[1-6]_*/*.py"]),
+        ("test", ["0[0-8]_*/tests/*.py", "tests/**/*.py"]),
+        ("chapter", ["0[0-8]_*/*.py"]),
         ("package", ["src/**/*.py", "experiments/**/*.py"]),
     ):
         for pattern in patterns:
