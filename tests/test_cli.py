@@ -1,11 +1,13 @@
 """The command as a new user types it: whatever is wrong, one line that names it and the mend, and no traceback."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from deepseek_v3.cli import main
+from deepseek_v3.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,19 @@ def test_words_that_cannot_be_read_are_answered_with_a_hint_and_exit_code_2(word
 def test_a_command_that_does_not_exist_names_its_neighbour(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "deepseek-v3: unknown command 'trian'; did you mean 'train'?\n"
+
+
+def test_a_command_that_is_gone_names_those_that_do_its_work(capsys):
+    assert main(["convert", "a", "b"]) == 2
+    said = capsys.readouterr().err
+    assert said == "deepseek-v3: unknown command 'convert'; `export` writes every format, `import` reads a .gguf file\n"
+
+
+def test_help_and_every_set_of_options_import_no_pytorch():
+    homes = [f"deepseek_v3.commands.{command.module}" for command in COMMANDS.values()]
+    code = f"import sys, {', '.join(homes)}; from deepseek_v3.cli import main; main(['--help'])"
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deepseek_v3 import sizing
+from deepseek_v3.commands.size import SizeOptions, run_size
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.router import Router
@@ -62,9 +63,9 @@ def test_the_cache_bytes_are_those_of_the_real_cache():
 
 
 def test_size_prints_the_released_figures(capsys):
-    sizing.run_size(sizing.SizeOptions())
+    run_size(SizeOptions())
     text = capsys.readouterr().out
     for figure in ("671,026,419,200", "11,610,068,224", "37.55 B", "70,272 B", "56.9 x MLA"):
         assert figure in text
     with pytest.raises(ValueError, match="--context 0"):
-        sizing.run_size(sizing.SizeOptions(context=0))
+        run_size(SizeOptions(context=0))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
-    """Where a sub-command lives: its module, its options dataclass (which imports no PyTorch), its function."""
+    """Where a sub-command lives: its file in `commands/`, its options dataclass, its function."""
 
     summary: str
     module: str
@@ -25,15 +25,17 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command("train a small model on real text, show what it learned", "demo", "DemoOptions", "run_demo"),
     "train": Command("train or resume a model", "train", "TrainOptions", "run_train"),
-    "generate": Command("continue a prompt", "serving.options", "GenerateOptions", "run_generate"),
-    "export": Command("write a Hugging Face directory", "weights.options", "ExportOptions", "run_export"),
-    "import": Command("read a Hugging Face directory into ours", "weights.options", "ImportOptions", "run_import"),
-    "convert": Command("convert between formats: BF16, FP8, GGUF", "weights.options", "ConvertOptions", "run_convert"),
-    "inspect": Command(
-        "list what a checkpoint holds, without loading it", "weights.options", "InspectOptions", "run_inspect"
+    "generate": Command("continue a prompt", "generate", "GenerateOptions", "run_generate"),
+    "import": Command(
+        "check a downloaded folder or .gguf file and make it ours", "import_checkpoint", "ImportOptions", "run_import"
     ),
-    "size": Command("parameters, FLOPs, cache and memory of any config", "sizing", "SizeOptions", "run_size"),
+    "export": Command(
+        "write a run or checkpoint for others: BF16, FP32, FP8, GGUF", "export", "ExportOptions", "run_export"
+    ),
+    "inspect": Command("list what a checkpoint holds, without loading it", "inspect", "InspectOptions", "run_inspect"),
+    "size": Command("parameters, FLOPs, cache and memory of any config", "size", "SizeOptions", "run_size"),
 }
+GONE = {"convert": "`export` writes every format, `import` reads a .gguf file"}
 
 
 def usage() -> str:
@@ -56,19 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"deepseek-v3 {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(COMMANDS)}"
-        print(f"deepseek-v3: unknown command {words[0]!r}; {hint}", file=sys.stderr)
+        print(f"deepseek-v3: unknown command {words[0]!r}; {suggest_command(words[0])}", file=sys.stderr)
         return 2
     return run_command(words[0], words[1:])
+
+
+def suggest_command(word: str) -> str:
+    """What to type instead of a command that does not exist."""
+    import difflib
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    choices = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(COMMANDS)}"
+    return GONE.get(word, choices)
 
 
 def run_command(name: str, words: list[str]) -> int:
     """Parse the options of a sub-command and call it, turning expected errors into one line."""
     command = COMMANDS[name]
-    home = import_module(f"deepseek_v3.{command.module}")
+    home = import_module(f"deepseek_v3.commands.{command.module}")
     try:
         options = parse_options(getattr(home, command.options), f"deepseek-v3 {name}", words)
         code = getattr(home, command.function)(options)

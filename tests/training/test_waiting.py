@@ -63,5 +63,5 @@ def test_what_the_user_chose_stands(monkeypatch):
 
 
 def test_it_is_chosen_before_pytorch_is_imported():
-    code = "import sys, deepseek_v3.demo, deepseek_v3.train; sys.exit('torch' in sys.modules)"
+    code = "import sys, deepseek_v3.commands.demo, deepseek_v3.commands.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,16 +4,10 @@ deepseek-v3 train --data stdlib --preset nano --run runs/first
 deepseek-v3 train --run runs/first --resume
 """
 
-from typing import TYPE_CHECKING
-
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.waiting import choose_waiting
 
-if TYPE_CHECKING:
-    from deepseek_v3.data.tokenizer import Tokenizer
-    from deepseek_v3.model.transformer import DeepseekV3
-
-__all__ = ["TrainOptions", "continue_text", "run_train"]
+__all__ = ["TrainOptions", "run_train"]
 
 STOPPED = {"SIGTERM": 143, "SIGINT": 130}  # what a shell expects: 128 and the number of the signal
 
@@ -21,6 +15,7 @@ STOPPED = {"SIGTERM": 143, "SIGINT": 130}  # what a shell expects: 128 and the n
 def run_train(options: TrainOptions) -> int:
     """Train or resume, then write the report; returns the exit code."""
     choose_waiting()
+    from deepseek_v3.commands.samples import continue_text
     from deepseek_v3.training.progress import choose_progress
     from deepseek_v3.training.report import write_report
     from deepseek_v3.training.session import prepare_training
@@ -35,27 +30,3 @@ def run_train(options: TrainOptions) -> int:
     print(f"\nstopped by {outcome.stopped_by} at step {outcome.step}, saved as {outcome.checkpoint}")
     print(f"go on: deepseek-v3 train --run {trainer.run} --resume")
     return STOPPED.get(outcome.stopped_by, 1)
-
-
-def continue_text(
-    model: "DeepseekV3",
-    tokenizer: "Tokenizer",
-    prompt: str,
-    *,
-    tokens: int = 48,
-    temperature: float = 0.7,
-    seed: int = 0,
-) -> str:
-    """Return what the model writes after a prompt."""
-    import torch
-
-    from deepseek_v3.serving.generate import generate
-
-    training = model.training
-    model.eval()
-    try:
-        start = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]])
-        new = generate(model, start, max_new_tokens=tokens, temperature=temperature, top_p=0.95, seed=seed)
-        return tokenizer.decode([int(token) for token in new])
-    finally:
-        model.train(training)

@@ -107,14 +107,14 @@ def run_generate(options: GenerateOptions) -> None:
     prompt = read_prompt_text(options)
     import torch
 
-    import deepseek_v3
+    from deepseek_v3.checkpoints import load
     from deepseek_v3.native.build import have_kernels
 
     if options.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     keep_fp8 = dtype is None and have_kernels()  # PyTorch's operations would decode FP8 in every step
-    model, tokenizer = deepseek_v3.load(options.run, dtype=dtype, keep_fp8=keep_fp8)
+    model, tokenizer = load(options.run, dtype=dtype, keep_fp8=keep_fp8)
     if tokenizer is None:
         raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
     stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from deepseek_v3.demo import DemoOptions, clear_former_demo, demo_recipe, next_commands, run_demo
+from deepseek_v3.commands.demo import DemoOptions, clear_former_demo, demo_recipe, run_demo
+from deepseek_v3.commands.demo_facts import next_commands
 from deepseek_v3.training.options import TrainOptions
 
 

@@ -5,11 +5,10 @@ import io
 import pytest
 import torch
 
-import deepseek_v3
+from deepseek_v3.commands.generate import GenerateOptions, StopGate, read_prompt_text, run_generate, stream_text
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.serving.generate import generate
-from deepseek_v3.serving.options import GenerateOptions, StopGate, read_prompt_text, run_generate, stream_text
 
 
 class Letters:
@@ -85,7 +84,7 @@ def test_the_prompt_may_come_from_a_file(tmp_path):
 
 
 def test_the_command_loads_prints_and_refuses(model, monkeypatch, capsys):
-    monkeypatch.setattr(deepseek_v3, "load", lambda run, **options: (model, Letters()), raising=False)
+    monkeypatch.setattr("deepseek_v3.checkpoints.load", lambda run, **options: (model, Letters()))
     run_generate(GenerateOptions(run="x", prompt="abc", max_new_tokens=5, temperature=0, dtype="bfloat16"))
     captured = capsys.readouterr()
     assert captured.out.startswith("abc")
@@ -96,6 +95,6 @@ def test_the_command_loads_prints_and_refuses(model, monkeypatch, capsys):
     assert not capsys.readouterr().out  # an option that cannot work is said before the prompt is shown
     with pytest.raises(ValueError, match="--dtype int8"):
         run_generate(GenerateOptions(run="x", dtype="int8"))
-    monkeypatch.setattr(deepseek_v3, "load", lambda run, **options: (model, None), raising=False)
+    monkeypatch.setattr("deepseek_v3.checkpoints.load", lambda run, **options: (model, None))
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         run_generate(GenerateOptions(run="x"))
