@@ -2,7 +2,7 @@
 
 Each timing is 16 steps of one token a row, behind a prompt of 128 tokens, on the `nano` model with random weights; the
 contenders take turns, and a ratio is the median over the rounds. Every setting of the peer is timed and the fastest
-one counts. Ours is the decoding step of `deepseek_v3.generate`: the C++ kernel, and the same in PyTorch operations.
+one counts. Ours is the decoding step of `deepseek_v3.generate`, and beside it the model's own forward pass.
 
 What bounds a step is shown by two figures beside it: the share of the memory bandwidth (bytes of weights and cache that
 a step must read, by time, by the bandwidth measured in this run; more than all of it means that weights stay in the
@@ -27,8 +27,6 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.serving.decode_step import DecodeStep
-from deepseek_v3.serving.fused_step import FusedStep
-from deepseek_v3.serving.native_step import ModelParts
 from deepseek_v3.sizing import count_parameters
 from deepseek_v3.weights.load import load_model
 
@@ -39,7 +37,7 @@ NARROW = {
     "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 16,
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "vocab_size": 64,
 }  # fmt: skip
-LABELS = {"ours": "our step", "pytorch": "in PyTorch operations", "model": "our model, uncut"}
+LABELS = {"ours": "our step", "model": "our model's forward"}
 
 
 @dataclass(frozen=True)
@@ -107,14 +105,9 @@ def peer_steps(peer, batch: int) -> Callable[[], None]:
 def contenders(dtype: torch.dtype, batch: int) -> dict[str, Callable[[], None]]:
     """Ours and the peer's, in every setting that could be the fastest."""
     model = nano(dtype).eval()
-    step, fused = DecodeStep(model), FusedStep(ModelParts.of(model))
-
-    def read_fused(tokens_BS: torch.Tensor, cache: LatentCache) -> torch.Tensor:
-        return fused.run(-1, None, tokens_BS, cache)[1].view(*tokens_BS.shape, -1)
-
+    step = DecodeStep(model)
     found = {
         "ours": our_steps(model, batch, lambda tokens, cache: step(tokens, cache)[1]),
-        "pytorch": our_steps(model, batch, read_fused),
         "model": our_steps(model, batch, lambda tokens, cache: model(tokens, cache=cache)),
     }
     for attention, experts in SETTINGS:
@@ -205,7 +198,7 @@ def main(rounds: int = 9) -> None:
                     )
     alone = calls_alone(1)
     print(f"  a step on next to no data, batch 1: {alone:.3f} ms")
-    form = "the C++ kernel" if DecodeStep(nano()).native.ready else "PyTorch operations (no compiler, or switched off)"
+    form = "the C++ kernel" if DecodeStep(nano()).native.ready else "the model (no compiler, or switched off)"
     print(f"  our step is {form}; bound by reading the weights: see the share of the bandwidth")
     print_prompts(rounds)
     print_fp8(rounds)

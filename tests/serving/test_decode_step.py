@@ -1,18 +1,15 @@
 """The decoding step is the model: logits, hidden states, cache and expert choices, in every form."""
 
 import copy
-import warnings
 
 import pytest
 import torch
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
-from deepseek_v3.model.router import Router, RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.native.build import SWITCH, have_kernels
+from deepseek_v3.native.build import have_kernels
 from deepseek_v3.serving.decode_step import DecodeStep
-from deepseek_v3.serving.fused_step import FusedStep
 from deepseek_v3.serving.generate import generate, prepare_step
 from deepseek_v3.serving.native_step import SERVES_UP_TO, CallAddresses, LayerAddresses, ModelSizes, StackAddresses
 
@@ -112,23 +109,6 @@ def test_a_module_reads_a_batch(form):
         assert (logits - model.lm_head(want[:, -1])).abs().max() <= TOLERANCE
 
 
-def test_the_step_chooses_the_experts_of_the_model(monkeypatch):
-    """In PyTorch operations; of the kernel's choice, the logits tell."""
-    monkeypatch.setenv(SWITCH, "0")
-    model, chosen, choose = make_model({}), [], Router.choose_experts
-    monkeypatch.setattr(Router, "choose_experts", lambda self, score: chosen.append(choose(self, score)) or chosen[-1])
-    ours, theirs, record = LatentCache(model.config, 1, 20), LatentCache(model.config, 1, 20), RoutingRecord()
-    step, tokens = DecodeStep(model), torch.randint(0, 53, (1, 20))
-    with torch.no_grad():
-        for token in tokens.split(1, 1):
-            step(token, ours)
-        for token in tokens.split(1, 1):
-            model(token, cache=theirs, record=record)
-    assert len(chosen) == 2 * len(record.choices) == 2 * 2 * 20
-    for a, b in zip(chosen, record.choices):
-        assert torch.equal(a.sort(-1).values, b.sort(-1).values)
-
-
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(dtype):
@@ -159,7 +139,7 @@ def test_greedy_drafts_give_the_tokens_of_plain_decoding_in_bfloat16_too():
     assert list(generate(model, [5, 7, 11], max_new_tokens=29, stop_tokens=(), speculative=3)) == want
 
 
-def test_the_step_follows_weights_that_change_and_copies_only_what_it_says(form):
+def test_the_step_follows_weights_that_change(form):
     model = make_model({})
     step = prepare_step(model)
     assert differences(model, step, [1], [7]) <= TOLERANCE
@@ -172,18 +152,6 @@ def test_the_step_follows_weights_that_change_and_copies_only_what_it_says(form)
         parameter.data = parameter.data * 1.1  # elsewhere in memory
     assert prepare_step(model) is step
     assert differences(model, step, [1, 1], [7]) <= TOLERANCE
-    if form == "PyTorch":
-        weight = model.layers[1].self_attn.kv_b_proj.weight
-        assert step.fused.layers[1].up_key_HKC.data_ptr() == weight.data_ptr()
-    else:
-        assert step._fused is None
-
-
-def test_the_copies_are_written_in_place(monkeypatch):
-    monkeypatch.setenv(SWITCH, "0")
-    step = prepare_step(model := make_model({}))
-    before = step.fused.layers[1].down_ID.data_ptr()
-    assert prepare_step(model).fused.layers[1].down_ID.data_ptr() == before
 
 
 def test_a_model_that_is_dropped_is_freed_with_its_step(form):
@@ -209,7 +177,7 @@ def test_bfloat16_errs_no_more_than_the_model_does(form):
         want = exact(tokens)
         ours = torch.cat([step(token, caches[0])[1] for token in tokens.split(1, 1)], 1).double()
         theirs = torch.cat([half(token, cache=caches[1]) for token in tokens.split(1, 1)], 1).double()
-    share = 0.9 if form == "native" else 1.2  # FP32 activations: what is left is the rounding of the cache
+    share = 0.9 if form == "native" else 1.0  # FP32 activations: what is left is the rounding of the cache
     assert (ours - want).norm() <= share * (theirs - want).norm()
 
 
@@ -248,11 +216,10 @@ def test_what_cannot_work_is_said(form):
 
 
 @needs_kernels
-def test_what_the_kernel_does_not_serve_goes_through_pytorch():
+def test_what_the_kernel_does_not_serve_goes_through_the_model():
     model = make_model({})
     step = DecodeStep(model)
     assert differences(model, step, [SERVES_UP_TO + 1, 1], [7]) <= TOLERANCE
-    assert step._fused is not None
     cache = LatentCache(model.config, 1, 7, dtype=torch.float64)
     assert not step.native.serves(torch.zeros(1, 1, dtype=torch.long), cache)
     model.double()
@@ -277,47 +244,3 @@ def test_the_structures_are_those_of_the_kernel():
     pairs = {"Layer": LayerAddresses, "Model": ModelSizes, "Stack": StackAddresses, "Call": CallAddresses}
     for name, structure in pairs.items():
         assert len(structure._fields_) == fields_of(name)
-
-
-@pytest.mark.parametrize("forms", [(1, 13), (2, 7, 13)], ids=["one row", "rows of different length"])
-def test_the_form_that_is_compiled_equals_the_model(forms, monkeypatch):
-    """The same arithmetic as the compiled graph, run by the interpreter."""
-    monkeypatch.setenv(SWITCH, "0")
-    model = make_model({})
-    step = DecodeStep(model)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    step.fused.compiled, step.fused._graph = True, step.fused._read_beside
-    assert differences(model, step, [1, 3, 1], list(forms[1:])) <= TOLERANCE
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # what the compiler's own libraries warn about is not ours
-def test_the_compiled_step_equals_the_model_and_compiles_once_for_every_length(monkeypatch):
-    """On a CPU nobody asks for it, but a GPU is not at hand in every test run."""
-    monkeypatch.setenv(SWITCH, "0")
-    model = make_model({"num_hidden_layers": 2})
-    step = DecodeStep(model)
-    step._fused = FusedStep(step.parts, compiled=True)
-    torch._dynamo.utils.counters.clear()
-    assert differences(model, step, [1] * 9 + [3, 3], [7]) <= TOLERANCE
-    assert step.fused.compiled
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one token, three tokens
-
-
-def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch):
-    monkeypatch.setenv(SWITCH, "0")
-    model = make_model({})
-    with pytest.warns(RuntimeWarning, match=r"PyTorch operations: .* needs g\+\+"):
-        step = DecodeStep(model, compiled=True)
-    assert differences(model, step, [1], [7]) <= TOLERANCE
-
-    def no_compiler(*_):
-        raise RuntimeError("No working C++ compiler found")
-
-    step.fused.compiled, step.fused._graph = True, no_compiler
-    with pytest.warns(RuntimeWarning, match=r"uncompiled: .*\(No working C\+\+ compiler found\)"):
-        assert differences(model, step, [1, 1], [7]) <= TOLERANCE
-    assert not step.fused.compiled
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert differences(model, step, [1], [7]) <= TOLERANCE

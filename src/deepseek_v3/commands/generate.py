@@ -38,8 +38,6 @@ class GenerateOptions:
     """end before any of these texts"""
     speculative: int = 0
     """tokens to draft per step with the multi-token prediction modules; 0 = plain decoding"""
-    compiled: bool = False
-    """on a GPU: torch.compile the decoding step first (about a minute, then faster); a CPU runs compiled C++ anyway"""
     dtype: str | None = None
     """float32 or bfloat16; by default as stored: FP8 weights then stay FP8 in memory"""
 
@@ -139,7 +137,6 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOption
         seed=options.seed,
         speculative=options.speculative,
         stop_tokens=[tokenizer.eos_id],
-        compiled=options.compiled,
         statistics=statistics,
     )
     out.write(prompt)

@@ -10,7 +10,8 @@ Letters: B batch, S tokens, D width, V vocabulary.
 
 import time
 from collections.abc import Iterator, Sequence
-from weakref import WeakKeyDictionary
+from typing import cast
+from weakref import WeakKeyDictionary, proxy
 
 import torch
 from torch import Tensor
@@ -36,7 +37,6 @@ def generate(
     seed: int | None = None,
     speculative: bool | int = False,
     stop_tokens: Sequence[int] | None = None,
-    compiled: bool = False,
     cache_dtype: torch.dtype | None = None,
     statistics: GenerationStatistics | None = None,
 ) -> Iterator[int]:
@@ -53,7 +53,6 @@ def generate(
             several tokens adds up in another order, so two tokens that are equally likely may swap, in BF16 sooner
             than in FP32.
         stop_tokens: not yielded; None means the config's eos_token_id.
-        compiled: on a GPU, run steps through torch.compile; the first ones take its time. See DecodeStep.
         cache_dtype: of the latent cache; the model's own by default.
         statistics: filled in as the tokens come.
     Raises:
@@ -68,18 +67,16 @@ def generate(
     generator = make_generator(seed, model.lm_head.weight.device)
     # the last token is drawn but not read: it needs no slot
     limit = min(max_new_tokens, model.config.max_position_embeddings - len(prompt) + 1)
-    session = _Session(model, len(prompt) + limit + drafts, drafts, compiled=compiled, cache_dtype=cache_dtype)
+    session = _Session(model, len(prompt) + limit + drafts, drafts, cache_dtype=cache_dtype)
     return session.run(prompt, limit, rule, generator, stop, statistics or GenerationStatistics())
 
 
 class _Session:
     """The caches and the step of one generation."""
 
-    def __init__(
-        self, model: DeepseekV3, capacity: int, drafts: int, *, compiled: bool, cache_dtype: torch.dtype | None
-    ) -> None:
+    def __init__(self, model: DeepseekV3, capacity: int, drafts: int, *, cache_dtype: torch.dtype | None) -> None:
         self.model, self.drafts = model, drafts
-        self.step = prepare_step(model, compiled=compiled)
+        self.step = prepare_step(model)
         place = {"dtype": cache_dtype or model.lm_head.weight.dtype, "device": model.lm_head.weight.device}
         with torch.inference_mode():
             self.cache = LatentCache(model.config, 1, capacity, **place)
@@ -176,7 +173,6 @@ def generate_batch(
     top_p: float = 1.0,
     seed: int | None = None,
     stop_tokens: Sequence[int] | None = None,
-    compiled: bool = False,
 ) -> list[list[int]]:
     """Generate for several prompts at once; row i is what `generate` yields for prompt i with seed + i.
 
@@ -198,7 +194,7 @@ def generate_batch(
     capacity = longest + max(max(limits), 1)
     cache = LatentCache(model.config, len(rows), capacity, dtype=weight.dtype, device=weight.device)
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=weight.device)
-    step = prepare_step(model, compiled=compiled)
+    step = prepare_step(model)
     hidden_BSD = read_prompt(model, step, padded, cache, keep=True)
     cache.truncate([len(row) for row in rows])
     last_BD = hidden_BSD[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
@@ -235,14 +231,13 @@ def choose_token(logits_V: Tensor, rule: SamplingRule, generator: torch.Generato
     return int(logits_V.argmax()) if rule.greedy else draw_token(rule.probabilities(logits_V), generator)
 
 
-_prepared: WeakKeyDictionary[DeepseekV3, dict[bool, DecodeStep]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[DeepseekV3, DecodeStep] = WeakKeyDictionary()
 
 
-def prepare_step(model: DeepseekV3, *, compiled: bool = False) -> DecodeStep:
-    """Return the model's decoding step with its present weights; made once, since compiling takes long."""
-    steps = _prepared.setdefault(model, {})
-    if compiled in steps:
-        steps[compiled].refresh()
+def prepare_step(model: DeepseekV3) -> DecodeStep:
+    """Return the model's decoding step with its present weights; made once."""
+    if model in _prepared:
+        _prepared[model].refresh()
     else:
-        steps[compiled] = DecodeStep(model, compiled=compiled)
-    return steps[compiled]
+        _prepared[model] = DecodeStep(cast(DeepseekV3, proxy(model)))  # a step kept here must not keep it
+    return _prepared[model]
