@@ -20,7 +20,8 @@ ARROWS = {
     "data": set(),
     "parallel": {"fp8", "model"},
     "training": {"native", "fp8", "model", "weights", "data", "parallel"},
-    "serving": {"native", "fp8", "model", "weights", "data"},
+    "engine": {"native", "fp8", "model"},
+    "serving": {"native", "fp8", "model", "weights", "data", "engine"},
     "post_training": {"fp8", "model", "weights", "data", "parallel", "training", "serving"},
 }
 

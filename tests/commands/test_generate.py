@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from deepseek_v3.commands.generate import GenerateOptions, StopGate, read_prompt_text, run_generate, stream_text
+from deepseek_v3.commands.generate import GenerateOptions, read_prompt_text, run_generate, stream_text
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.serving.generate import generate
@@ -54,20 +54,6 @@ def test_a_stop_text_ends_it_and_is_not_shown(model):
     options = GenerateOptions(run="", max_new_tokens=19, temperature=0, stop=("zzz", stop))
     stream_text(model, Letters(), "a", options, out, io.StringIO())
     assert out.getvalue() == whole[: whole.index(stop)] + "\n"
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 99])
-def test_a_stop_text_is_found_however_the_text_is_cut(size):
-    text, gate = "one tw two three", StopGate(("two", "never"))
-    shown = "".join(gate.push(text[i : i + size]) for i in range(0, len(text), size)) + gate.finish()
-    assert shown == "one tw "
-    assert gate.stopped
-
-
-def test_a_beginning_of_a_stop_text_is_shown_once_it_cannot_become_one():
-    gate = StopGate(("\n\n",))
-    assert [gate.push(c) for c in ("a", "\n", "b", "\n")] == ["a", "", "\nb", ""]
-    assert gate.finish() == "\n"
 
 
 def test_the_prompt_may_come_from_a_file(tmp_path):

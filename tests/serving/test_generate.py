@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.request import GenerationStatistics
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import SWITCH, have_kernels
 from deepseek_v3.serving import generate as generate_module
 from deepseek_v3.serving.generate import generate, generate_batch
-from deepseek_v3.serving.request import GenerationStatistics
 
 TINY = ModelConfig.preset("demo").replace(
     vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,
@@ -114,7 +114,7 @@ def test_statistics_count_what_happened(model):
     list(generate(model, [5, 7], max_new_tokens=31, stop_tokens=(), statistics=plain))
     list(generate(model, [5, 7], max_new_tokens=31, stop_tokens=(), speculative=True, statistics=drafted))
     assert (plain.prompt_tokens, plain.new_tokens, plain.steps, plain.tokens_per_step) == (2, 31, 30, 1.0)
-    assert plain.offered == []
+    assert plain.drafted == []
     assert drafted.new_tokens == 31 == 1 + drafted.steps + drafted.accepted[0]
     assert plain.tokens_per_second > 0
     assert plain.prefill_s > 0

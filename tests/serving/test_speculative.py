@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.request import GenerationStatistics
+from deepseek_v3.engine.sampler import SamplingRule, make_generator
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.serving import generate as generate_module
 from deepseek_v3.serving.generate import generate
-from deepseek_v3.serving.request import GenerationStatistics
-from deepseek_v3.serving.sampler import SamplingRule, make_generator
 from deepseek_v3.serving.speculative import judge_drafts
 
 TINY = ModelConfig.preset("demo").replace(
@@ -101,7 +101,7 @@ def test_a_model_that_counts_has_every_draft_accepted(depths, drafts):
     assert statistics.steps == 6
     assert statistics.tokens_per_step == drafts + 1
     assert statistics.acceptance_rate == 1.0
-    assert statistics.offered == statistics.accepted == [6] * drafts
+    assert statistics.drafted == statistics.accepted == [6] * drafts
 
 
 def test_a_module_that_is_always_wrong_has_none_accepted():
@@ -111,10 +111,7 @@ def test_a_module_that_is_always_wrong_has_none_accepted():
     assert statistics.acceptance_rate == 0.0
     assert statistics.tokens_per_step == 1.0
     assert statistics.accepted[0] == 0
-    assert statistics.offered == [
-        11,
-        0,
-    ]  # a second draft behind a wrong one is not judged, and the last step drafts none
+    assert statistics.drafted == [11, 10]  # the last step but one drafts one, the last none
 
 
 def test_a_wrong_second_module_leaves_the_first_drafts_standing():
@@ -123,6 +120,8 @@ def test_a_wrong_second_module_leaves_the_first_drafts_standing():
         model.mtp[1].eh_proj.weight.copy_(torch.cat((torch.roll(torch.eye(40), 3, 0), torch.zeros(40, 40)), 1))
     list(generate(model, [5], max_new_tokens=21, stop_tokens=(), speculative=2, statistics=statistics))
     assert statistics.accepted == [10, 0]
+    assert statistics.acceptance_rate == 10 / 19  # though every first draft stands; the last step drafts one
+    assert statistics.acceptance_by_depth == [1.0, 0.0]
     assert statistics.tokens_per_step == 2.0
 
 

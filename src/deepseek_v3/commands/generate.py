@@ -42,42 +42,6 @@ class GenerateOptions:
     """float32 or bfloat16; by default as stored: FP8 weights then stay FP8 in memory"""
 
 
-class StopGate:
-    """Let text through, but hold back an ending that may still become a stop text.
-
-    Attributes:
-        stopped: whether a stop text has come; what follows it is dropped.
-    """
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self.stops, self.held, self.stopped = [s for s in stops if s], "", False
-
-    def push(self, text: str) -> str:
-        """Return what of all text so far can be shown now."""
-        if self.stopped:
-            return ""
-        self.held += text
-        ends = [at for at in (self.held.find(stop) for stop in self.stops) if at >= 0]
-        if ends:
-            self.stopped = True
-            return self._release(min(ends))
-        unsure = max((_overlap(self.held, stop) for stop in self.stops), default=0)
-        return self._release(len(self.held) - unsure)
-
-    def finish(self) -> str:
-        """Return what was held back, once nothing more can come."""
-        return "" if self.stopped else self._release(len(self.held))
-
-    def _release(self, count: int) -> str:
-        shown, self.held = self.held[:count], self.held[count:]
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest ending of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
 def read_prompt_text(options: GenerateOptions) -> str:
     """Return the prompt, from the option, a file or standard input.
 
@@ -124,7 +88,9 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOption
     Raises:
         ValueError: a prompt or option that cannot work, before anything is written.
     """
-    from deepseek_v3.serving.generate import GenerationStatistics, generate
+    from deepseek_v3.engine.request import GenerationStatistics
+    from deepseek_v3.engine.stop import StopGate
+    from deepseek_v3.serving.generate import generate
 
     statistics, gate, text = GenerationStatistics(), StopGate(options.stop), tokenizer.stream()
     tokens = generate(
@@ -159,6 +125,9 @@ def summarise(statistics: Any) -> str:
     s = statistics
     line = f"[{s.prompt_tokens} + {s.new_tokens} tokens; prompt {s.prefill_s:.2f} s"
     line += f", then {s.tokens_per_second:.0f} tokens/s"
-    if s.offered:
-        line += f"; drafts accepted {s.acceptance_rate:.0%}, {s.tokens_per_step:.2f} tokens per step"
+    if s.drafted:
+        line += f"; drafts accepted {s.acceptance_rate:.0%}"
+        if len(s.drafted) > 1:
+            line += f" ({', '.join(f'{share:.0%}' for share in s.acceptance_by_depth)} by depth)"
+        line += f", {s.tokens_per_step:.2f} tokens per step"
     return line + "]"

@@ -16,11 +16,11 @@ from weakref import WeakKeyDictionary, proxy
 import torch
 from torch import Tensor
 
+from deepseek_v3.engine.request import GenerationStatistics, check_prompt, count_drafts
+from deepseek_v3.engine.sampler import SamplingRule, draw_token, make_generator
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.serving.decode_step import DecodeStep
-from deepseek_v3.serving.request import GenerationStatistics, check_prompt, count_drafts
-from deepseek_v3.serving.sampler import SamplingRule, draw_token, make_generator
 from deepseek_v3.serving.speculative import Drafter, judge_drafts
 
 PREFILL_CHUNK = 512  # prompt tokens read at once: bounds the memory of scores, changes no number

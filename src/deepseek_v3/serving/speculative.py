@@ -18,8 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deepseek_v3.engine.sampler import SamplingRule, draw_token
 from deepseek_v3.model.cache import LatentCache
-from deepseek_v3.serving.sampler import SamplingRule, draw_token
 
 # (depth from 0, hidden_BSD, tokens_BS, the module's cache) -> (hidden_BSD, logits_BV of the last row)
 ReadModule = Callable[[int, Tensor, Tensor, LatentCache], tuple[Tensor, Tensor]]

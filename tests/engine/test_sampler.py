@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deepseek_v3.serving.sampler import SamplingRule, draw_token, make_generator
+from deepseek_v3.engine.sampler import SamplingRule, draw_token, make_generator
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
 

@@ -14,22 +14,27 @@ class GenerationStatistics:
 
     Attributes:
         steps: passes of the main model after the prompt.
-        offered: drafts of each depth that were judged: the drafts before them stood.
-        accepted: of these, the drafts that stood.
+        drafted: drafts of each depth.
+        accepted: of these, the ones that became text.
     """
 
     prompt_tokens: int = 0
     new_tokens: int = 0
     steps: int = 0
-    offered: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
     @property
     def acceptance_rate(self) -> float:
-        """Share of the first drafts that stood: the probability that the second token of a step comes for free."""
-        return self.accepted[0] / self.offered[0] if self.offered and self.offered[0] else 0.0
+        """Share of all drafts that became text; a draft behind one that fell has fallen too."""
+        return sum(self.accepted) / sum(self.drafted) if self.drafted else 0.0
+
+    @property
+    def acceptance_by_depth(self) -> list[float]:
+        """The same of the first drafts, the second ones, and so on: none can be larger than the one before."""
+        return [stood / made for stood, made in zip(self.accepted, self.drafted)]
 
     @property
     def tokens_per_step(self) -> float:
@@ -41,13 +46,12 @@ class GenerationStatistics:
         """Decoding rate, the prompt and its first token not counted."""
         return (self.new_tokens - 1) / self.decode_s if self.decode_s and self.new_tokens else 0.0
 
-    def count_drafts(self, drafted: int, stood: int) -> None:
-        """Count one step's drafts by depth; after the first that fell, the others were not judged."""
-        self.offered += [0] * (drafted - len(self.offered))
-        self.accepted += [0] * (drafted - len(self.accepted))
-        for depth in range(min(stood + 1, drafted)):
-            self.offered[depth] += 1
-            self.accepted[depth] += depth < stood
+    def count_drafts(self, made: int, stood: int) -> None:
+        """Count one step's drafts by depth."""
+        for counts, share in ((self.drafted, made), (self.accepted, stood)):
+            counts += [0] * (made - len(counts))
+            for depth in range(share):
+                counts[depth] += 1
 
 
 def check_prompt(model: DeepseekV3, tokens: Tensor | Sequence[int]) -> list[int]:

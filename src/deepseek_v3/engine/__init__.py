@@ -1,0 +1,1 @@
+"""The engine: the only decoding path, from a request to its tokens."""
