@@ -50,6 +50,13 @@ def test_a_command_that_is_gone_names_those_that_do_its_work(capsys):
     assert said == "deepseek-v3: unknown command 'convert'; `export` writes every format, `import` reads a .gguf file\n"
 
 
+def test_the_version_is_that_of_the_installed_package(capsys):
+    import deepseek_v3
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"deepseek-v3 {deepseek_v3.__version__}\n"
+
+
 def test_help_and_every_set_of_options_import_no_pytorch():
     homes = [f"deepseek_v3.commands.{command.module}" for command in COMMANDS.values()]
     code = f"import sys, {', '.join(homes)}; from deepseek_v3.cli import main; main(['--help'])"

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
+DISTRIBUTION = "deepseek-v3-from-scratch"
+
 
 class Command(NamedTuple):
     """Where a sub-command lives: its file in `commands/`, its options dataclass, its function."""
@@ -53,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        from deepseek_v3 import __version__
+        from importlib.metadata import version
 
-        print(f"deepseek-v3 {__version__}")
+        print(f"deepseek-v3 {version(DISTRIBUTION)}")
         return 0
     if words[0] not in COMMANDS:
         print(f"deepseek-v3: unknown command {words[0]!r}; {suggest_command(words[0])}", file=sys.stderr)

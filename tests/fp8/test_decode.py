@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from deepseek_v3.fp8 import decode, quantize
-from deepseek_v3.fp8.decode import decode_blocks, decode_by_pytorch
-from deepseek_v3.fp8.quantize import dequantize_into, dequantize_weight, find_nan_code
+from deepseek_v3.fp8.decode import decode_blocks, decode_by_pytorch, dequantize_into, dequantize_weight
+from deepseek_v3.fp8.quantize import find_nan_code
 from deepseek_v3.native.build import have_kernels
 
 ALL_CODES = torch.arange(256, dtype=torch.uint8)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from deepseek_v3.fp8 import quantize
+from deepseek_v3.fp8.decode import dequantize_weight
 from deepseek_v3.fp8.quantize import (
     block_scales,
     cast_e4m3,
     dequantize_tiles,
-    dequantize_weight,
     quantize_tiles,
     quantize_weight,
     quantize_with_scales,

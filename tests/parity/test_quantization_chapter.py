@@ -8,6 +8,7 @@ import torch
 from float_formats import BF16, E4M3, E5M2, FP16, OVERFLOW_TO_NAN, SATURATE, decode, encode, round_to
 
 from deepseek_v3.fp8 import quantize as package
+from deepseek_v3.fp8.decode import dequantize_weight
 
 TYPES = {"E4M3": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
 EIGHT_BITS = pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=lambda f: f.name)
@@ -117,9 +118,9 @@ def test_the_packages_weight_blocks_are_the_chapters_bit_for_bit(shape, ue8m0, r
     q = fg.quantize_weight(weight, power_of_two=ue8m0)
     np.testing.assert_array_equal(scales.numpy(), q.scales)
     np.testing.assert_array_equal(codes.view(torch.uint8).numpy(), q.codes)
-    back = package.dequantize_weight(codes, scales, torch.float32)
+    back = dequantize_weight(codes, scales, torch.float32)
     np.testing.assert_array_equal(back.numpy(), fg.dequantize(q))
-    in_bf16 = package.dequantize_weight(codes, scales, torch.bfloat16).float().numpy()
+    in_bf16 = dequantize_weight(codes, scales, torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(in_bf16, round_to(fg.dequantize(q), BF16))
 
 

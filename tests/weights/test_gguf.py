@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_checkpoints import YARN, folder_digests, random_model
 
 from deepseek_v3.weights.errors import CheckpointError
-from deepseek_v3.weights.gguf import export_gguf, import_gguf
+from deepseek_v3.weights.gguf import export_gguf
+from deepseek_v3.weights.gguf_reader import import_gguf
 from deepseek_v3.weights.save import save_model
 
 gguf = pytest.importorskip("gguf")

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_checkpoints import V2_LITE, V3, YARN, edit_json, folder_digests, random_model
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.quantize import dequantize_weight
+from deepseek_v3.fp8.decode import dequantize_weight
 from deepseek_v3.native.build import SWITCH
 from deepseek_v3.weights.convert import convert_checkpoint
 from deepseek_v3.weights.errors import CheckpointError, ConfigFileError, MissingTensorError, UnexpectedTensorError

@@ -43,7 +43,7 @@ def run_import(options: ImportOptions) -> None:
     if options.target.endswith(".gguf"):
         raise ValueError(f"{options.target}: import writes a folder; `deepseek-v3 export` writes .gguf files")
     if options.source.endswith(".gguf"):
-        from deepseek_v3.weights.gguf import import_gguf
+        from deepseek_v3.weights.gguf_reader import import_gguf
 
         import_gguf(options.source, options.target, to=options.to, shard_bytes=shard_bytes(options.shard_mb))
     else:

@@ -10,10 +10,39 @@ Letters: O rows (out), I columns (in).
 import torch
 from torch import Tensor
 
-from deepseek_v3.fp8.quantize import BLOCK, find_nan_code, spread_scales
+from deepseek_v3.fp8.quantize import BLOCK, count_blocks, find_nan_code, quantize_weight, spread_scales
 from deepseek_v3.native.build import have_kernels, run_kernel
 
 KERNELS = {torch.bfloat16: "decode_e4m3_bf16", torch.float32: "decode_e4m3_fp32"}
+
+
+def dequantize_weight(code_OI: Tensor, scale: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Undo `quantize_weight`: float32(code) * scale, rounded once to `dtype`.
+
+    Raises:
+        ValueError: the scales do not cover the matrix.
+    """
+    out_OI = torch.empty(code_OI.shape, dtype=dtype, device=code_OI.device)
+    dequantize_into(code_OI, scale, out_OI)
+    return out_OI
+
+
+def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
+    """`dequantize_weight` into memory that is there already (rows of a larger tensor, say).
+
+    Returns:
+        whether every code is a number (0x7F and 0xFF are not, and become NaN).
+    """
+    check_scale_shape(code_OI, scale)
+    return decode_blocks(code_OI, scale, out_OI)
+
+
+def check_scale_shape(code_OI: Tensor, scale: Tensor) -> None:
+    """Refuse scales that do not cover the matrix."""
+    rows, columns = code_OI.shape
+    needed = (count_blocks(rows), count_blocks(columns))
+    if tuple(scale.shape) != needed:
+        raise ValueError(f"scales of shape {tuple(scale.shape)} do not cover {rows} x {columns}; needed: {needed}")
 
 
 def decode_blocks(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
@@ -38,8 +67,6 @@ def decode_by_pytorch(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
 def main(rows: int = 4096, columns: int = 7168, repeats: int = 20) -> None:
     """Print the rates of decoding to BF16 beside that of copying BF16, in bytes read and written."""
     import time
-
-    from deepseek_v3.fp8.quantize import quantize_weight
 
     code, scale = quantize_weight(torch.randn(rows, columns))
     source, target = torch.ones(2, rows, columns, dtype=torch.bfloat16).unbind()

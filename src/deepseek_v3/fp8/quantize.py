@@ -104,37 +104,6 @@ def spread_scales(scale_row: Tensor, columns: int) -> Tensor:
     return scale_row.repeat_interleave(BLOCK)[:columns]
 
 
-def dequantize_weight(code_OI: Tensor, scale: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Undo `quantize_weight`: float32(code) * scale, rounded once to `dtype`.
-
-    Raises:
-        ValueError: the scales do not cover the matrix.
-    """
-    out_OI = torch.empty(code_OI.shape, dtype=dtype, device=code_OI.device)
-    dequantize_into(code_OI, scale, out_OI)
-    return out_OI
-
-
-def dequantize_into(code_OI: Tensor, scale: Tensor, out_OI: Tensor) -> bool:
-    """`dequantize_weight` into memory that is there already (rows of a larger tensor, say).
-
-    Returns:
-        whether every code is a number (0x7F and 0xFF are not, and become NaN).
-    """
-    from deepseek_v3.fp8.decode import decode_blocks
-
-    check_scale_shape(code_OI, scale)
-    return decode_blocks(code_OI, scale, out_OI)
-
-
-def check_scale_shape(code_OI: Tensor, scale: Tensor) -> None:
-    """Refuse scales that do not cover the matrix."""
-    rows, columns = code_OI.shape
-    needed = (count_blocks(rows), count_blocks(columns))
-    if tuple(scale.shape) != needed:
-        raise ValueError(f"scales of shape {tuple(scale.shape)} do not cover {rows} x {columns}; needed: {needed}")
-
-
 def quantize_tiles(x_ND: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
     """Quantise activations by 1 x 128 tiles along the last axis, each with its own scale.
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepseek_v3.fp8.quantize import CODE, count_blocks, dequantize_into
+from deepseek_v3.fp8.decode import dequantize_into
+from deepseek_v3.fp8.quantize import CODE, count_blocks
 
 SUFFIX = "_scale_inv"  # of the scales' name, as released
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.quantize import BLOCK, dequantize_into, dequantize_weight, find_nan_code
+from deepseek_v3.fp8.decode import dequantize_into, dequantize_weight
+from deepseek_v3.fp8.quantize import BLOCK, find_nan_code
 from deepseek_v3.native.build import have_kernels
 from deepseek_v3.weights.digests import Piece, map_piece
 from deepseek_v3.weights.errors import (

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepseek_v3.fp8.quantize import block_scales, dequantize_weight, quantize_with_scales
+from deepseek_v3.fp8.decode import dequantize_weight
+from deepseek_v3.fp8.quantize import block_scales, quantize_with_scales
 from deepseek_v3.weights.checkpoint import FP8, Checkpoint, block_rows, count_bytes, split_rows
 from deepseek_v3.weights.errors import CheckpointError
 from deepseek_v3.weights.folder import atomic_folder, recover_folder

@@ -1,6 +1,6 @@
-"""A checkpoint as one .gguf file of llama.cpp's `deepseek2` architecture, and back.
+"""A checkpoint as one .gguf file of llama.cpp's `deepseek2` architecture; `gguf_reader.py` is the way back.
 
-    export_gguf("DIR", "model.gguf")       import_gguf("model.gguf", "DIR")
+    export_gguf("DIR", "model.gguf")
 
 What differs from the released layout: experts are stacked; `kv_b_proj` is split per head into a transposed key part
 [H, C, K] and a value part [H, U, C], for the absorbed form; the MTP layer has no place; norms, router and bias are F32.
@@ -238,19 +238,6 @@ def _add_vocabulary(writer: Any, path: Path, c: ModelConfig) -> None:
     writer.add_token_list([text for text, _ in rows])
     writer.add_token_types([kind for _, kind in rows])
     writer.add_token_merges(merges)
-
-
-def import_gguf(
-    source: str | PathLike, target: str | PathLike, *, to: str = "keep", shard_bytes: int | None = None
-) -> None:
-    """Write an unquantised .gguf file of this architecture as a folder in the released layout (weights only).
-
-    Raises:
-        CheckpointError: another architecture, a quantised or missing tensor; SaveError: the target cannot be written.
-    """
-    from deepseek_v3.weights.gguf_reader import GgufCheckpoint
-
-    GgufCheckpoint(source).write(target, to=to, shard_bytes=shard_bytes)
 
 
 def iterate_sources(config: ModelConfig) -> Iterator[tuple[str, str, int | None]]:

@@ -1,5 +1,7 @@
 """The way back: an unquantised .gguf file of the `deepseek2` architecture as a folder in the released layout.
 
+    import_gguf("model.gguf", "DIR")
+
 Source: the deepseek2 architecture of llama.cpp; `gguf.py` of this package writes what this file reads.
 """
 
@@ -24,6 +26,17 @@ SIGMOID = 2
 def _whole(number: float) -> float:
     """The file stores float32; what is whole was whole in config.json."""
     return int(number) if number == int(number) else round(number, 6)
+
+
+def import_gguf(
+    source: str | PathLike, target: str | PathLike, *, to: str = "keep", shard_bytes: int | None = None
+) -> None:
+    """Write an unquantised .gguf file of this architecture as a folder in the released layout (weights only).
+
+    Raises:
+        CheckpointError: another architecture, a quantised or missing tensor; SaveError: the target cannot be written.
+    """
+    GgufCheckpoint(source).write(target, to=to, shard_bytes=shard_bytes)
 
 
 class GgufCheckpoint:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.quantize import block_scales, dequantize_weight, quantize_with_scales
+from deepseek_v3.fp8.decode import dequantize_weight
+from deepseek_v3.fp8.quantize import block_scales, quantize_with_scales
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.weights.errors import CheckpointError
 from deepseek_v3.weights.folder import atomic_folder
