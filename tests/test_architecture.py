@@ -16,11 +16,13 @@ PACKAGE = ROOT / "src" / "deepseek_v3"
 
 # Who may import whom, file by file: a room, or a file beside the rooms -> what it may import besides itself. Rooms that
 # do not exist yet have no files.
-NUMBERS = {"config", "native", "kernels", "fp8", "ops"}
+NUMBERS = {"config", "family", "native", "kernels", "fp8", "ops"}
 LEARNING = NUMBERS | {"sizing", "data", "model", "weights", "parallel"}
 DOING = LEARNING | {"training", "post_training", "engine", "serving"}
 ARROWS = {
-    "config": set(),
+    "family": set(),
+    "config_keys": {"family"},
+    "config": {"family", "config_keys"},
     "sizing": {"config"},
     "data": {"config"},
     "native": set(),
@@ -44,7 +46,6 @@ ARROWS = {
 # What is longer is known and only shrinks: file or file::function -> the lines that it has at most.
 MOST_LINES, LONGEST_FUNCTION = 300, 60
 ALLOWED = {
-    "config.py": 339,
     "native/functions.py": 348,
     "native/decode.cpp": 322,
     "native/rows.hpp": 323,

@@ -8,7 +8,6 @@ Source: deepseek-ai/DeepSeek-V3 config.json; arXiv:2412.19437, section 4.2.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import sys
@@ -16,34 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepseek_v3.config_keys import ConfigError, check_quantization, check_rope_scaling, read_keys, suggest
+from deepseek_v3.family import ARCHITECTURES
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+__all__ = ["ConfigError", "ModelConfig", "preset_names"]
 PRESETS = Path(__file__).with_name("presets")
-
-# Keys of real config.json files that change no number that the model computes.
-IGNORED_KEYS = frozenset(
-    """
-    architectures auto_map transformers_version use_cache pretraining_tp ep_size output_router_logits head_dim
-    qk_head_dim return_dict output_hidden_states output_attentions is_encoder_decoder chunk_size_feed_forward id2label
-    label2id problem_type _name_or_path num_local_experts aux_loss_alpha seq_aux cls_token_id sep_token_id
-    tokenizer_class
-    """.split()  # noqa: SIM905
-)
-# Keys that we accept at one value only: anything else would be another model.
-FIXED_KEYS: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "attention_dropout": (0, 0.0, None),
-    "rope_interleave": (True, None),
-    "moe_layer_freq": (1, None),
-}
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work; the message names the key, the value and the mend."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +60,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     bos_token_id: int | None = 0
-    eos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 1
     pad_token_id: int | None = 2
     model_type: str = "deepseek_v3"
     torch_dtype: str = "float32"
@@ -98,6 +79,12 @@ class ModelConfig:
         """Values that the cache holds per token and layer."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text; a config names none, one or several."""
+        found = self.eos_token_id
+        return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+
     def is_moe_layer(self, index: int) -> bool:
         """Whether layer `index` has routed experts; the layers past `num_hidden_layers` are the MTP layers."""
         return self.n_routed_experts is not None and index >= self.first_k_dense_replace
@@ -113,7 +100,8 @@ class ModelConfig:
         if path.parent != PRESETS or not path.exists():
             known = preset_names()
             raise ConfigError(f"unknown preset {name!r}{suggest(name, known)}; there are: {', '.join(known)}")
-        return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return cls.from_dict({key: None if value == "null" else value for key, value in values.items()})
 
     @classmethod
     def from_json(cls, path: str | Path) -> "ModelConfig":
@@ -141,35 +129,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Build from the keys of a config.json, with `rope_parameters`, `dtype` and `num_mtp_layers` read as their
-        older names."""
-        values = rename_transformers_5(dict(values))
-        model_type = values.get("model_type", "deepseek_v3")
-        if model_type not in ("deepseek_v3", "deepseek_v2"):
-            raise ConfigError(
-                f"model_type={model_type!r} is another architecture; this package builds deepseek_v3 and _v2"
-            )
-        for key, allowed in FIXED_KEYS.items():
-            if key in values and values.pop(key) not in allowed:
-                raise ConfigError(f"{key} must be {allowed[0]!r} here; the released models have no other")
-        values = {k: v for k, v in values.items() if k not in IGNORED_KEYS}
-        heads = values.pop("num_key_value_heads", None)
-        if heads not in (None, values.get("num_attention_heads")):
-            raise ConfigError(
-                f"num_key_value_heads={heads} must equal num_attention_heads: the latent serves every head"
-            )
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for key in values:
-            if key not in fields:
-                raise ConfigError(f"unknown key {key!r}{suggest(key, list(fields))}")
-        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
-        if missing:
-            raise ConfigError(f"missing keys: {', '.join(missing)}")
-        if model_type == "deepseek_v2" and "topk_method" not in values:
-            values.setdefault("scoring_func", "softmax")
-            values["topk_method"] = "greedy"
-        kept: dict[str, Any] = {k: v for k, v in values.items() if v is not None or "None" in str(fields[k].type)}
-        return cls(**kept)
+        """Build from the keys of a config.json; one that is left out has the default of its class in `transformers`.
+
+        Raises:
+            ConfigError: another architecture, or a key that is unknown or has no default.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        return cls(**read_keys(values, known))
 
     def replace(self, **changes: Any) -> "ModelConfig":
         """Return a changed copy, checked again.
@@ -185,9 +151,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the released form: what `transformers` and the serving engines read."""
-        v3 = self.model_type == "deepseek_v3"
         values = {
-            "architectures": ["DeepseekV3ForCausalLM" if v3 else "DeepseekV2ForCausalLM"],
+            "architectures": [ARCHITECTURES[self.model_type].name],
             "attention_bias": False,
             "hidden_act": "silu",
             "moe_layer_freq": 1,
@@ -196,6 +161,9 @@ class ModelConfig:
         }
         if self.quantization_config is None:
             del values["quantization_config"]
+        if self.model_type == "glm4_moe_lite":  # what its class reads in place of first_k_dense_replace
+            kinds = [self.is_moe_layer(i) for i in range(self.num_hidden_layers)]
+            values["mlp_layer_types"] = ["sparse" if sparse else "dense" for sparse in kinds]
         return dict(sorted(values.items()))
 
     def to_json(self, path: str | Path) -> None:
@@ -208,35 +176,6 @@ def preset_names() -> list[str]:
     order = ["demo", "nano", "small", "v2-lite-16b", "v3-671b"]
     found = [p.stem for p in PRESETS.glob("*.toml")]
     return sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """Return ' (did you mean X?)' when a known word is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def rename_transformers_5(values: dict[str, Any]) -> dict[str, Any]:
-    """Give the keys of Transformers 5 their released names; `rope_parameters` holds theta and scaling together."""
-    if "dtype" in values:
-        values.setdefault("torch_dtype", values.pop("dtype"))
-    if "num_mtp_layers" in values:
-        values.setdefault("num_nextn_predict_layers", values.pop("num_mtp_layers"))
-    rope = values.pop("rope_parameters", None)
-    if rope is not None:
-        if not isinstance(rope, dict):
-            raise ConfigError(f"rope_parameters={rope!r} must be an object with rope_theta and rope_type")
-        rope = dict(rope)
-        values["rope_theta"] = rope.pop("rope_theta", values.get("rope_theta", 10000.0))
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        values["rope_scaling"] = None if kind == "default" else rope
-    scaling = values.get("rope_scaling")
-    if isinstance(scaling, dict):
-        scaling = dict(scaling)
-        kind = scaling.pop("rope_type", None)
-        scaling.setdefault("type", kind)
-        values["rope_scaling"] = scaling
-    return values
 
 
 def check_config(c: ModelConfig) -> None:
@@ -261,50 +200,41 @@ def check_config(c: ModelConfig) -> None:
             raise ConfigError(f"{key}={getattr(c, key)} must be a positive number")
     if c.torch_dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise ConfigError(f"torch_dtype={c.torch_dtype!r} must be float32, bfloat16, float16 or float64")
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(c, key)
+    if c.model_type not in ARCHITECTURES:
+        raise ConfigError(f"model_type={c.model_type!r} must be one of {', '.join(ARCHITECTURES)}")
+    tokens = [("bos_token_id", c.bos_token_id), ("pad_token_id", c.pad_token_id)]
+    for key, value in [*tokens, *(("eos_token_id", token) for token in c.eos_token_ids)]:
         if value is not None and not 0 <= value < c.vocab_size:
             raise ConfigError(
                 f"{key}={value} is not a token of vocab_size={c.vocab_size}; set it to null or enlarge the vocabulary"
             )
-    _check_rope_scaling(c)
+    check_rope_scaling(c.rope_scaling)
+    check_quantization(c.quantization_config)
     if c.n_routed_experts is not None:
         _check_experts(c)
 
 
+KINDS = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "a word"),
+    "bool": (bool, "true or false"),
+    "dict": (dict, "an object"),
+}
+
+
 def _check_types(c: ModelConfig) -> None:
     for f in dataclasses.fields(c):
-        value, kind = getattr(c, f.name), str(f.type)
+        value, kind = getattr(c, f.name), str(f.type).replace("<class '", "")
         if value is None and "None" in kind:
             continue
-        wanted = {
-            "int": (int, "a whole number"),
-            "floa": ((int, float), "a number"),
-            "str": (str, "a word"),
-            "bool": (bool, "true or false"),
-            "dict": (dict, "an object"),
-        }
-        expected, words = next(t for name, t in wanted.items() if kind.replace("<class '", "").startswith(name))
+        if f.name == "eos_token_id" and isinstance(value, list):
+            if not value or not all(type(token) is int for token in value):
+                raise ConfigError(f"eos_token_id={value!r} must be a token or a list of tokens")
+            continue
+        expected, words = next(t for name, t in KINDS.items() if kind.startswith(name))
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise ConfigError(f"{f.name}={value!r} must be {words}")
-
-
-def _check_rope_scaling(c: ModelConfig) -> None:
-    scaling = c.rope_scaling
-    if scaling is None:
-        return
-    kind = scaling.get("type", scaling.get("rope_type"))
-    if kind != "yarn":
-        raise ConfigError(f"rope_scaling.type={kind!r} must be 'yarn', as released, or rope_scaling null")
-    for key in ("factor", "original_max_position_embeddings"):
-        value = scaling.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"rope_scaling.{key}={value!r} must be a number of at least 1")
-    fast, slow = scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)
-    if not fast > slow > 0:
-        raise ConfigError(
-            f"rope_scaling.beta_fast={fast} must exceed beta_slow={slow} > 0 (rotations over the trained length)"
-        )
 
 
 def _check_experts(c: ModelConfig) -> None:

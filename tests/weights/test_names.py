@@ -63,6 +63,10 @@ SIZES = {
     "v_head_dim": 5,
     "n_routed_experts": 6,
     "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": None,
+    "num_nextn_predict_layers": 0,
     "first_k_dense_replace": 1,
 }
 

@@ -44,9 +44,11 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
         length = scaling["original_max_position_embeddings"]
         return width * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(pair_that_turns(scaling.get("beta_fast", 32))), 0)
-    high = min(math.ceil(pair_that_turns(scaling.get("beta_slow", 1))), width - 1)
-    span = high - low if high > low else 0.001
+    low, high = pair_that_turns(scaling.get("beta_fast") or 32), pair_that_turns(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):  # to whole pairs
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    span = high - low if high != low else 0.001
     ramp = ((torch.arange(width // 2, dtype=torch.float64) - low) / span).clamp(0, 1)
     return plain / scaling["factor"] * ramp + plain * (1 - ramp)
 
@@ -56,6 +58,8 @@ def rotation_magnitude(config: ModelConfig) -> float:
     scaling = config.rope_scaling
     if scaling is None:
         return 1.0
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
         return mscale(scaling["factor"], scaling["mscale"]) / mscale(scaling["factor"], scaling["mscale_all_dim"])
     return mscale(scaling["factor"], 1.0)

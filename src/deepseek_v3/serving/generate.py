@@ -63,7 +63,7 @@ def generate(
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 0")
     drafts = count_drafts(model, speculative)
-    stop = frozenset([model.config.eos_token_id] if stop_tokens is None else stop_tokens)
+    stop = frozenset(model.config.eos_token_ids if stop_tokens is None else stop_tokens)
     generator = make_generator(seed, model.lm_head.weight.device)
     # the last token is drawn but not read: it needs no slot
     limit = min(max_new_tokens, model.config.max_position_embeddings - len(prompt) + 1)
@@ -186,7 +186,7 @@ def generate_batch(
         raise ValueError("generate_batch needs at least one prompt")
     rows = [check_prompt(model, prompt) for prompt in prompts]
     rule = SamplingRule(temperature, top_k, top_p)
-    stop = frozenset([model.config.eos_token_id] if stop_tokens is None else stop_tokens)
+    stop = frozenset(model.config.eos_token_ids if stop_tokens is None else stop_tokens)
     weight, context = model.lm_head.weight, model.config.max_position_embeddings
     generators = [make_generator(None if seed is None else seed + i, weight.device) for i in range(len(rows))]
     limits = [min(max_new_tokens, context - len(row) + 1) for row in rows]

@@ -78,6 +78,7 @@ class GgufCheckpoint:
             "hidden_size": get("embedding_length"),
             "intermediate_size": get("feed_forward_length"),
             "num_hidden_layers": get("block_count"),
+            "num_nextn_predict_layers": 0,
             "num_attention_heads": get("attention.head_count"),
             "q_lora_rank": get("attention.q_lora_rank", None),
             "kv_lora_rank": get("attention.kv_lora_rank"),
