@@ -60,12 +60,12 @@ def torch_step(folder: Path, windows, dtype: torch.dtype) -> Callable[[], float]
         parts = pretraining_loss(
             hidden,
             model.mtp_hidden_states(tokens[:, :-1], hidden, record),
-            model.lm_head.weight,
+            model.lm_head,
             tokens,
             documents,
             mtp_weight=recipe.mtp_weight,
             step_rows=rows,
-            balance_losses=record.balance_losses,
+            balance_losses=record.balance_losses.values(),
             balance_alpha=recipe.alpha,
         )
         optimizer.zero_grad(set_to_none=True)

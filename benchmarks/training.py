@@ -22,7 +22,7 @@ from benchmarks.peers import make_peer, nano
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.sizing import attention_flops, count_parameters, training_flops
-from deepseek_v3.training.loss import IGNORED, sum_nats
+from deepseek_v3.training.loss import IGNORED
 
 ROWS, LENGTH, PROMPT = 8, 512, 2048
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -47,7 +47,7 @@ def training_step(
 
 def our_loss(model: DeepseekV3, tokens: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
     """As our trainer computes it: head and cross-entropy in one."""
-    return sum_nats(model.hidden_states(tokens), model.lm_head.weight, labels_BS) / (labels_BS != IGNORED).sum()
+    return model.lm_head.sum_nats(model.hidden_states(tokens), labels_BS) / (labels_BS != IGNORED).sum()
 
 
 def peer_loss(peer: torch.nn.Module, tokens: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:

@@ -114,3 +114,46 @@ def test_the_v2_gate_takes_softmax_probabilities_as_they_are():
     group_best = probability.unflatten(-1, (4, 2)).amax(-1).topk(2).indices
     assert all(set((index[t] // 2).tolist()) <= set(group_best[t].tolist()) for t in range(17))
     assert not hasattr(router, "e_score_correction_bias")
+
+
+def drawn_layer(layer: int) -> MixtureOfExperts:
+    torch.manual_seed(2)
+    moe = MixtureOfExperts(DEMO, layer)
+    for p in moe.parameters():
+        torch.nn.init.normal_(p, 0, 0.1)
+    return moe
+
+
+def test_a_layer_that_is_computed_again_counts_once():
+    """Recomputation of activations runs the forward pass twice, the second time inside of the backward pass."""
+    moe, record, plain = drawn_layer(5), RoutingRecord(), RoutingRecord()
+    x = torch.randn(2, 13, DEMO.hidden_size, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(moe, x, record, use_reentrant=False)
+    (y.sum() + record.balance_losses[5]).backward()
+    again = moe.gate.weight.grad.clone()
+    moe.zero_grad()
+    y = moe(x, plain)
+    (y.sum() + plain.balance_losses[5]).backward()
+    assert torch.equal(record.counts[5], plain.counts[5])
+    assert record.counts[5].sum() == 2 * 13 * DEMO.num_experts_per_tok
+    assert torch.equal(again, moe.gate.weight.grad)
+
+
+def test_a_record_is_of_one_forward_pass():
+    moe, record = drawn_layer(3), RoutingRecord()
+    moe(torch.randn(2, 13, DEMO.hidden_size), record)
+    with pytest.raises(ValueError, match="layer 3 has routed other tokens"):
+        moe(torch.randn(2, 13, DEMO.hidden_size), record)
+
+
+def test_a_replayed_choice_is_taken_and_its_gates_are_computed_again():
+    moe, first = drawn_layer(2), RoutingRecord()
+    x = torch.randn(2, 13, DEMO.hidden_size)
+    before = moe(x, first)
+    moe.gate.e_score_correction_bias[7] += 100.0  # by itself it would now choose otherwise
+    again = RoutingRecord(replay=first.choices)
+    assert torch.equal(moe(x, again), before)
+    assert torch.equal(again.counts[2], first.counts[2])
+    weight_NA, index_NA, score_NE = moe.gate(x.flatten(0, 1), first.choices[2])
+    chosen = score_NE.gather(1, index_NA)
+    assert torch.allclose(weight_NA, DEMO.routed_scaling_factor * chosen / chosen.sum(-1, keepdim=True))

@@ -147,12 +147,12 @@ def step_package(package: DeepseekV3, tokens, document):
     parts = pretraining_loss(
         hidden,
         package.mtp_hidden_states(inputs, hidden, record),
-        package.lm_head.weight,
+        package.lm_head,
         torch.tensor(tokens),
         labels[1],
         mtp_weight=MTP_WEIGHT,
         step_rows=rows,
-        balance_losses=record.balance_losses,
+        balance_losses=record.balance_losses.values(),
         balance_alpha=ALPHA,
     )
     package.zero_grad()
@@ -207,7 +207,7 @@ def test_one_training_step_has_the_same_loss_gradients_and_biases(trio):
         assert ahead == pytest.approx(nats.item() / parts.main_rows, rel=FLOAT64)
     hold_gradients(trio.numpy.config, grads, want)
     assert len(losses.loads) == len(record.counts)
-    for load, count in zip(losses.loads.values(), record.counts):
+    for load, count in zip(losses.loads.values(), record.counts.values()):
         assert (load == count.numpy()).all()
     counter = LoadCounter(trio.package)
     counter.add(record)

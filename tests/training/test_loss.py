@@ -15,7 +15,7 @@ def loss_of(model, tokens: torch.Tensor, documents: torch.Tensor, **settings):
     ahead = model.mtp_hidden_states(tokens[:, :-1], hidden)
     rows = int((make_labels(tokens, documents, 0) != IGNORED).sum())
     settings = {"mtp_weight": 0.3, "step_rows": rows, **settings}
-    return pretraining_loss(hidden, ahead, model.lm_head.weight, tokens, documents, **settings)
+    return pretraining_loss(hidden, ahead, model.lm_head, tokens, documents, **settings)
 
 
 def test_row_i_of_depth_k_is_scored_on_token_i_plus_1_plus_k():  # V3 Eq. (24)
@@ -71,11 +71,11 @@ def test_the_balance_loss_enters_with_its_weight_and_has_a_gradient(tiny_model):
         model,
         tokens,
         torch.zeros_like(tokens),
-        balance_losses=record.balance_losses,
+        balance_losses=record.balance_losses.values(),
         balance_alpha=0.5,
         balance_share=0.25,
     )
-    assert parts.balance == pytest.approx(0.125 * sum(float(loss.detach()) for loss in record.balance_losses))
+    assert parts.balance == pytest.approx(0.125 * sum(float(loss.detach()) for loss in record.balance_losses.values()))
     assert parts.total.item() == pytest.approx(one.total.item() + parts.balance, rel=1e-6)
     gate = model.layers[1].mlp.gate.weight
     with_balance, without = (torch.autograd.grad(part.total, gate)[0] for part in (parts, one))

@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.self_attn = MultiHeadLatentAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp: nn.Module = (
-            MixtureOfExperts(config)
+            MixtureOfExperts(config, index)
             if config.is_moe_layer(index)
             else SwiGLU(config.hidden_size, config.intermediate_size)
         )

@@ -13,7 +13,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.grouped import run_experts_together, sort_by_expert
 from deepseek_v3.model.mlp import SwiGLU
-from deepseek_v3.model.router import Router, RoutingRecord, sequence_balance_loss
+from deepseek_v3.model.router import Router, RoutingRecord
 from deepseek_v3.native import functions as native
 
 
@@ -44,10 +44,11 @@ class Experts(HoldsFP8):
 
 
 class MixtureOfExperts(nn.Module):
-    """The feed-forward half of an MoE layer."""
+    """The feed-forward half of an MoE layer; `layer` is its key in a record."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
+        self.layer = layer
         self.gate = Router(config)
         self.experts = Experts(config)
         self.shared_experts = None
@@ -57,11 +58,8 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BSD: Tensor, record: RoutingRecord | None = None) -> Tensor:
         """Apply routed and shared experts; tell the record, if there is one, where the tokens went."""
         x_ND = x_BSD.flatten(0, 1)
-        weight_NA, index_NA, score_NE = self.gate(x_ND)
+        weight_NA, index_NA, score_NE = self.gate(x_ND, None if record is None else record.replay.get(self.layer))
         if record is not None:
-            per_token, experts = index_NA.shape[1], score_NE.shape[1]
-            record.counts.append(torch.bincount(index_NA.flatten(), minlength=experts))
-            record.choices.append(index_NA)
-            record.balance_losses.append(sequence_balance_loss(score_NE.unflatten(0, x_BSD.shape[:2]), per_token))
+            record.note(self.layer, index_NA, score_NE.unflatten(0, x_BSD.shape[:2]))
         y_BSD = self.experts(x_ND, weight_NA, index_NA).view_as(x_BSD)
         return y_BSD if self.shared_experts is None else y_BSD + self.shared_experts(x_BSD)  # V3 Eq. (12)

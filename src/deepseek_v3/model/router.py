@@ -21,17 +21,34 @@ from deepseek_v3.native import functions as native
 
 @dataclass
 class RoutingRecord:
-    """What the routers of one forward pass did, layer by layer, the MTP layers last.
+    """What the routers of one forward pass did, by index of the layer; MTP module k is layer num_hidden_layers + k - 1.
+
+    A layer that runs twice, because its activations are computed again in the backward pass, counts once.
 
     Attributes:
-        counts: tokens sent to each expert, int64 [E], a tensor per MoE layer.
-        balance_losses: the sequence-wise balance loss of each MoE layer with alpha = 1, a scalar with gradient.
-        choices: expert indices [N, A] of each MoE layer.
+        counts: tokens sent to each expert, int64 [E].
+        balance_losses: the sequence-wise balance loss with alpha = 1, a scalar with gradient.
+        choices: expert indices [N, A].
+        replay: what the routers shall choose, expert indices [N, A]; a layer that is not in it chooses itself.
     """
 
-    counts: list[Tensor] = field(default_factory=list)
-    balance_losses: list[Tensor] = field(default_factory=list)
-    choices: list[Tensor] = field(default_factory=list)
+    counts: dict[int, Tensor] = field(default_factory=dict)
+    balance_losses: dict[int, Tensor] = field(default_factory=dict)
+    choices: dict[int, Tensor] = field(default_factory=dict)
+    replay: dict[int, Tensor] = field(default_factory=dict)
+
+    def note(self, layer: int, index_NA: Tensor, score_BSE: Tensor) -> None:
+        """Note a layer's choice and scores.
+
+        Raises:
+            ValueError: the layer has noted another choice: a record is of one forward pass.
+        """
+        loss = sequence_balance_loss(score_BSE, index_NA.shape[1])  # recomputed too: its tensors are waited for
+        if layer not in self.counts:
+            self.counts[layer] = torch.bincount(index_NA.flatten(), minlength=score_BSE.shape[-1])
+            self.balance_losses[layer], self.choices[layer] = loss, index_NA
+        elif not torch.equal(self.choices[layer], index_NA):
+            raise ValueError(f"layer {layer} has routed other tokens into this record; take a new one a forward pass")
 
 
 class Router(nn.Module):
@@ -61,15 +78,19 @@ class Router(nn.Module):
                 self._buffers["e_score_correction_bias"] = bias.to(moved.device)
         return self
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Route; returns weights [N, A] and scores [N, E] in FP32 (or FP64), and indices [N, A]."""
+    def forward(self, x_ND: Tensor, chosen_NA: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Route; returns weights [N, A] and scores [N, E] in FP32 (or FP64), and indices [N, A].
+
+        Args:
+            chosen_NA: expert indices to take instead of choosing; weights still follow the scores.
+        """
         dtype = torch.promote_types(x_ND.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND, weight_ED = x_ND.to(dtype), self.weight.to(dtype)
             serves = native.serves(x_ND, weight_ED)
             logits_NE = native.linear(x_ND, weight_ED) if serves else F.linear(x_ND, weight_ED)
         score_NE = logits_NE.sigmoid() if self.sigmoid else logits_NE.softmax(-1)  # V3 Eq. (15)
-        index_NA = self.choose_experts(score_NE.detach())
+        index_NA = self.choose_experts(score_NE.detach()) if chosen_NA is None else chosen_NA
         weight_NA = score_NE.gather(1, index_NA)  # the raw score: the bias must not leak in here
         if self.normalise:
             weight_NA = weight_NA / (weight_NA.sum(-1, keepdim=True) + 1e-20)  # V3 Eq. (13)

@@ -15,7 +15,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.attention import ABSORB_UP_TO
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
-from deepseek_v3.model.linear import Linear
+from deepseek_v3.model.head import Head
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import RMSNorm
@@ -34,7 +34,7 @@ class DeepseekV3(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.mtp = nn.ModuleList(
             MultiTokenPredictor(config, config.num_hidden_layers + k) for k in range(config.num_nextn_predict_layers)
         )

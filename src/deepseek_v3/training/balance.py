@@ -10,16 +10,19 @@ outside `move_biases`, so evaluation leaves it alone.
 Source: arXiv:2412.19437, section 2.1.2; arXiv:2408.15664, Algorithm 1 and Eq. (4).
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
+from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.router import Router, RoutingRecord
 
 
-def find_routers(model: nn.Module) -> list[tuple[str, Router]]:
-    """Return the routers in the order in which a RoutingRecord lists them: layers, then MTP modules."""
-    named = [(name, module) for name, module in model.named_modules() if isinstance(module, Router)]
-    return sorted(named, key=lambda item: item[0].startswith("mtp."))
+def find_routers(model: nn.Module) -> dict[int, Router]:
+    """Return the routers by layer, as a RoutingRecord has them: those of the MTP modules come last."""
+    found = {module.layer: module.gate for module in model.modules() if isinstance(module, MixtureOfExperts)}
+    return dict(sorted(found.items()))
 
 
 class LoadCounter:
@@ -27,11 +30,11 @@ class LoadCounter:
 
     def __init__(self, model: nn.Module) -> None:
         self.routers = find_routers(model)
-        self.counts: list[Tensor] = []
+        self.counts: dict[int, Tensor] = {}
 
     def reset(self) -> None:
         """Begin a step."""
-        self.counts = []
+        self.counts = {}
 
     def add(self, record: RoutingRecord) -> None:
         """Add a micro-batch.
@@ -39,35 +42,32 @@ class LoadCounter:
         Raises:
             ValueError: the record lacks a layer (was the model called without mtp=True?).
         """
-        if len(record.counts) != len(self.routers):
-            raise ValueError(f"the record has {len(record.counts)} layers, the model {len(self.routers)} routers")
-        if self.counts:
-            self.counts = [total + new for total, new in zip(self.counts, record.counts)]
-        else:
-            self.counts = [count.clone() for count in record.counts]
+        if missing := self.routers.keys() - record.counts.keys():
+            raise ValueError(f"the record lacks layers {sorted(missing)}, which have experts")
+        for layer in self.routers:
+            self.counts[layer] = self.counts.get(layer, 0) + record.counts[layer]
 
     def sum_over_ranks(self) -> None:
         """Add the other ranks' counts where several train together."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for count in self.counts:
+            for count in self.counts.values():
                 torch.distributed.all_reduce(count)
 
     @torch.no_grad()
     def move_biases(self, speed: float) -> None:
         """Apply the sign rule to every router that has a bias."""
-        for (_, router), count_E in zip(self.routers, self.counts):
+        for layer, count_E in self.counts.items():
+            router = self.routers[layer]
             if router.sigmoid and speed:
                 load_E = count_E.to(router.e_score_correction_bias.dtype)
                 router.e_score_correction_bias += speed * torch.sign(load_E.mean() - load_E)
 
     def shares(self) -> list[list[float]]:
         """Return each layer's part of the tokens per expert, times the number of experts: 1 is the fair share."""
-        return [[round(x, 4) for x in (c * len(c) / c.sum().clamp(min=1)).tolist()] for c in self.counts]
+        return [[round(x, 4) for x in (c * len(c) / c.sum().clamp(min=1)).tolist()] for c in self.counts.values()]
 
 
-def max_violation(counts: list[Tensor]) -> float:
+def max_violation(counts: Iterable[Tensor]) -> float:
     """Return MaxVio averaged over layers; 0 without experts."""
-    if not counts:
-        return 0.0
     loads = [count.double() for count in counts]
-    return sum(float((c.max() - c.mean()) / c.mean().clamp(min=1e-9)) for c in loads) / len(loads)
+    return sum(float((c.max() - c.mean()) / c.mean().clamp(min=1e-9)) for c in loads) / max(1, len(loads))

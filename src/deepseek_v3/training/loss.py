@@ -10,15 +10,13 @@ Letters: B batch, S positions, V vocabulary.
 Source: arXiv:2412.19437, Eqs. (17) to (20) and (24), (25).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from deepseek_v3.native import functions as native
-
-IGNORED = -100  # the label that cross-entropy skips
+from deepseek_v3.model.head import IGNORED, Head
 
 
 @dataclass(frozen=True)
@@ -52,25 +50,16 @@ def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
     return labels_BS
 
 
-def sum_nats(hidden_BSD: Tensor, head_VD: Tensor, labels_BS: Tensor) -> Tensor:
-    """Return the sum of -log P of the labels that count, in FP32 (or FP64), from what the head reads."""
-    if native.serves(hidden_BSD, head_VD):
-        return native.head_loss(hidden_BSD, head_VD, labels_BS, IGNORED)
-    logits_NV = F.linear(hidden_BSD, head_VD).flatten(0, 1)
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    return F.cross_entropy(wide_NV, labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
-
-
 def pretraining_loss(
     hidden_BSD: Tensor,
     mtp_hiddens: list[Tensor],
-    head_VD: Tensor,
+    head: Head,
     tokens: Tensor,
     documents: Tensor,
     *,
     mtp_weight: float,
     step_rows: int,
-    balance_losses: list[Tensor] | None = None,
+    balance_losses: Iterable[Tensor] = (),
     balance_alpha: float = 0.0,
     balance_share: float = 1.0,
 ) -> LossParts:
@@ -78,19 +67,19 @@ def pretraining_loss(
 
     Args:
         hidden_BSD, mtp_hiddens: the model's on `tokens[:, :-1]`: `hidden_states` and `mtp_hidden_states`.
-        head_VD: the weight of the head that all depths share.
+        head: the one that all depths share.
         tokens, documents: [B, S + 1], as `data.packing` gives them.
         step_rows: T of the whole step: main rows that count, over all micro-batches (and ranks).
         balance_losses: with alpha = 1, one a layer.
         balance_share: the micro-batch's part of the step's sequences.
     """
     labels = [make_labels(tokens, documents, k) for k in range(len(mtp_hiddens) + 1)]
-    main_nats = sum_nats(hidden_BSD, head_VD, labels[0])
-    mtp_nats = [sum_nats(depth_BSD, head_VD, depth_labels) for depth_BSD, depth_labels in zip(mtp_hiddens, labels[1:])]
+    main_nats = head.sum_nats(hidden_BSD, labels[0])
+    mtp_nats = [head.sum_nats(depth_BSD, depth_labels) for depth_BSD, depth_labels in zip(mtp_hiddens, labels[1:])]
     total = main_nats / step_rows
     for nats in mtp_nats:
         total = total + mtp_weight / len(mtp_nats) * nats / step_rows  # V3 Eq. (25)
-    balance = balance_alpha * balance_share * sum(balance_losses or [], start=torch.zeros(()))  # V3 Eq. (17)
+    balance = balance_alpha * balance_share * sum(balance_losses, start=total.new_zeros(()))  # V3 Eq. (17)
     counts = [int((label != IGNORED).sum()) for label in labels]
     return LossParts(
         total + balance,

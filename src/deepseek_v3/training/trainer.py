@@ -140,7 +140,7 @@ class Trainer:
             self.optimizer.step()
             self.counter.sum_over_ranks()
             self.counter.move_biases(settings.bias_speed)
-            result.loads, result.max_vio = self.counter.shares(), max_violation(self.counter.counts)
+            result.loads, result.max_vio = self.counter.shares(), max_violation(self.counter.counts.values())
             if self.averaged:
                 self.averaged.update(self.model)
         self.optimizer.zero_grad(set_to_none=True)
@@ -165,12 +165,12 @@ class Trainer:
                 parts = pretraining_loss(
                     hidden_BSD,
                     self.model.mtp_hidden_states(tokens[rows, :-1], hidden_BSD, record),
-                    self.model.lm_head.weight,
+                    self.model.lm_head,
                     tokens[rows],
                     documents[rows],
                     mtp_weight=settings.mtp_weight,
                     step_rows=step_rows,
-                    balance_losses=record.balance_losses,
+                    balance_losses=record.balance_losses.values(),
                     balance_alpha=self.options.balance_alpha,
                     balance_share=len(tokens[rows]) / len(tokens),
                 )
