@@ -2,7 +2,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-all test-interop lint notebooks bugs check bench clean
+CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
+
+.PHONY: help setup demo test test-all test-interop lint fmt notebooks bugs check bench profile clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -27,8 +29,8 @@ setup: .venv/dev.stamp  ## make .venv with everything the tests need
 demo: .venv/run.stamp  ## train a small DeepSeek-V3 on real text, show what it learned, and write text (5 minutes, two cores)
 	@$(PY) -m deepseek_v3 demo
 
-test: lint  ## every test but the slow ones; what CI runs
-	@$(PY) -m pytest -n 2
+test: $(if $(T),setup,lint)  ## every test but the slow ones; what CI runs. Some of them: make test T=tests/native
+	@$(PY) -m pytest $(if $(T),$(T),-n 2)
 
 test-all: setup  ## every test, the slow ones too
 	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
@@ -39,9 +41,15 @@ test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan) and co
 	@cd tests/interop && npm install --silent --no-audit --no-fund
 	@$(PY) -m pytest -m interop tests
 
-lint: setup  ## ruff and pyright
+lint: setup  ## ruff, pyright, and whether the C++ is formatted
 	@$(PY) -m ruff check .
 	@$(PY) -m pyright
+	@! [ -x .venv/bin/clang-format ] || .venv/bin/clang-format --dry-run -Werror $(CPP)
+
+fmt: setup  ## format Python by ruff and C++ by clang-format
+	@$(PY) -m ruff check --fix --quiet .
+	@$(PY) -m ruff format --quiet .
+	@.venv/bin/clang-format -i $(CPP)
 
 notebooks: setup  ## rebuild every notebook from its source, byte-identically
 	@$(PY) -m utils.notebooks build
@@ -55,6 +63,9 @@ check: setup  ## grade your exercises: make check CH=02
 
 bench: setup  ## side-by-side timings against transformers, as ratios of one run
 	@$(PY) -m benchmarks
+
+profile: setup  ## what a training step and a decoded token spend their time on, and what bounds them
+	@$(PY) -m benchmarks.profile
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import loading
 from benchmarks.products import measure
+from benchmarks.profile import measure_operations, named_kernels
 from deepseek_v3.native.build import have_kernels
 
 
@@ -26,3 +27,13 @@ def test_readers_read_every_byte(read, tmp_path):
     loading.forget_files(tmp_path)
     found = [content.numpy().tobytes() for content in read(tmp_path)]
     assert [a == b for a, b in zip(found, wanted, strict=True)] == [True, True, True]
+
+
+@pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
+def test_a_profile_names_our_kernels_and_shares_out_the_whole_time():
+    from deepseek_v3.fp8.quantize import quantize_weight
+
+    with named_kernels():
+        lines = measure_operations(lambda: quantize_weight(torch.randn(130, 257)), 3)
+    assert {line.name: line.calls for line in lines}["kernel amax_fp32"] == 1
+    assert sum(line.share for line in lines) == pytest.approx(1)
