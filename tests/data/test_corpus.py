@@ -11,7 +11,7 @@ LONG = "\n\n".join(f"paragraph {i}: " + "word " * 40 for i in range(200))
 
 def test_the_embedded_corpus_has_prose_docstrings_and_code_on_both_sides_of_no_document():
     corpus = load_corpus("stdlib")
-    names = {document.name for document in corpus.train + corpus.heldout}
+    names = {document.name for document in [*corpus.train, *corpus.heldout]}
     assert {"topics/for", "docstrings/builtins", "argparse.py"} <= names
     assert not {d.name for d in corpus.train} & {d.name for d in corpus.heldout}
     assert not any(name.startswith(("test/", "site-packages/")) for name in names)
@@ -43,7 +43,7 @@ def test_the_digest_notices_a_changed_character():
 def test_a_text_file_is_cut_into_passages_that_lose_nothing(tmp_path):
     (tmp_path / "a.txt").write_text(LONG, encoding="utf-8")
     corpus = load_corpus(str(tmp_path / "a.txt"))
-    documents = corpus.train + corpus.heldout
+    documents = [*corpus.train, *corpus.heldout]
     assert len(documents) > 5
     assert sorted("".join(d.text for d in documents)) == sorted(LONG)
 
@@ -56,8 +56,8 @@ def test_a_folder_is_read_file_by_file_and_what_is_not_text_is_counted(tmp_path)
     (tmp_path / ".hidden.txt").write_text("secret", encoding="utf-8")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x00\x00")
     corpus = load_corpus(str(tmp_path))
-    assert len(corpus.train + corpus.heldout) == 5
-    assert "secret" not in [d.text for d in corpus.train + corpus.heldout]
+    assert len([*corpus.train, *corpus.heldout]) == 5
+    assert "secret" not in [d.text for d in [*corpus.train, *corpus.heldout]]
     assert corpus.skipped == 1
 
 
@@ -66,13 +66,13 @@ def test_rows_of_jsonl_and_parquet_are_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
     texts = {row["content"] for row in rows}
     corpus = load_corpus(str(tmp_path / "a.jsonl"))
-    assert {d.text for d in corpus.train + corpus.heldout} == texts
+    assert {d.text for d in [*corpus.train, *corpus.heldout]} == texts
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"content": sorted(texts)}), tmp_path / "a.parquet")
     corpus = load_corpus(str(tmp_path / "a.parquet"))
-    assert {d.text for d in corpus.train + corpus.heldout} == texts
+    assert {d.text for d in [*corpus.train, *corpus.heldout]} == texts
 
 
 BAD = {
@@ -122,3 +122,62 @@ def test_data_that_needs_an_absent_library_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install"):
         load_corpus("hf:someone/something")
+
+
+def test_one_large_and_one_small_file_are_both_learned_from_and_a_twentieth_is_held_out(tmp_path):
+    for names in (("a", "b"), ("b", "a"), ("c", "x"), ("x", "c")):
+        large, small = (
+            Document(name, f"{name} sentence {word}. " * n) for name, n, word in zip(names, (9001, 41), "ls")
+        )
+        corpus = split_documents("x", [large, small], 0.05)
+        sizes = [side.n_bytes() for side in (corpus.train, corpus.heldout)]
+        assert 0.03 < sizes[1] / sum(sizes) < 0.08
+        assert sum("sentence s" in d.text for d in corpus.train) == 1
+
+
+def test_a_single_document_holds_out_its_end(tmp_path):
+    (tmp_path / "only.md").write_text("".join(f"line {i}\n" for i in range(997)))
+    corpus = load_corpus(str(tmp_path))
+    assert corpus.train[0].text + corpus.heldout[0].text == (tmp_path / "only.md").read_text()
+    assert corpus.heldout[0].text.startswith("line")
+
+
+def test_what_is_held_out_is_said_in_one_line(tmp_path):
+    many = split_documents("x", [Document(f"{i}", f"text {i} " * 50) for i in range(499)], 0.05)
+    few = split_documents("x", [Document(f"{i}", f"text {i} " * 500) for i in range(3)], 0.05)
+    assert f"{len(many.heldout)} documents" in many.describe()
+    assert "3 last parts of documents" in few.describe()
+    assert "\n" not in many.describe() + few.describe()
+
+
+def test_measuring_reads_texts_that_are_spread_over_all(tmp_path):
+    corpus = split_documents("x", [Document(f"{i}", f"text {i} " * 50) for i in range(997)], 0.5)
+    some = corpus.heldout_texts(11)
+    assert len(set(some)) == 11
+    assert {some[0], some[-1]} <= {d.text for d in corpus.heldout}
+    assert corpus.heldout_texts(10_000) == [d.text for d in corpus.heldout]
+
+
+def test_a_tokenizer_is_learned_from_a_part_that_is_spread_over_a_large_corpus(monkeypatch):
+    from deepseek_v3.data import corpus as module
+
+    corpus = split_documents("x", [Document(f"{i}", f"{i} " * 100) for i in range(211)], 0.05)
+    everything = list(corpus.texts_to_merge())
+    assert everything == [d.text for d in corpus.train]
+    monkeypatch.setattr(module, "LEARNED_CHARS", int(corpus.train.chars.sum()) // 10)
+    part = list(corpus.texts_to_merge())
+    assert len(everything) // 11 <= len(part) <= len(everything) // 9
+    assert everything.index(part[-1]) > 0.8 * len(everything)
+
+
+def test_a_disk_without_room_for_the_text_is_said_in_one_line(tmp_path, monkeypatch):
+    import errno
+    import os
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(DataError, match=r"needs [\d,]+ bytes .* no space left .* make room"):
+        load_corpus("stdlib", scratch=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -120,3 +120,90 @@ def test_impossible_settings_are_refused(tokenizer):
     for texts, settings in (([], {}), (TEXTS, {"seq_len": 1}), (TEXTS, {"fim_rate": 1.1}), (TEXTS, {"lanes": 0})):
         with pytest.raises(DataError):
             PackedStream(texts, tokenizer, **{"seq_len": 7, **settings})
+
+
+def test_other_texts_of_equal_length_and_another_tokenizer_of_equal_size_are_refused(tokenizer):
+    state = json.loads(json.dumps(PackedStream(TEXTS, tokenizer, 7).state_dict()))
+    swapped = [text.swapcase() for text in TEXTS]
+    with pytest.raises(DataError, match="texts changed"):
+        PackedStream(swapped, tokenizer, 7).load_state_dict(state)
+    other = Tokenizer.train([text[::-1] for text in TEXTS], 300)
+    assert other.vocab_size == tokenizer.vocab_size
+    with pytest.raises(DataError, match="tokenizer changed"):
+        PackedStream(TEXTS, other, 7).load_state_dict(state)
+
+
+def test_a_cursor_written_before_contents_were_compared_goes_on(tokenizer):
+    stream = PackedStream(TEXTS, tokenizer, 7)
+    stream.next_batch(5)
+    state = {key: value for key, value in stream.state_dict().items() if key != "contents"}
+    again = PackedStream(TEXTS, tokenizer, 7)
+    again.load_state_dict(state)
+    assert torch.equal(again.next_batch(3).tokens, stream.next_batch(3).tokens)
+
+
+def test_fill_in_the_middle_without_its_tokens_is_refused_at_the_start(tokenizer):
+    import tokenizers
+
+    bare = json.loads(tokenizer.to_json())
+    for token in bare["added_tokens"]:
+        token["content"] = token["content"].replace("fim", "xxx")
+    bare["model"]["vocab"] = {
+        key.replace("▁fim", "xxx").replace("fim▁", "xxx▁"): i for key, i in bare["model"]["vocab"].items()
+    }
+    without = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(bare)))
+    with pytest.raises(ValueError, match=r"no <｜fim.*--fim-rate 0"):
+        PackedStream(TEXTS, without, 7, fim_rate=0.1)
+    PackedStream(TEXTS, without, 7, fim_rate=0.0).next_batch(5)
+
+
+class CountingTokenizer(Tokenizer):
+    """Counts the documents that are encoded."""
+
+    def __init__(self, backend) -> None:
+        self.count = 0
+        super().__init__(backend)
+        self.count = 0
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Encode and count."""
+        self.count += 1
+        return super().encode(text, special=special)
+
+
+def test_a_document_is_encoded_once_however_many_lanes_and_passes_read_it(tokenizer, tmp_path):
+    counting = CountingTokenizer(tokenizer._backend)
+    stream = PackedStream(TEXTS[:3], counting, 7, lanes=32, scratch=tmp_path)
+    stream.next_batch(500)
+    assert counting.count == 3
+    assert stream.epoch > 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass_draws_its_order_once_not_for_every_document(tokenizer, monkeypatch):
+    drawn = []
+    original = np.random.default_rng
+
+    def counted(seed):
+        drawn.append(seed)
+        return original(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    stream = PackedStream(TEXTS * 101, tokenizer, 7, lanes=4)
+    stream.next_batch(400)
+    assert sum(len(seed) == 2 for seed in drawn) <= 1 + stream.epoch
+
+
+def test_tokens_that_cannot_be_kept_are_encoded_again_and_are_the_same(tokenizer, monkeypatch, caplog):
+    import errno
+    import os
+
+    wanted = PackedStream(TEXTS, tokenizer, 7, lanes=3).next_batch(101)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    got = PackedStream(TEXTS, tokenizer, 7, lanes=3).next_batch(101)
+    assert torch.equal(got.tokens, wanted.tokens)
+    assert "No space left" in caplog.text

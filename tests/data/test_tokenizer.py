@@ -1,5 +1,7 @@
 """Text to ids and back: nothing is lost, special tokens are never typed by accident, streams wait for characters."""
 
+import json
+
 import pytest
 
 from deepseek_v3.data.tokenizer import BOS, SPECIAL_TOKENS, USER, Tokenizer, TokenizerError
@@ -92,3 +94,35 @@ def test_what_cannot_be_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="not a tokenizer"):
         Tokenizer.from_file(tmp_path)
+
+
+def changed(tokenizer: Tokenizer, tmp_path, **parts) -> str:
+    description = {**json.loads(tokenizer.to_json()), **parts}
+    (tmp_path / "changed.json").write_text(json.dumps(description))
+    return str(tmp_path / "changed.json")
+
+
+def test_truncation_and_padding_of_a_file_are_switched_off_and_told(tokenizer, tmp_path):
+    cut = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    fill = {"strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 2}
+    fill |= {"pad_type_id": 0, "pad_token": "x"}
+    text = "word " * 1000
+    for parts in ({"truncation": cut}, {"padding": fill}, {"truncation": cut, "padding": fill}):
+        again = Tokenizer.from_file(changed(tokenizer, tmp_path, **parts))
+        assert again.decode(again.encode(text)) == text
+        assert again.encode("a") == tokenizer.encode("a")
+        assert len(again.notes) == len(parts)
+        assert json.loads(again.to_json())["truncation"] is None
+    assert tokenizer.notes == ()
+
+
+@pytest.mark.parametrize("normalizer", [{"type": "Lowercase"}, {"type": "NFD"}, {"type": "NFKC"}, {"type": "NFC"}])
+def test_a_tokenizer_that_changes_text_is_refused(tokenizer, tmp_path, normalizer):
+    with pytest.raises(TokenizerError, match="changes text"):
+        Tokenizer.from_file(changed(tokenizer, tmp_path, normalizer=normalizer))
+
+
+def test_a_tokenizer_that_puts_a_space_in_front_is_refused(tokenizer, tmp_path):
+    level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    with pytest.raises(TokenizerError, match="changes text"):
+        Tokenizer.from_file(changed(tokenizer, tmp_path, pre_tokenizer=level))

@@ -11,15 +11,21 @@ its target lie in one document (see `training/loss.py`).
 Source: arXiv:2412.19437, section 4.1 (packing, prefix-suffix-middle at rate 0.1).       Letters: B batch, S positions.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from deepseek_v3.data.corpus import DataError
-from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.data.documents import DataError, identify_texts
+from deepseek_v3.data.token_cache import TokenCache
+from deepseek_v3.data.tokenizer import FIM_HOLE, Tokenizer
+
+ORDERS_KEPT = 3  # lanes end one pass while others are in the next
+SHORTEST_MOVED = 3  # characters of a document that fill-in-the-middle can cut
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,14 @@ class PackedStream:
         seed: int = 0,
         fim_rate: float = 0.0,
         lanes: int = 32,
+        scratch: str | Path | None = None,
     ) -> None:
         """Prepare a stream at its beginning.
 
+        Args:
+            scratch: a folder on the disk that takes the tokens; by default that of temporary files.
         Raises:
-            DataError: no text, a row length below 2, no lane, or a rate outside [0, 1].
+            DataError: no text, a row length below 2, no lane, a rate outside [0, 1], or no tokens for it.
         """
         if not texts:
             raise DataError("there is no document to pack")
@@ -61,10 +70,18 @@ class PackedStream:
                 f"seq_len={seq_len} must be at least 2, lanes={lanes} at least 1 and fim_rate={fim_rate} in [0, 1]"
             )
         self.texts, self.tokenizer, self.seq_len, self.seed, self.fim_rate = texts, tokenizer, seq_len, seed, fim_rate
-        self._identity = [len(texts), sum(map(len, texts)), tokenizer.vocab_size, seq_len, seed, fim_rate, lanes]
+        if fim_rate and not tokenizer.has_fim:
+            raise DataError(
+                f"the tokenizer has no {FIM_HOLE} and the like for --fim-rate {fim_rate}; give --fim-rate 0"
+            )
+        count, chars, digest = identify_texts(texts)
+        self._identity = [count, chars, tokenizer.vocab_size, seq_len, seed, fim_rate, lanes]
+        self._contents = [digest, hashlib.sha256(tokenizer.to_json().encode()).hexdigest()]
         self._lanes = [[lane, 0] for lane in range(lanes)]  # running number of the document read, offset in it
         self._next_document, self._rows_read = lanes, 0
-        self._encoded: dict[int, list[int]] = {}
+        self._cache = TokenCache(texts, tokenizer, scratch)
+        self._reading: dict[int, np.ndarray] = {}
+        self._orders: dict[int, np.ndarray] = {}
 
     def next_batch(self, n_rows: int) -> Batch:
         """Return the next `n_rows` rows."""
@@ -76,7 +93,7 @@ class PackedStream:
         """Return where the stream stands, as JSON can hold it."""
         lanes = [list(lane) for lane in self._lanes]
         position = {"lanes": lanes, "next_document": self._next_document, "rows_read": self._rows_read}
-        return {**position, "identity": self._identity}
+        return {**position, "identity": self._identity, "contents": self._contents}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where a stream over the same texts stood.
@@ -89,9 +106,12 @@ class PackedStream:
                 f"the data changed since the checkpoint (documents, characters, vocabulary, seq_len, seed, fim_rate, "
                 f"lanes): it was {state['identity']}, now {self._identity}; give the same data and flags"
             )
+        for what, before, now in zip(("texts", "tokenizer"), state.get("contents", self._contents), self._contents):
+            if before != now:
+                raise DataError(f"the {what} changed since the checkpoint, though not in size; give the same again")
         self._lanes = [list(lane) for lane in state["lanes"]]
         self._next_document, self._rows_read = state["next_document"], state["rows_read"]
-        self._encoded = {}
+        self._reading = {}
 
     def seen_texts(self) -> list[str]:
         """Return what has been read: whole documents, and of those being read the part before the cursor."""
@@ -102,7 +122,7 @@ class PackedStream:
         for number, offset in reading.items():
             index = self._index(number)
             if offset and index not in finished:
-                text = self.tokenizer.decode(self._document(number)[: offset + 1])
+                text = self.tokenizer.decode(self._document(number)[: offset + 1].tolist())
                 partly[index] = max(partly.get(index, ""), text, key=len)
         return [self.texts[i] for i in sorted(finished)] + list(partly.values())
 
@@ -113,7 +133,10 @@ class PackedStream:
 
     def _index(self, number: int) -> int:
         epoch, rank = divmod(number, len(self.texts))
-        return int(np.random.default_rng([self.seed, epoch]).permutation(len(self.texts))[rank])
+        if epoch not in self._orders:
+            kept = dict(sorted(self._orders.items())[1 - ORDERS_KEPT :])
+            self._orders = {**kept, epoch: np.random.default_rng([self.seed, epoch]).permutation(len(self.texts))}
+        return int(self._orders[epoch][rank])
 
     def _next_row(self) -> tuple[np.ndarray, np.ndarray]:
         wanted = self.seq_len + 1
@@ -130,16 +153,20 @@ class PackedStream:
                 lane[1] += len(piece) - 1
                 self._rows_read += 1
                 return tokens, documents
-            self._encoded.pop(number, None)
+            self._reading.pop(number, None)
             lane[:] = [self._next_document, 0]
             self._next_document += 1
 
-    def _document(self, number: int) -> list[int]:
-        if number not in self._encoded:
-            index, epoch = self._index(number), number // len(self.texts)
-            rng = np.random.default_rng([self.seed, epoch, index, 1])
-            self._encoded[number] = encode_document(self.texts[index], self.tokenizer, self.fim_rate, rng)
-        return self._encoded[number]
+    def _document(self, number: int) -> np.ndarray:
+        if number not in self._reading:
+            index, seed = self._index(number), [self.seed, number // len(self.texts)]
+            draws = [np.random.default_rng([*seed, index, 1]) for _ in range(2)]
+            if draws[0].random() >= self.fim_rate:
+                self._reading[number] = self._cache.document(index)
+            else:
+                ids = encode_document(self.texts[index], self.tokenizer, self.fim_rate, draws[1])
+                self._reading[number] = np.array(ids, np.int64)
+        return self._reading[number]
 
 
 def encode_document(text: str, tokenizer: Tokenizer, fim_rate: float, rng: np.random.Generator) -> list[int]:
@@ -149,7 +176,7 @@ def encode_document(text: str, tokenizer: Tokenizer, fim_rate: float, rng: np.ra
 
     The cuts fall between characters, not tokens, so that the model later meets prefixes that end inside a word.
     """
-    if rng.random() >= fim_rate or len(text) < 3:
+    if rng.random() >= fim_rate or len(text) < SHORTEST_MOVED:
         return [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
     first, second = sorted(int(cut) for cut in rng.integers(0, len(text) + 1, size=2))
     begin, hole, end = tokenizer.fim_ids

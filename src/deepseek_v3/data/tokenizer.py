@@ -31,6 +31,14 @@ RELEASED_SPLITS = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
     r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+PROBES = (
+    "Word",
+    " two  spaces ",
+    "\tcaf\u00e9 e\u0301\n\n",
+    "\ufb01 \uff21 \u4e00",
+    "\r\n12 !",
+    *map(chr, range(1, 128)),
+)
 
 
 class TokenizerError(ValueError):
@@ -43,10 +51,18 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Wrap a backend.
 
+        Truncation and padding are switched off, and `notes` says so: they would cut or fill documents.
+
         Raises:
-            TokenizerError: it is not byte-level, so text would not come back unchanged.
+            TokenizerError: it is not byte-level, or changes text, which then would not come back.
         """
         description = json.loads(backend.to_str())
+        switched = [name for name in ("truncation", "padding") if description.get(name)]
+        self.notes = tuple(
+            f"the tokenizer's {name} was switched off: documents are read as they are" for name in switched
+        )
+        backend.no_truncation()
+        backend.no_padding()
         if "ByteLevel" not in json.dumps(description.get("decoder")):
             raise TokenizerError("the tokenizer is not byte-level BPE; give a tokenizer.json of the DeepSeek-V3 kind")
         self._backend = backend
@@ -55,6 +71,7 @@ class Tokenizer:
         self._special = {t["id"]: t["content"] for t in description.get("added_tokens", []) if t.get("special")}
         self._added = {t["id"]: t["content"] for t in description.get("added_tokens", [])}
         self._bytes: list[bytes] | None = None
+        self._refuse_lossy()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -102,11 +119,15 @@ class Tokenizer:
             raise TokenizerError(f"{path} is not a tokenizer.json ({str(error)[:80]})") from None
         return cls(backend)
 
+    def to_json(self) -> str:
+        """Return what tokenizer.json holds."""
+        return self._backend.to_str(pretty=True)
+
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and the tokenizer_config.json that `transformers` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
         settings = {
             "add_bos_token": False,
             "bos_token": BOS,
@@ -174,6 +195,20 @@ class Tokenizer:
     def fim_ids(self) -> tuple[int, int, int]:
         """Ids of fill-in-the-middle: begin, hole, end."""
         return self._required(FIM_BEGIN), self._required(FIM_HOLE), self._required(FIM_END)
+
+    @property
+    def has_fim(self) -> bool:
+        """Whether there are tokens for fill-in-the-middle."""
+        return all(self.token_id(name) is not None for name in (FIM_BEGIN, FIM_HOLE, FIM_END))
+
+    def _refuse_lossy(self) -> None:
+        """Raise if a text comes back as another."""
+        for text in PROBES:  # ASCII by itself; bytes above it are in the others
+            if (back := self.decode(self.encode(text), skip_special=False)) != text:
+                raise TokenizerError(
+                    f"the tokenizer changes text: {text!r} comes back as {back!r}; give one without a normalizer or "
+                    "a space put in front, with all 256 bytes"
+                )
 
     def _required(self, name: str) -> int:
         token = self.token_id(name)

@@ -6,6 +6,8 @@ RUN/   config.json  tokenizer.json  options.json  metrics.jsonl  checkpoints/  r
 import dataclasses
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from deepseek_v3.training.trainer import Sampler, Trainer
 from deepseek_v3.weights.load import load_weights
 
 OPTIONS = "options.json"
+HELDOUT_BYTES = 200  # a text that is measured has about so many at least
+TELL_EVERY_S = 5.0
 
 
 def prepare_training(
@@ -47,11 +51,16 @@ def prepare_training(
         torch.set_num_threads(options.threads)
     base_config(options)  # a wrong key or preset is said before the data is read
     say = progress.note if progress else (lambda text: None)
-    corpus = load_corpus(options.data, options.heldout_fraction, options.text_key)
+    scratch = standing_folder(run)
+    corpus = load_corpus(
+        options.data, options.heldout_fraction, options.text_key, scratch=scratch, watch=tell_reading(say)
+    )
     say(corpus.describe())
     if corpus.skipped:
         say(f"{corpus.skipped} files were not text and were left out")
     tokenizer = prepare_tokenizer(options, corpus)
+    for note in tokenizer.notes:
+        say(note)
     config = prepare_config(options, tokenizer)
     wish = recorded_precision(run) if options.resume and options.precision == "auto" else options.precision
     precision, peak, why = choose_precision(wish)
@@ -62,11 +71,17 @@ def prepare_training(
     model = DeepseekV3(config)
     if options.init_from and not options.resume:
         load_weights(model, options.init_from)
-    texts = [document.text for document in corpus.train]
     stream = PackedStream(
-        texts, tokenizer, options.seq_len, seed=options.seed, fim_rate=options.fim_rate, lanes=options.lanes
+        corpus.train_texts(),
+        tokenizer,
+        options.seq_len,
+        seed=options.seed,
+        fim_rate=options.fim_rate,
+        lanes=options.lanes,
+        scratch=scratch,
     )
-    heldout = cut_evenly([document.text for document in corpus.heldout], options.eval_kilobytes * 1000)
+    n_bytes = options.eval_kilobytes * 1000
+    heldout = cut_evenly(corpus.heldout_texts(max(1, n_bytes // HELDOUT_BYTES)), n_bytes)
     machine = Machine(precision, peak)
     trainer = Trainer(model, tokenizer, stream, heldout, options, machine=machine, sampler=sampler, progress=progress)
     if options.resume:
@@ -76,13 +91,30 @@ def prepare_training(
     return trainer
 
 
+def standing_folder(run: Path) -> Path:
+    """Return the run folder, or the nearest above it that is there."""
+    return next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+
+
+def tell_reading(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Return what tells how much was read, every few seconds."""
+    told = [time.monotonic()]
+
+    def watch(documents: int, n_bytes: int) -> None:
+        if documents % 64 == 0 and time.monotonic() - told[0] > TELL_EVERY_S:
+            told[0] = time.monotonic()
+            say(f"reading: {documents:,} documents, {n_bytes / 1e6:,.0f} MB")
+
+    return watch
+
+
 def check_run_folder(run: Path) -> None:
     """Refuse a run folder that cannot be written, before anything else takes its time.
 
     Raises:
         OptionsError: it is a file or below one, or writing is not allowed there.
     """
-    standing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    standing = standing_folder(run)
     problem = "is not a folder" if not standing.is_dir() else "cannot be written"
     if problem == "is not a folder" or not os.access(standing, os.W_OK | os.X_OK):
         raise OptionsError(f"--run {run}: {standing} {problem}; name another folder")
@@ -96,7 +128,7 @@ def prepare_tokenizer(options: TrainOptions, corpus: Corpus) -> Tokenizer:
         return Tokenizer.from_file(options.tokenizer)
     if options.init_from:
         return Tokenizer.from_file(options.init_from)
-    return Tokenizer.train((document.text for document in corpus.train), base_config(options).vocab_size)
+    return Tokenizer.train(corpus.texts_to_merge(), base_config(options).vocab_size)
 
 
 def base_config(options: TrainOptions) -> ModelConfig:
