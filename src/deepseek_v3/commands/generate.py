@@ -102,7 +102,7 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOption
         top_p=options.top_p,
         seed=options.seed,
         speculative=options.speculative,
-        stop_tokens=[tokenizer.eos_id],
+        stop_tokens=tokenizer.stop_ids,
         statistics=statistics,
     )
     out.write(prompt)

@@ -25,7 +25,15 @@ def continue_text(
     model.eval()
     try:
         start = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]])
-        new = generate(model, start, max_new_tokens=tokens, temperature=temperature, top_p=0.95, seed=seed)
+        new = generate(
+            model,
+            start,
+            max_new_tokens=tokens,
+            temperature=temperature,
+            top_p=0.95,
+            seed=seed,
+            stop_tokens=tokenizer.stop_ids,
+        )
         return tokenizer.decode([int(token) for token in new])
     finally:
         model.train(training)

@@ -4,7 +4,8 @@
     tokenizer.decode(tokenizer.encode("café")) == "café"      any text comes back, byte by byte
     stream = tokenizer.stream(); stream.push(id)              text as it becomes whole characters
 
-Text never turns into a special token by accident: `encode` reads `<｜User｜>` as characters unless told otherwise.
+Text never turns into an added token by accident: `encode` reads `<｜User｜>` as characters unless told otherwise,
+whether the file calls the token special or not. Which tokens begin, end and pad stands in the files beside.
 
 Source: arXiv:2412.19437, section 4.1; tokenizer.json of the released checkpoint.
 """
@@ -12,10 +13,13 @@ Source: arXiv:2412.19437, section 4.1; tokenizer.json of the released checkpoint
 import codecs
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from deepseek_v3.data.side_files import SideFiles, TokenizerError, read_side_files
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 FIM_HOLE, FIM_BEGIN, FIM_END = "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"
@@ -41,18 +45,19 @@ PROBES = (
 )
 
 
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be made or read; the message names the mend."""
-
-
 class Tokenizer:
     """Text to token ids and back; a thin layer over the `tokenizers` library that knows the released special tokens."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, raw: bytes | None = None, side: SideFiles | None = None
+    ) -> None:
         """Wrap a backend.
 
         Truncation and padding are switched off, and `notes` says so: they would cut or fill documents.
 
+        Args:
+            raw: its tokenizer.json, if it was read from one; saved as it is.
+            side: the files that lay beside.
         Raises:
             TokenizerError: it is not byte-level, or changes text, which then would not come back.
         """
@@ -66,10 +71,11 @@ class Tokenizer:
         if "ByteLevel" not in json.dumps(description.get("decoder")):
             raise TokenizerError("the tokenizer is not byte-level BPE; give a tokenizer.json of the DeepSeek-V3 kind")
         self._backend = backend
-        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True  # type: ignore[attr-defined]  # special tokens in text stay plain text
-        self._special = {t["id"]: t["content"] for t in description.get("added_tokens", []) if t.get("special")}
-        self._added = {t["id"]: t["content"] for t in description.get("added_tokens", [])}
+        self._raw, self.side = raw, side or SideFiles()
+        added = description.get("added_tokens", [])
+        self._special = {token["id"]: token["content"] for token in added if token.get("special")}
+        self._added = {token["id"]: token["content"] for token in added}
+        self._plain = _without_added_tokens(description)
         self._bytes: list[bytes] | None = None
         self._refuse_lossy()
 
@@ -113,34 +119,39 @@ class Tokenizer:
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise TokenizerError(f"there is no {path}; give a tokenizer.json or a folder that holds one")
+        raw = path.read_bytes()
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_buffer(raw)
         except Exception as error:  # the library raises a bare Exception
             raise TokenizerError(f"{path} is not a tokenizer.json ({str(error)[:80]})") from None
-        return cls(backend)
+        return cls(backend, raw=raw, side=read_side_files(path.parent))
 
     def to_json(self) -> str:
         """Return what tokenizer.json holds."""
         return self._backend.to_str(pretty=True)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and the tokenizer_config.json that `transformers` reads."""
+        """Write tokenizer.json and the files beside it as they were read; a new one gets what `transformers` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        (folder / "tokenizer.json").write_bytes(self.to_json().encode() if self._raw is None else self._raw)
+        for name, content in (self.side.carried or self._new_settings()).items():
+            (folder / name).write_bytes(content)
+
+    def _new_settings(self) -> dict[str, bytes]:
         settings = {
             "add_bos_token": False,
-            "bos_token": BOS,
             "clean_up_tokenization_spaces": False,
-            "eos_token": EOS,
-            "pad_token": PAD,
             "tokenizer_class": "PreTrainedTokenizerFast",
         }
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        for role, name in (("bos", BOS), ("eos", EOS), ("pad", PAD)):
+            if self.token_id(name) is not None:
+                settings[f"{role}_token"] = name
+        text = json.dumps(dict(sorted(settings.items())), indent=2, ensure_ascii=False) + "\n"
+        return {"tokenizer_config.json": text.encode()}
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the ids of a text; special tokens written in it count as such only with `special=True`."""
+        """Return the ids of a text; added tokens written in it count as such only with `special=True`."""
         return (self._backend if special else self._plain).encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -176,20 +187,30 @@ class Tokenizer:
         """One more than the largest id, added tokens included."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
-    @property
+    @cached_property
     def bos_id(self) -> int:
         """The token that opens a document."""
-        return self._required(BOS)
+        return self._find("bos", BOS)
 
-    @property
+    @cached_property
     def eos_id(self) -> int:
         """The token that closes a document; never the padding (the model would not learn to stop)."""
-        return self._required(EOS)
+        return self._find("eos", EOS)
 
-    @property
+    @cached_property
     def pad_id(self) -> int:
-        """The token that fills a batch."""
-        return self._required(PAD)
+        """The token that fills a batch, where nothing is learned or scored; without one of its own, the closing one."""
+        try:
+            return self._find("pad", PAD)
+        except TokenizerError:
+            return self.eos_id
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that any of the files says ends a text, the closing one first."""
+        named = [self.token_id(name) for name in self.side.names("eos")]
+        found = dict.fromkeys([self.eos_id, *named, *self.side.ids("eos")])
+        return tuple(token for token in found if token is not None)
 
     @property
     def fim_ids(self) -> tuple[int, int, int]:
@@ -209,6 +230,13 @@ class Tokenizer:
                     f"the tokenizer changes text: {text!r} comes back as {back!r}; give one without a normalizer or "
                     "a space put in front, with all 256 bytes"
                 )
+
+    def _find(self, role: str, released: str) -> int:
+        """The tokenizer's own files come first, then the model's, then the released name."""
+        named = (self.token_id(name) for name in self.side.names(role))
+        numbered = (token for token in self.side.ids(role) if self._backend.id_to_token(token) is not None)
+        found = next((token for token in (*named, *numbered) if token is not None), None)
+        return self._required(released) if found is None else found
 
     def _required(self, name: str) -> int:
         token = self.token_id(name)
@@ -244,6 +272,18 @@ class StreamDecoder:
     def finish(self) -> str:
         """Return what was left, as U+FFFD if it is no whole character."""
         return self._decoder.decode(b"", final=True)
+
+
+def _without_added_tokens(description: dict) -> tokenizers.Tokenizer:
+    """The same tokenizer, to which every text is text. (The library's own switch for it knows special tokens only.)"""
+    model = description["model"]
+    names = {token["content"] for token in description.get("added_tokens", [])}
+    if model.get(
+        "ignore_merges"
+    ):  # a word of the vocabulary counts without merges then: an added token must not be one
+        model = {**model, "vocab": {word: token for word, token in model["vocab"].items() if word not in names}}
+    changes = {"added_tokens": [], "model": model, "truncation": None, "padding": None}
+    return tokenizers.Tokenizer.from_str(json.dumps({**description, **changes}))
 
 
 def _byte_characters() -> Sequence[str]:

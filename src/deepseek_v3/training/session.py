@@ -155,7 +155,9 @@ def prepare_config(options: TrainOptions, tokenizer: Tokenizer) -> ModelConfig:
             f"--seq-len {options.seq_len} exceeds max_position_embeddings={config.max_position_embeddings} (see --set)"
         )
     changes: dict[str, Any] = {"initializer_range": options.init_std} if options.init_std else {}
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    stops = list(tokenizer.stop_ids)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if stops[1:] else stops[0]}
+    ids["pad_token_id"] = tokenizer.pad_id
     return config.replace(**ids, **changes, torch_dtype="float32", quantization_config=None)
 
 

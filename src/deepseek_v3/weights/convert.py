@@ -27,7 +27,19 @@ from deepseek_v3.weights.shards import Spec, plan_shards, write_shards
 
 FORMATS = ("keep", "bf16", "fp32", "fp8")
 # Data, not code, and nothing of it is interpreted here.
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "tiktoken.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def convert_checkpoint(

@@ -106,7 +106,8 @@ def load_weights(
 
 def first_difference(found: ModelConfig, wanted: ModelConfig) -> str:
     """Name the first key in which two configs build different tensors, or return an empty string."""
-    free = ("torch_dtype", "quantization_config", "initializer_range", "max_position_embeddings")
+    free = ("torch_dtype", "quantization_config", "initializer_range", "max_position_embeddings",
+            "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
     theirs, ours = found.to_dict(), wanted.to_dict()
     for key in sorted(theirs.keys() & ours.keys() - set(free)):
         if theirs[key] != ours[key]:
