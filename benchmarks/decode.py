@@ -68,7 +68,7 @@ def bytes_per_step(config: ModelConfig, batch: int, dtype: torch.dtype) -> float
 def our_steps(model: DeepseekV3, batch: int, step: Callable) -> Callable[[], None]:
     """Sixteen greedy steps, from the same cache each time."""
     prompt = torch.randint(0, model.config.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
-    cache = LatentCache(model.config, batch, PROMPT + STEPS, dtype=model.lm_head.weight.dtype)
+    cache = LatentCache.dense(model.config, batch, PROMPT + STEPS, dtype=model.lm_head.weight.dtype)
     with torch.inference_mode():
         model(prompt, cache=cache)
 
@@ -152,7 +152,7 @@ def print_prompts(rounds: int = 9, *, lengths: tuple[int, ...] = (8, 32, 64)) ->
 
             @torch.inference_mode()
             def run() -> None:
-                way(prompt, LatentCache(model.config, 1, length, dtype=model.lm_head.weight.dtype))
+                way(prompt, LatentCache.dense(model.config, 1, length, dtype=model.lm_head.weight.dtype))
 
             return run
 

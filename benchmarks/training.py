@@ -85,7 +85,7 @@ def prefill_contenders(bf16: bool) -> dict[str, Callable]:
 
         @torch.inference_mode()
         def ours(model=model, dtype=dtype) -> None:
-            cache = LatentCache(model.config, 1, PROMPT, dtype=dtype)
+            cache = LatentCache.dense(model.config, 1, PROMPT, dtype=dtype)
             model.lm_head(model.hidden_states(tokens, cache=cache)[:, -1:])
 
         contenders[f"ours {name}"] = ours

@@ -56,10 +56,10 @@ def test_the_cache_bytes_are_those_of_the_real_cache():
     v3 = ModelConfig.preset("v3-671b")
     assert sizing.cache_values(v3) == {"MHA": 32768, "GQA, 8 groups": 2048, "MQA": 256, "MLA": 576}
     for config in (v3, ModelConfig.preset("nano")):
-        real = LatentCache(config, batch=1, capacity=1, dtype=torch.bfloat16)
-        assert real.bytes_per_token == sizing.cache_values(config)["MLA"] * config.num_hidden_layers * 2
-        assert real.latent_LBTW.nbytes == real.bytes_per_token
-    assert LatentCache(v3, 1, 1, dtype=torch.bfloat16).bytes_per_token == 70_272
+        real = LatentCache.dense(config, batch=1, capacity=1, dtype=torch.bfloat16)
+        assert real.store.bytes_per_token == sizing.cache_values(config)["MLA"] * config.num_hidden_layers * 2
+        assert real.store.latent_LPTW.nbytes == real.store.bytes_per_token
+    assert LatentCache.dense(v3, 1, 1, dtype=torch.bfloat16).store.bytes_per_token == 70_272
 
 
 def test_size_prints_the_released_figures(capsys):

@@ -46,7 +46,7 @@ def tokens_of(batch: int, length: int) -> torch.Tensor:
 
 
 def in_chunks(model: DeepseekV3, tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    cache = LatentCache(model.config, tokens.shape[0], tokens.shape[1])
+    cache = LatentCache.dense(model.config, tokens.shape[0], tokens.shape[1])
     logits = torch.cat([model(chunk, cache=cache) for chunk in tokens.split(sizes, 1)], 1)
     assert cache.lengths == [tokens.shape[1]] * tokens.shape[0]
     return logits
@@ -117,7 +117,7 @@ def test_a_padded_batch_is_each_prompt_alone(model):
     padded = torch.full((4, 31), 7)
     for row, prompt in enumerate(prompts):
         padded[row, : lengths[row]] = prompt
-    cache = LatentCache(model.config, 4, 31 + 9)
+    cache = LatentCache.dense(model.config, 4, 31 + 9)
     logits = model(padded, cache=cache)
     cache.truncate(lengths)
     further = tokens_of(4, 9)
@@ -142,7 +142,7 @@ def test_with_a_cache_no_token_changes_what_came_before(model):
 @torch.no_grad()
 def test_rejected_tokens_leave_no_trace(model):
     tokens, wrong = tokens_of(1, 23), tokens_of(1, 5)
-    cache = LatentCache(model.config, 1, 40)
+    cache = LatentCache.dense(model.config, 1, 40)
     model(tokens[:, :13], cache=cache)
     model(wrong, cache=cache)
     cache.truncate([13])
@@ -150,18 +150,18 @@ def test_rejected_tokens_leave_no_trace(model):
 
 
 def test_the_cache_is_the_latent_and_one_rope_key(model):
-    cache = LatentCache(model.config, 3, 11, dtype=torch.bfloat16)
+    cache = LatentCache.dense(model.config, 3, 11, dtype=torch.bfloat16)
     width = model.config.kv_lora_rank + model.config.qk_rope_head_dim
-    assert cache.latent_LBTW.shape == (3, 3, 11, width)
-    assert cache.bytes_per_token == 3 * width * 2 == cache.latent_LBTW.nbytes // (3 * 11)
+    assert cache.store.latent_LPTW.shape == (3, 3, 11, width)
+    assert cache.store.bytes_per_token == 3 * width * 2 == cache.store.latent_LPTW.nbytes // (3 * 11)
 
 
 def test_the_cache_refuses_what_does_not_fit(model):
-    cache = LatentCache(model.config, 1, 11)
+    cache = LatentCache.dense(model.config, 1, 11)
     model(tokens_of(1, 7), cache=cache)
     with pytest.raises(ValueError, match="7 cached \\+ 5 new tokens exceed the cache's capacity of 11"):
         model(tokens_of(1, 5), cache=cache)
     with pytest.raises(ValueError, match="cannot truncate"):
         cache.truncate([8])
     with pytest.raises(ValueError, match="capacity=0"):
-        LatentCache(model.config, 1, 0)
+        LatentCache.dense(model.config, 1, 0)

@@ -39,9 +39,9 @@ def test_shifting_every_position_changes_nothing(model):
     tokens = torch.randint(0, 53, (1, 19))
     want = model(tokens)
     place = model.place_tokens
-    model.place_tokens = lambda count, cache: (rotation_at(torch.arange(1000, 1000 + count), model.frequency_R), None)
+    model.place_tokens = lambda count, *_: (rotation_at(torch.arange(1000, 1000 + count), model.frequency_R), None)
     assert torch.allclose(model(tokens), want, atol=1e-5)
-    model.place_tokens = lambda count, cache: (rotation_at(2 * torch.arange(count), model.frequency_R), None)
+    model.place_tokens = lambda count, *_: (rotation_at(2 * torch.arange(count), model.frequency_R), None)
     assert not torch.allclose(model(tokens), want, atol=1e-3)
     model.place_tokens = place
 

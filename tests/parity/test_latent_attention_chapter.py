@@ -128,16 +128,16 @@ def test_positions_of_each_sequence_are_those_of_the_package(form, rng):
 @pytest.mark.parametrize("config", CONFIGS[:4], ids=NAMES[:4])
 def test_decoding_over_the_cache_is_that_of_the_package_and_so_is_the_cache(config, rng):
     weights, module, x = draw_layer(config, rng)
-    theirs, ours = LatentCache(package_config(config), B, S, layers=1, dtype=torch.float64), TokenCache(S)
+    theirs, ours = LatentCache.dense(package_config(config), B, S, layers=1, dtype=torch.float64), TokenCache(S)
     for start, stop in [(0, 2), (2, 3), (3, 5)]:
         mask = torch.tensor(np.arange(stop) <= np.arange(start, stop)[:, None])
         chunk, turn = torch.tensor(x[:, start:stop]), rotation(config, np.arange(start, stop))
-        want = module(chunk, turn, cache=theirs, mask_ST=mask)
+        want = module(chunk, turn, theirs.place(stop - start)._replace(mask_ST=mask))
         theirs.advance(stop - start)
         got = absorbed_attention_forward(x[:, start:stop], weights, config, past=ours)[0]
         hold_equal({"y": got}, {"y": want})
-    hold_equal({"cache": np.concatenate(ours.rooms, axis=-1)}, {"cache": theirs.latent_LBTW[0]})
-    assert ours.nbytes == B * S * theirs.bytes_per_token
+    hold_equal({"cache": np.concatenate(ours.rooms, axis=-1)}, {"cache": theirs.store.latent_LPTW[0]})
+    assert ours.nbytes == B * S * theirs.store.bytes_per_token
 
 
 def test_frequencies_and_scale_of_the_released_models_are_those_of_the_package():

@@ -169,8 +169,8 @@ class PackageSession:
 
     def __init__(self, model, capacity=64):
         self.model = model
-        self.main = LatentCache(model.config, 1, capacity, dtype=torch.float64)
-        self.module = LatentCache(model.config, 1, capacity, layers=1, dtype=torch.float64)
+        self.main = LatentCache.dense(model.config, 1, capacity, dtype=torch.float64)
+        self.module = LatentCache.dense(model.config, 1, capacity, layers=1, dtype=torch.float64)
 
     @torch.no_grad()
     def read(self, tokens_S):
@@ -179,10 +179,10 @@ class PackageSession:
 
     @torch.no_grad()
     def draft(self, hidden_SD, tokens_S):
-        rotation, mask = self.model.place_tokens(len(hidden_SD), self.module)
+        rotation, past = self.model.place_tokens(len(hidden_SD), self.module)
         embedding = self.model.embed_tokens(torch.tensor([list(tokens_S)]))
         pair = torch.tensor(hidden_SD)[None], embedding
-        out = self.model.mtp[0](*pair, rotation, cache=self.module, layer=0, mask_ST=mask)
+        out = self.model.mtp[0](*pair, rotation, past=past)
         self.module.advance(len(hidden_SD))
         return self.model.lm_head(out)[0].numpy(), out[0].numpy()
 

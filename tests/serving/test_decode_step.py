@@ -9,9 +9,9 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
-from deepseek_v3.serving.decode_step import DecodeStep
+from deepseek_v3.serving.decode_step import SERVES_UP_TO, DecodeStep
 from deepseek_v3.serving.generate import generate, prepare_step
-from deepseek_v3.serving.native_step import SERVES_UP_TO, CallAddresses, LayerAddresses, ModelSizes, StackAddresses
+from deepseek_v3.serving.native_step import CallAddresses, LayerAddresses, ModelSizes, StackAddresses
 
 SIZES = {
     "vocab_size": 53, "hidden_size": 40, "intermediate_size": 56, "moe_intermediate_size": 24, "num_hidden_layers": 3,
@@ -54,7 +54,7 @@ def make_model(changes: dict, seed: int = 4) -> DeepseekV3:
 def differences(model: DeepseekV3, step: DecodeStep, counts: list[int], lengths: list[int]) -> float:
     """Largest difference in logits, hidden states and cache while both read the same tokens."""
     longest, worst = max(lengths), 0.0
-    ours, theirs = (LatentCache(model.config, len(lengths), longest + sum(counts)) for _ in range(2))
+    ours, theirs = (LatentCache.dense(model.config, len(lengths), longest + sum(counts)) for _ in range(2))
     prompt = torch.randint(0, 53, (len(lengths), longest))
     with torch.no_grad():
         for cache in (ours, theirs):
@@ -66,7 +66,7 @@ def differences(model: DeepseekV3, step: DecodeStep, counts: list[int], lengths:
             want = model.hidden_states(tokens, cache=theirs)
             worst = max(worst, float((hidden - want).abs().max()), float((logits - model.lm_head(want)).abs().max()))
     assert ours.lengths == theirs.lengths
-    return max(worst, float((ours.latent_LBTW - theirs.latent_LBTW).abs().max()))
+    return max(worst, float((ours.store.latent_LPTW - theirs.store.latent_LPTW).abs().max()))
 
 
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
@@ -88,7 +88,7 @@ def test_the_latent_norms_have_their_own_eps(form):
 
 def test_a_module_of_the_step_equals_the_model(form):
     model = make_model({})
-    step, cache = DecodeStep(model), LatentCache(model.config, 1, 19, layers=1)
+    step, cache = DecodeStep(model), LatentCache.dense(model.config, 1, 19, layers=1)
     hidden, embedding = torch.randn(1, 19, 40), torch.randint(0, 53, (1, 19))
     with torch.no_grad():
         rotation, _ = model.place_tokens(19, None)
@@ -100,7 +100,7 @@ def test_a_module_of_the_step_equals_the_model(form):
 
 def test_a_module_reads_a_batch(form):
     model = make_model({"num_nextn_predict_layers": 1})
-    step, cache = DecodeStep(model), LatentCache(model.config, 3, 5, layers=1)
+    step, cache = DecodeStep(model), LatentCache.dense(model.config, 3, 5, layers=1)
     hidden, embedding = torch.randn(3, 5, 40), torch.randint(0, 53, (3, 5))
     with torch.no_grad():
         want = model.mtp[0](hidden, model.embed_tokens(embedding), model.place_tokens(5, None)[0])
@@ -117,7 +117,7 @@ def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(dtype):
     step = DecodeStep(model)
 
     def read(rows: list[int], counts: list[int]) -> torch.Tensor:
-        cache = LatentCache(model.config, len(rows), 5, dtype=dtype)
+        cache = LatentCache.dense(model.config, len(rows), 5, dtype=dtype)
         return torch.cat([step(part, cache)[1] for part in tokens[rows].split(counts, 1)], 1)
 
     threads = torch.get_num_threads()
@@ -171,7 +171,7 @@ def test_bfloat16_errs_no_more_than_the_model_does(form):
     half = model.bfloat16()
     exact = copy.deepcopy(half).double()
     tokens = torch.randint(0, 53, (1, 23))
-    caches = [LatentCache(model.config, 1, 23, dtype=torch.bfloat16) for _ in range(2)]
+    caches = [LatentCache.dense(model.config, 1, 23, dtype=torch.bfloat16) for _ in range(2)]
     step = DecodeStep(half)
     with torch.no_grad():
         want = exact(tokens)
@@ -186,13 +186,13 @@ def test_bfloat16_errs_no_more_than_the_model_does(form):
 def test_bfloat16_weights_are_read_as_the_same_numbers_in_float32(changes):
     half = make_model(changes).bfloat16()
     wide = copy.deepcopy(half).float()
-    steps = [(model, DecodeStep(model), LatentCache(model.config, 2, 17)) for model in (half, wide)]
+    steps = [(model, DecodeStep(model), LatentCache.dense(model.config, 2, 17)) for model in (half, wide)]
     for count in (1, 4, 7):
         tokens = torch.randint(0, 53, (2, count))
         (hidden, logits), (wide_hidden, wide_logits) = (step(tokens, cache) for _, step, cache in steps)
         assert torch.equal(logits, wide_logits)
         assert torch.equal(hidden, wide_hidden.bfloat16())
-    assert torch.equal(steps[0][2].latent_LBTW, steps[1][2].latent_LBTW)
+    assert torch.equal(steps[0][2].store.latent_LPTW, steps[1][2].store.latent_LPTW)
 
 
 @needs_kernels
@@ -200,14 +200,15 @@ def test_bfloat16_weights_are_read_as_the_same_numbers_in_float32(changes):
 def test_a_cache_in_bfloat16_is_rounded_and_no_more(dtype):
     model = make_model({}).to(dtype)
     step, tokens = DecodeStep(model), torch.randint(0, 53, (2, 3))
-    exact, half = LatentCache(model.config, 2, 3), LatentCache(model.config, 2, 3, dtype=torch.bfloat16)
+    exact, half = LatentCache.dense(model.config, 2, 3), LatentCache.dense(model.config, 2, 3, dtype=torch.bfloat16)
     step(tokens, exact), step(tokens, half)
-    assert torch.equal(half.latent_LBTW[0], exact.latent_LBTW[0].bfloat16())  # the first layer has read no cache yet
+    # the first layer has read no cache yet
+    assert torch.equal(half.store.latent_LPTW[0], exact.store.latent_LPTW[0].bfloat16())
 
 
 def test_what_cannot_work_is_said(form):
     model = make_model({})
-    step, cache = DecodeStep(model), LatentCache(model.config, 1, 7)
+    step, cache = DecodeStep(model), LatentCache.dense(model.config, 1, 7)
     with pytest.raises(ValueError, match=r"0 cached \+ 8 new tokens exceed the cache's capacity of 7"):
         step(torch.zeros(1, 8, dtype=torch.long), cache)
     for token in (53, -1):
@@ -220,8 +221,8 @@ def test_what_the_kernel_does_not_serve_goes_through_the_model():
     model = make_model({})
     step = DecodeStep(model)
     assert differences(model, step, [SERVES_UP_TO + 1, 1], [7]) <= TOLERANCE
-    cache = LatentCache(model.config, 1, 7, dtype=torch.float64)
-    assert not step.native.serves(torch.zeros(1, 1, dtype=torch.long), cache)
+    cache = LatentCache.dense(model.config, 1, 7, dtype=torch.float64)
+    assert not step.native.serves(cache)
     model.double()
     assert not prepare_step(model).native.ready
     model.float().lm_head.weight.data = model.lm_head.weight.data.mT.contiguous().mT  # not by rows
@@ -229,13 +230,13 @@ def test_what_the_kernel_does_not_serve_goes_through_the_model():
 
 
 def fields_of(struct: str) -> int:
-    """How many numbers a structure of decode.cpp holds, each of eight bytes."""
+    """How many numbers a structure of decode.hpp holds, each of eight bytes."""
     import re
     from pathlib import Path
 
     from deepseek_v3.native import build
 
-    source = (Path(build.__file__).parent / "decode.cpp").read_text()
+    source = (Path(build.__file__).parent / "decode.hpp").read_text()
     block = re.sub(r"//.*", "", re.search(rf"struct {struct} {{(.*?)}};", source, re.S).group(1))
     return sum(line.count(",") + 1 for line in block.split(";") if line.strip())
 

@@ -96,17 +96,18 @@ def test_a_decoding_step_computes_with_the_stored_numbers(folder, dtype, form):
     assert step.native.ready == have_kernels()
     for batch, count in ((1, 1), (1, 3), (3, 1), (9, 1), (3, 7)):
         tokens, cached = tokens_of(batch, count), tokens_of(batch, 5)
-        caches = [LatentCache(kept.config, batch, 20, dtype=torch.float32) for _ in range(2)]
+        caches = [LatentCache.dense(kept.config, batch, 20, dtype=torch.float32) for _ in range(2)]
         ours, theirs = (s(cached, c)[1] for s, c in zip((step, want_step), caches))
         (hidden, ours), (want_hidden, theirs) = (s(tokens, c) for s, c in zip((step, want_step), caches))
-        tolerance = 3e-5 if want_step.native.dtype == torch.float32 else 0.1
+        tolerance = 3e-5 if want_step.native.addresses.dtype == torch.float32 else 0.1
         assert ours.shape == (batch, count, 131)
         assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
         for depth in range(len(kept.mtp)):
-            modules = [LatentCache(kept.config, batch, 20, layers=1, dtype=torch.float32) for _ in range(2)]
+            modules = [LatentCache.dense(kept.config, batch, 20, layers=1, dtype=torch.float32) for _ in range(2)]
             below = want_hidden.bfloat16()
             ours, theirs = (
-                s.predict(depth, below.to(s.native.dtype), tokens, c)[1] for s, c in zip((step, want_step), modules)
+                s.predict(depth, below.to(s.native.addresses.dtype), tokens, c)[1]
+                for s, c in zip((step, want_step), modules)
             )
             assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
 
@@ -117,7 +118,7 @@ def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(folder):
     step = DecodeStep(kept)
 
     def read(rows: list[int], counts: list[int]) -> torch.Tensor:
-        cache = LatentCache(kept.config, len(rows), 3, dtype=torch.bfloat16)
+        cache = LatentCache.dense(kept.config, len(rows), 3, dtype=torch.bfloat16)
         return torch.cat([step(part, cache)[1] for part in tokens[rows].split(counts, 1)], 1)
 
     threads = torch.get_num_threads()
@@ -221,7 +222,7 @@ def test_a_stack_that_is_stored_in_two_formats_is_decoded(folder, tmp_path):
             ours, theirs = kept(tokens[:, :count]), exact(tokens[:, :count])
             assert float((ours - theirs).abs().max()) <= 3e-5 * float(theirs.abs().max())
     ours, theirs = (
-        DecodeStep(model)(tokens[:, :5], LatentCache(model.config, 1, 5, dtype=torch.float32))[1]
+        DecodeStep(model)(tokens[:, :5], LatentCache.dense(model.config, 1, 5, dtype=torch.float32))[1]
         for model in (kept, exact)
     )
     assert float((ours - theirs).abs().max()) <= 3e-5 * float(theirs.abs().max())

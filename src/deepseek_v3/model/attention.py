@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.cache import Past
 from deepseek_v3.model.causal_attention import causal_attention
 from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
@@ -48,28 +48,20 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_b_proj = Linear(self.latent_width, self.heads * (self.content_width + self.value_width))
         self.o_proj = Linear(self.heads * self.value_width, width)
 
-    def forward(
-        self,
-        x_BSD: Tensor,
-        rotation: Rotation,
-        cache: LatentCache | None = None,
-        layer: int = 0,
-        mask_ST: Tensor | None = None,
-    ) -> Tensor:
-        """Attend causally, to the given tokens alone or also to those in the cache.
+    def forward(self, x_BSD: Tensor, rotation: Rotation, past: Past | None = None) -> Tensor:
+        """Attend causally, to the given tokens alone or also to those of the past.
 
         Args:
             rotation: of the positions of x_BSD.
-            cache: gets the new latents under `layer`.
-            mask_ST: bool, True where a query may look: [S, T] or [B, 1, S, T]; only needed with a cache.
+            past: the tokens before these; its cache gets their latents.
         """
         query_BSHW = self.make_queries(x_BSD)
         latent_BTW = self.make_latent(x_BSD, rotation)
-        if cache is not None:
-            latent_BTW = cache.append(layer, latent_BTW.to(cache.latent_LBTW.dtype)).to(latent_BTW.dtype)
-        absorb = cache is not None and x_BSD.shape[1] <= ABSORB_UP_TO
+        if past is not None:
+            latent_BTW = past.append(latent_BTW)
+        absorb = past is not None and x_BSD.shape[1] <= ABSORB_UP_TO
         attend = self.attend_absorbed if absorb else self.attend_expanded
-        out_BSHU = attend(query_BSHW, rotation, latent_BTW, mask_ST)
+        out_BSHU = attend(query_BSHW, rotation, latent_BTW, None if past is None else past.mask_ST)
         return self.o_proj(out_BSHU.flatten(2))  # V3 Eq. (11)
 
     def make_queries(self, x_BSD: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.attention import MultiHeadLatentAttention
-from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.cache import Past
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.norm import RMSNorm
@@ -34,13 +34,11 @@ class Block(nn.Module):
         x_BSD: Tensor,
         rotation: Rotation,
         *,
-        cache: LatentCache | None = None,
-        layer: int = 0,
-        mask_ST: Tensor | None = None,
+        past: Past | None = None,
         record: RoutingRecord | None = None,
     ) -> Tensor:
         """Apply attention and feed-forward, each on the normed input, added to the residual stream."""
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotation, cache, layer, mask_ST)
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotation, past)
         normed_BSD = self.post_attention_layernorm(x_BSD)
         if isinstance(self.mlp, MixtureOfExperts):
             return x_BSD + self.mlp(normed_BSD, record)  # V3 Fig. 2

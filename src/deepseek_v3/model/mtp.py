@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.block import Block
-from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.cache import Past
 from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.rope import Rotation
@@ -39,9 +39,7 @@ class MultiTokenPredictor(nn.Module):
         embedding_BSD: Tensor,
         rotation: Rotation,
         *,
-        cache: LatentCache | None = None,
-        layer: int = 0,
-        mask_ST: Tensor | None = None,
+        past: Past | None = None,
         record: RoutingRecord | None = None,
     ) -> Tensor:
         """Return the normed hidden state of this depth: what the shared head reads and the next depth takes.
@@ -51,5 +49,5 @@ class MultiTokenPredictor(nn.Module):
             embedding_BSD: of token i + k.
         """
         joined_BSD = self.eh_proj(torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), -1))  # V3 Eq. (21)
-        out_BSD = self.block(joined_BSD, rotation, cache=cache, layer=layer, mask_ST=mask_ST, record=record)
+        out_BSD = self.block(joined_BSD, rotation, past=past, record=record)
         return self.shared_head_norm(out_BSD)  # V3 Eq. (22)

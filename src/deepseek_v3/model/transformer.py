@@ -8,13 +8,15 @@ Letters: B batch, S positions, D width, V vocabulary.
 Source: arXiv:2412.19437, Figures 2 and 3.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.attention import ABSORB_UP_TO
 from deepseek_v3.model.block import Block
-from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.cache import LatentCache, Past
 from deepseek_v3.model.head import Head
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.model.mtp import MultiTokenPredictor
@@ -95,15 +97,24 @@ class DeepseekV3(nn.Module):
         return logits, [self.lm_head(h) for h in self.mtp_hidden_states(tokens_BS, hidden_BSD, record)]  # V3 Eq. (23)
 
     def hidden_states(
-        self, tokens_BS: Tensor, *, cache: LatentCache | None = None, record: RoutingRecord | None = None
+        self,
+        tokens_BS: Tensor,
+        *,
+        cache: LatentCache | None = None,
+        counts: Sequence[int] | None = None,
+        record: RoutingRecord | None = None,
     ) -> Tensor:
-        """Return the final-normed hidden states [B, S, D]: what the head reads, and the first MTP module."""
-        rotation, mask_ST = self.place_tokens(tokens_BS.shape[1], cache)
+        """Return the final-normed hidden states [B, S, D]: what the head reads, and the first MTP module.
+
+        Args:
+            counts: of each row of the cache the tokens that are real; what follows them is padding and leaves no trace.
+        """
+        rotation, past = self.place_tokens(tokens_BS.shape[1], cache, counts)
         x_BSD = self.embed_tokens(tokens_BS)
         for i, layer in enumerate(self.layers):
-            x_BSD = layer(x_BSD, rotation, cache=cache, layer=i, mask_ST=mask_ST, record=record)
+            x_BSD = layer(x_BSD, rotation, past=None if past is None else past.at(i), record=record)
         if cache is not None:
-            cache.advance(tokens_BS.shape[1])
+            cache.advance(tokens_BS.shape[1] if counts is None else counts)
         return self.norm(x_BSD)
 
     def mtp_hidden_states(
@@ -127,15 +138,21 @@ class DeepseekV3(nn.Module):
             hiddens.append(hidden_BSD)  # V3 Fig. 3
         return hiddens
 
-    def place_tokens(self, count: int, cache: LatentCache | None) -> tuple[Rotation, Tensor | None]:
-        """Rotation of the next `count` positions, and with a cache which slots each query may see (bool)."""
+    def place_tokens(
+        self, count: int, cache: LatentCache | None, counts: Sequence[int] | None = None
+    ) -> tuple[Rotation, Past | None]:
+        """Rotation of the next `count` positions, and with a cache what each query may see of it, at layer 0.
+
+        Raises:
+            ValueError: they do not fit into the cache.
+        """
         if cache is None:
             positions = torch.arange(count, device=self.frequency_R.device)
             return rotation_at(positions, self.frequency_R, self.rope_magnitude), None
-        positions = cache.positions(count)
+        past, positions = cache.place(count, counts), cache.positions(count)
         rotation = rotation_at(positions, self.frequency_R, self.rope_magnitude)
-        if positions.dim() == 1 and (count == 1 or count > ABSORB_UP_TO):
-            return rotation, None  # one query sees every slot, and the expanded form is causal by itself
-        slot_T = torch.arange(max(cache.lengths) + count, device=positions.device)
-        mask = slot_T <= positions[..., None]
-        return rotation, mask if mask.dim() == 2 else mask.unsqueeze(1)
+        equal = positions.dim() == 1 and past.seen == cache.lengths[0] + count
+        if equal and (count == 1 or count > ABSORB_UP_TO):
+            return rotation, past  # one query sees every position, and the expanded form is causal by itself
+        mask = torch.arange(past.seen, device=positions.device) <= positions[..., None]
+        return rotation, past._replace(mask_ST=mask if mask.dim() == 2 else mask.unsqueeze(1))

@@ -7,6 +7,7 @@
 // tokens share the step, nor on the number of threads: to the last bit.
 #pragma once
 #include "fp8.hpp"
+#include "row_functions.hpp"
 #include <vector>
 
 constexpr int ROWS = 4;      // of a weight at most, which share what is read of the activations
@@ -18,21 +19,6 @@ constexpr int READ_AHEAD = 8192;  // bytes; without, a core waits for memory hal
 INLINE void read_ahead(const void* from) { __builtin_prefetch((const char*)from + READ_AHEAD, 0, 2); }
 
 typedef float* const* Rows;  // rows of activations, wherever they lie
-
-struct Range {
-    int64_t begin, end;
-};
-
-// The first `count` of LANES numbers; the others are 0.
-template <typename T> inline Vec load_part(const T* from, int64_t count) {
-    T lane[LANES] = {};
-    memcpy(lane, from, count * sizeof(T));
-    return load_vec(lane);
-}
-#if defined(__AVX512F__)
-inline Vec load_part(const float* from, int64_t count) { return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1 << count) - 1), from); }
-#endif
-inline void store_part(float* to, Vec x, int64_t count) { memcpy(to, &x, count * sizeof(float)); }
 
 // Index of output lane i when segments of `size` lanes of two vectors are halved; `upper` names the half that is taken.
 constexpr int half_lane(int i, int size, int upper) {
@@ -248,76 +234,35 @@ inline void decode_rows(Weight weight, int64_t width, int64_t first, int64_t n, 
 }
 
 template <int V, int N, typename T>
-inline void combine_tile(const T* from, int64_t rows, int64_t stride, Rows weight, Rows y, int64_t c, int64_t count) {
+inline void combine_tile(const T* from, int64_t rows, int64_t stride, Rows weight, int64_t first, Rows y, int64_t c, int64_t count) {
     Vec sum[V][N] = {};
+    const int64_t lanes = std::min<int64_t>(count, LANES);
+    if (first > 0)
+        for (int n = 0; n < N; n++)
+            for (int v = 0; v < V; v++) sum[v][n] = load_part(y[n] + c + v * LANES, lanes);
     for (int64_t r = 0; r < rows; r++) {
         Vec w[V];
         const T* row = from + r * stride + c;
         for (int v = 0; v < V; v++) w[v] = count < LANES ? load_part(row, count) : load_vec(row + v * LANES);
         for (int n = 0; n < N; n++)
-            for (int v = 0; v < V; v++) sum[v][n] = add_product(sum[v][n], w[v], splat(weight[n][r]));
+            for (int v = 0; v < V; v++) sum[v][n] = add_product(sum[v][n], w[v], splat(weight[n][first + r]));
     }
     for (int n = 0; n < N; n++)
-        for (int v = 0; v < V; v++) store_part(y[n] + c + v * LANES, sum[v][n], std::min<int64_t>(count, LANES));
+        for (int v = 0; v < V; v++) store_part(y[n] + c + v * LANES, sum[v][n], lanes);
 }
 
-template <int N, typename T> inline void combine_columns(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, Rows y) {
+template <int N, typename T>
+inline void combine_columns(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, int64_t first, Rows y) {
     int64_t c = 0;
-    for (; c + 4 * LANES <= width; c += 4 * LANES) combine_tile<4, N>(from, rows, stride, weight, y, c, 4 * LANES);
-    for (; c < width; c += LANES) combine_tile<1, N>(from, rows, stride, weight, y, c, width - c);
+    for (; c + 4 * LANES <= width; c += 4 * LANES) combine_tile<4, N>(from, rows, stride, weight, first, y, c, 4 * LANES);
+    for (; c < width; c += LANES) combine_tile<1, N>(from, rows, stride, weight, first, y, c, width - c);
 }
 
-// y_n = sum_r weight_n[r] * the first `width` numbers of row r; the rows are `stride` apart.
-template <typename T> void combine_rows(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, Rows y, int64_t tokens) {
+// y_n = sum_r weight_n[first + r] * the first `width` numbers of row r; the rows are `stride` apart. Behind the first call
+// for a sum come those for the rows that follow, wherever they lie: the sum goes on, in the same order.
+template <typename T>
+void combine_rows(const T* from, int64_t rows, int64_t stride, int64_t width, Rows weight, int64_t first, Rows y, int64_t tokens) {
     int64_t n = 0;
-    for (; n + COMBINED <= tokens; n += COMBINED) combine_columns<COMBINED>(from, rows, stride, width, weight + n, y + n);
-    for (; n < tokens; n++) combine_columns<1>(from, rows, stride, width, weight + n, y + n);
-}
-
-// Read, change and write `width` numbers, LANES at a time; f sees zeros behind the end.
-template <typename F> inline void for_each_vec(int64_t width, F f) {
-    int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) f(i, (int64_t)LANES);
-    if (i < width) f(i, width - i);
-}
-template <typename T> inline Vec load_up_to(const T* from, int64_t count) { return count == LANES ? load_vec(from) : load_part(from, count); }
-inline void store_up_to(float* to, Vec x, int64_t count) {
-    if (count == LANES) store_vec(to, x);
-    else store_part(to, x, count);
-}
-
-// y = x / sqrt(mean(x^2) + eps) * weight
-template <typename T> inline void normalise_row(const float* x, const void* scale, double eps, float* y, int64_t width) {
-    const T* weight = (const T*)scale;
-    Vec square = {};
-    for_each_vec(width, [&](int64_t i, int64_t count) {
-        Vec v = load_up_to(x + i, count);
-        square += v * v;
-    });
-    Vec rstd = splat(1 / std::sqrt(sum_lanes(square) / width + (float)eps));
-    for_each_vec(width,
-                 [&](int64_t i, int64_t count) { store_up_to(y + i, load_up_to(x + i, count) * rstd * load_up_to(weight + i, count), count); });
-}
-
-// gate = silu(gate) * up * weight, on a range
-inline void apply_gate(float* gate, const float* up, float weight, Range range) {
-    for_each_vec(range.end - range.begin, [&](int64_t i, int64_t count) {
-        float* at = gate + range.begin + i;
-        Vec g = load_up_to(at, count);
-        store_up_to(at, g / (splat(1) + exp_vec(-g)) * load_up_to(up + range.begin + i, count) * splat(weight), count);
-    });
-}
-
-// score = softmax(scale * score) over the first `seen` slots, 0 beyond
-inline void softmax_row(float* score, int64_t seen, int64_t slots, float scale) {
-    float largest = largest_of(score, seen);
-    Vec total = {};
-    for_each_vec(seen, [&](int64_t i, int64_t count) {
-        Vec y = exp_vec((load_up_to(score + i, count) - splat(largest)) * splat(scale));
-        store_up_to(score + i, y, count);
-        total += load_up_to(score + i, count);  // without what lies behind the end
-    });
-    Vec inverse = splat(1 / sum_lanes(total));
-    for_each_vec(seen, [&](int64_t i, int64_t count) { store_up_to(score + i, load_up_to(score + i, count) * inverse, count); });
-    std::fill(score + seen, score + slots, 0.0f);
+    for (; n + COMBINED <= tokens; n += COMBINED) combine_columns<COMBINED>(from, rows, stride, width, weight + n, first, y + n);
+    for (; n < tokens; n++) combine_columns<1>(from, rows, stride, width, weight + n, first, y + n);
 }

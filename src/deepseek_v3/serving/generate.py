@@ -20,10 +20,8 @@ from deepseek_v3.engine.request import GenerationStatistics, check_prompt, count
 from deepseek_v3.engine.sampler import SamplingRule, draw_token, make_generator
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.serving.decode_step import DecodeStep
+from deepseek_v3.serving.decode_step import PREFILL_CHUNK, SERVES_UP_TO, DecodeStep
 from deepseek_v3.serving.speculative import Drafter, judge_drafts
-
-PREFILL_CHUNK = 512  # prompt tokens read at once: bounds the memory of scores, changes no number
 
 
 def generate(
@@ -79,10 +77,10 @@ class _Session:
         self.step = prepare_step(model)
         place = {"dtype": cache_dtype or model.lm_head.weight.dtype, "device": model.lm_head.weight.device}
         with torch.inference_mode():
-            self.cache = LatentCache(model.config, 1, capacity, **place)
+            self.cache = LatentCache.dense(model.config, 1, capacity, **place)
             modules = min(drafts, len(model.mtp))
-            caches = [LatentCache(model.config, 1, capacity, layers=1, **place) for _ in range(modules)]
-        self.drafter = Drafter(self._read_module, caches)
+            caches = [LatentCache.dense(model.config, 1, capacity, layers=1, **place) for _ in range(modules)]
+        self.drafter = Drafter(self.step.predict, caches)
 
     def run(
         self,
@@ -143,21 +141,6 @@ class _Session:
             statistics.count_drafts(count, stood)
         return hidden_BSD[:, : stood + 1], [*drafts[:stood], token]
 
-    def _read_module(
-        self, depth: int, hidden_BSD: Tensor, tokens_BS: Tensor, cache: LatentCache
-    ) -> tuple[Tensor, Tensor]:
-        """Run one MTP module; a prompt in chunks, and by the model's own form."""
-        if tokens_BS.shape[1] <= PREFILL_CHUNK // 8:
-            return self.step.predict(depth, hidden_BSD, tokens_BS, cache)
-        module, hiddens = self.model.mtp[depth], []
-        for hidden, token in zip(hidden_BSD.split(PREFILL_CHUNK, 1), tokens_BS.split(PREFILL_CHUNK, 1)):
-            rotation, mask_ST = self.model.place_tokens(token.shape[1], cache)
-            embedding_BSD = self.model.embed_tokens(token)
-            hiddens.append(module(hidden, embedding_BSD, rotation, cache=cache, mask_ST=mask_ST))
-            cache.advance(token.shape[1])
-        hidden_BSD = torch.cat(hiddens, 1)
-        return hidden_BSD, self.model.lm_head(hidden_BSD[:, -1])
-
     def _tensor(self, tokens: list[int]) -> Tensor:
         return torch.tensor([tokens], device=self.model.lm_head.weight.device)
 
@@ -192,7 +175,7 @@ def generate_batch(
     limits = [min(max_new_tokens, context - len(row) + 1) for row in rows]
     longest = max(len(row) for row in rows)
     capacity = longest + max(max(limits), 1)
-    cache = LatentCache(model.config, len(rows), capacity, dtype=weight.dtype, device=weight.device)
+    cache = LatentCache.dense(model.config, len(rows), capacity, dtype=weight.dtype, device=weight.device)
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=weight.device)
     step = prepare_step(model)
     hidden_BSD = read_prompt(model, step, padded, cache, keep=True)
@@ -220,7 +203,7 @@ def read_prompt(model: DeepseekV3, step: DecodeStep, tokens_BS: Tensor, cache: L
     """
     hiddens: list[Tensor] = []
     for chunk_BS in tokens_BS.split(PREFILL_CHUNK, 1):
-        short = step.native.serves(chunk_BS, cache)
+        short = chunk_BS.numel() <= SERVES_UP_TO and step.native.serves(cache)
         hidden_BSD = step(chunk_BS, cache)[0] if short else model.hidden_states(chunk_BS, cache=cache)
         hiddens = [*(hiddens if keep else []), hidden_BSD]
     return torch.cat(hiddens, 1)

@@ -1,16 +1,18 @@
 """The decoding step as one call of a C++ kernel, for a model on a CPU in FP32, BF16 or FP8 (native/decode.cpp).
 
     native = NativeStep(ModelParts.of(model))
-    if native.serves(tokens_BS, cache):
-        hidden_ND, logits_NV = native.run(-1, None, tokens_BS, cache)      depth -1: the main model; 0, 1, ...: a module
+    if native.serves(cache):
+        hidden_ND, logits_MV = native.run(rows, cache, depth, below_ND, wanted)
 
 The kernel reads every weight where the model keeps it; this file hands it the addresses, in structures that have the
-fields of those in decode.cpp in the same order. Activations are FP32 in there, whatever the weights are.
+fields of those in decode.hpp in the same order. Activations are FP32 in there, whatever the weights are.
 
-Letters: B rows, S new tokens of each, N = B * S, D width, V vocabulary, T positions, R rotary width.
+Letters: B rows, N new tokens, M of which logits are wanted, D width, V vocabulary, T positions, R rotary width.
 """
 
 import ctypes
+from array import array
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +27,10 @@ from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
-from deepseek_v3.model.rope import rotation_at, softmax_scale
+from deepseek_v3.model.rope import Rotation, rotation_at, softmax_scale
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
 
-SERVES_UP_TO = 64  # tokens of a step; 1.7 times as fast as matrix kernels at 64 (`nano`), and more are a prompt's
 DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INTEGER, FRACTION = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
@@ -47,7 +48,7 @@ def fields(**kinds: str) -> list[tuple[str, type]]:
 
 
 class LayerAddresses(ctypes.Structure):
-    """`Layer` of decode.cpp."""
+    """`Layer` of decode.hpp."""
 
     _fields_ = fields(
         pointers="input_norm query_norm latent_norm post_norm router bias",
@@ -57,7 +58,7 @@ class LayerAddresses(ctypes.Structure):
 
 
 class ModelSizes(ctypes.Structure):
-    """`Model` of decode.cpp."""
+    """`Model` of decode.hpp."""
 
     _fields_ = fields(
         pointers="embedding head",
@@ -67,16 +68,17 @@ class ModelSizes(ctypes.Structure):
 
 
 class StackAddresses(ctypes.Structure):
-    """`Stack` of decode.cpp."""
+    """`Stack` of decode.hpp."""
 
     _fields_ = fields(pointers="layers", integers="count", pointers_="norm embedding_norm hidden_norm join")
 
 
 class CallAddresses(ctypes.Structure):
-    """`Call` of decode.cpp."""
+    """`Call` of decode.hpp."""
 
     _fields_ = fields(
-        pointers="tokens lengths below cache hidden logits cos sin", integers="B S capacity bfloat16_cache threads"
+        pointers="tokens lengths counts tables wanted below cache hidden logits cos sin",
+        integers="N B M blocks block_size bfloat16_cache threads foreign",
     )
 
 
@@ -116,21 +118,14 @@ class ModelParts(NamedTuple):
         return cls(model.config, model.embed_tokens, layers, model.norm, model.lm_head, modules, *place)
 
 
-class NativeStep:
-    """The addresses of a model's weights, and the call.
+class ModelAddresses:
+    """Where a model's weights lie at one moment; never changed, so that a thread may read while another looks anew.
 
     Attributes:
-        ready: whether the kernel can read this model here; `refresh` looks again.
+        ready: whether the kernel can read this model here.
     """
 
     def __init__(self, parts: ModelParts) -> None:
-        self.parts = parts
-        self.cos_TR = self.sin_TR = torch.empty(0, 0)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take over where the weights lie now."""
-        parts = self.parts
         self.dtype = parts.lm_head.weight.dtype
         self.kept: list[Tensor] = []  # what is read stays allocated, even if the model turns to other tensors
         self.biases: list[Tensor] = []
@@ -147,53 +142,6 @@ class NativeStep:
         lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
         uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept if w.dtype != CODE)
         self.ready = lies_well and uniform and have_kernels()
-
-    def serves(self, tokens_BS: Tensor, cache: LatentCache) -> bool:
-        """Whether the kernel can take this step."""
-        latent = cache.latent_LBTW
-        fits = tokens_BS.numel() <= SERVES_UP_TO and tokens_BS.device.type == latent.device.type == "cpu"
-        return self.ready and fits and latent.dtype in DTYPES and latent.is_contiguous()
-
-    def run(self, depth: int, below_ND: Tensor | None, tokens_BS: Tensor, cache: LatentCache) -> tuple[Tensor, Tensor]:
-        """Read the next tokens of every row and append to the cache.
-
-        Args:
-            depth: -1 for the main model, else the module, which reads the hidden states `below_ND`.
-        Returns:
-            Normed hidden states [N, D] in the model's dtype, and logits in FP32: [N, V], of a module [B, V].
-        Raises:
-            IndexError: a token outside the vocabulary.
-            ValueError: they do not fit into the cache.
-        """
-        (batch, count), tokens = tokens_BS.shape, tokens_BS.flatten().tolist()
-        if min(tokens) < 0 or max(tokens) >= self.sizes.V:
-            raise IndexError(f"a token of {tokens} is not below vocab_size={self.sizes.V}")
-        if len(cache.lengths) != batch or max(cache.lengths) + count > cache.capacity:
-            cache.positions(count)  # says what does not fit
-            raise ValueError(f"{batch} rows of tokens for a cache of {len(cache.lengths)} rows")
-        self._grow_rotation(cache.capacity)
-        below_ND = None if below_ND is None else below_ND.to(self.dtype).contiguous()
-        hidden_ND = torch.empty(batch * count, self.sizes.D, dtype=self.dtype)
-        logits_NV = torch.empty(batch * count if depth < 0 else batch, self.sizes.V)
-        call = CallAddresses(
-            tokens=ctypes.addressof(tokens_N := (INTEGER * len(tokens))(*tokens)),
-            lengths=ctypes.addressof(lengths_B := (INTEGER * batch)(*cache.lengths)),
-            below=None if below_ND is None else below_ND.data_ptr(),
-            cache=cache.latent_LBTW.data_ptr(), hidden=hidden_ND.data_ptr(), logits=logits_NV.data_ptr(),
-            cos=self.cos_TR.data_ptr(), sin=self.sin_TR.data_ptr(), B=batch, S=count, capacity=cache.capacity,
-            bfloat16_cache=cache.latent_LBTW.dtype == torch.bfloat16, threads=torch.get_num_threads(),
-        )  # fmt: skip
-        stack, _ = self.stacks[depth + 1]
-        run_kernel("decode_step", *(ctypes.addressof(block) for block in (self.sizes, stack, call)))
-        del tokens_N, lengths_B
-        cache.advance(count)
-        return hidden_ND, logits_NV
-
-    def _grow_rotation(self, positions: int) -> None:
-        """Cosines and sines of every position, FP32, kept from step to step."""
-        if self.cos_TR.shape[0] < positions:
-            rotation = rotation_at(torch.arange(positions), self.parts.frequency_R, self.parts.rope_magnitude)
-            self.cos_TR, self.sin_TR = rotation.cos.float().contiguous(), rotation.sin.float().contiguous()
 
     def _address(self, weight: nn.Module | Tensor | None) -> int | None:
         """Where a weight lies; it is kept from being freed."""
@@ -243,3 +191,73 @@ class NativeStep:
             projections |= {"gate": dense.gate_proj, "up": dense.up_proj, "down": dense.down_proj}
             addresses["dense_width"] = dense.gate_proj.weight.shape[0]
         return LayerAddresses(**addresses, **{name: self._weight(part) for name, part in projections.items()})
+
+
+class NativeStep:
+    """The kernel's view of a model, and the call. Several threads may call at once, each with rows of its own."""
+
+    def __init__(self, parts: ModelParts) -> None:
+        self.parts = parts
+        self.rotation_TR = Rotation(torch.empty(0, 0), torch.empty(0, 0))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over where the weights lie now."""
+        self.addresses = ModelAddresses(self.parts)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel can read this model here; `refresh` looks again."""
+        return self.addresses.ready
+
+    def serves(self, cache: LatentCache) -> bool:
+        """Whether the kernel can read this model, and this cache."""
+        latent = cache.store.latent_LPTW
+        return self.ready and latent.device.type == "cpu" and latent.dtype in DTYPES and latent.is_contiguous()
+
+    def run(
+        self,
+        rows: tuple[list[int], list[int]],
+        cache: LatentCache,
+        depth: int,
+        below_ND: Tensor | None,
+        wanted: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Read tokens that `DecodeStep.read` has checked: see there.
+
+        Raises:
+            IndexError: a table names a block that the store does not have.
+        """
+        addresses, (tokens, counts) = self.addresses, rows
+        store, first = cache.store, cache.first_layer
+        rotation_TR = self._rotation(max(map(int.__add__, cache.lengths, counts)))
+        below_ND = None if below_ND is None else below_ND.to(addresses.dtype).contiguous()
+        hidden_ND = torch.empty(len(tokens), addresses.sizes.D, dtype=addresses.dtype)
+        logits_MV = torch.empty(len(wanted), addresses.sizes.V)
+        integers = [array("q", numbers) for numbers in (tokens, cache.lengths, counts, wanted)]
+        tables = [table if isinstance(table, array) else array("q", table) for table in cache.tables]
+        tables_B = array("q", [table.buffer_info()[0] for table in tables])
+        tokens_at, lengths_at, counts_at, wanted_at = (numbers.buffer_info()[0] for numbers in integers)
+        call = CallAddresses(
+            tokens=tokens_at, lengths=lengths_at, counts=counts_at, tables=tables_B.buffer_info()[0], wanted=wanted_at,
+            below=None if below_ND is None else below_ND.data_ptr(),
+            cache=store.latent_LPTW[first].data_ptr(), hidden=hidden_ND.data_ptr(), logits=logits_MV.data_ptr(),
+            cos=rotation_TR.cos.data_ptr(), sin=rotation_TR.sin.data_ptr(), N=len(tokens), B=len(counts),
+            M=len(wanted), blocks=store.n_blocks, block_size=store.block_size,
+            bfloat16_cache=store.latent_LPTW.dtype == torch.bfloat16, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        stack, _ = addresses.stacks[depth + 1]
+        run_kernel("decode_step", *(ctypes.addressof(block) for block in (addresses.sizes, stack, call)))
+        if call.foreign:
+            raise IndexError(f"{call.foreign} blocks of the cache's tables are not below n_blocks={store.n_blocks}")
+        cache.advance(counts)
+        return hidden_ND, logits_MV
+
+    def _rotation(self, positions: int) -> Rotation:
+        """Cosines and sines of every position, FP32, kept from step to step."""
+        rotation_TR = self.rotation_TR
+        if rotation_TR.cos.shape[0] < positions:
+            room = torch.arange(max(256, 1 << (positions - 1).bit_length()))
+            cos_TR, sin_TR = rotation_at(room, self.parts.frequency_R, self.parts.rope_magnitude)
+            self.rotation_TR = rotation_TR = Rotation(cos_TR.float().contiguous(), sin_TR.float().contiguous())
+        return rotation_TR

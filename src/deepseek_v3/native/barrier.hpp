@@ -1,8 +1,8 @@
 // Where threads wait for each other, some fifty times a decoding step.
 //
-// A thread that waits looks for a while, then sleeps. OpenMP's own barrier looks for a millisecond: where other
-// programs want the cores too, the thread that all wait for is kept from the very core on which the others look. On a
-// busy machine a step of eight rows took 12 ms instead of 48, on a quiet one it makes no difference.
+// A thread that waits spins for a while, then sleeps. OpenMP's own barrier spins for a millisecond: where other programs
+// want the cores too, the thread that all wait for is kept from the very core on which the others spin. On a busy machine
+// a step of eight rows took 12 ms instead of 48, on a quiet one it makes no difference.
 #pragma once
 #include <atomic>
 #include <linux/futex.h>
@@ -12,9 +12,9 @@
 #include <immintrin.h>
 #endif
 
-constexpr int LOOKS = 500;  // some ten microseconds
+constexpr int SPINS = 500;  // some ten microseconds
 
-class Meeting {
+class Barrier {
     std::atomic<int> arrived{0}, sleeping{0};
     alignas(64) std::atomic<int> round{0};
 
@@ -34,7 +34,7 @@ class Meeting {
             if (sleeping.load()) futex(FUTEX_WAKE, 1 << 30);
             return;
         }
-        for (int i = 0; i < LOOKS; i++) {
+        for (int i = 0; i < SPINS; i++) {
             if (round.load(std::memory_order_acquire) != mine) return;
             pause();
         }
