@@ -36,6 +36,9 @@ COMMANDS = {
     ),
     "inspect": Command("list what a checkpoint holds, without loading it", "inspect", "InspectOptions", "run_inspect"),
     "size": Command("parameters, FLOPs, cache and memory of any config", "size", "SizeOptions", "run_size"),
+    "doctor": Command(
+        "what this machine offers, what serves here, and why not", "doctor", "DoctorOptions", "run_doctor"
+    ),
 }
 GONE = {"convert": "`export` writes every format, `import` reads a .gguf file"}
 

@@ -8,20 +8,26 @@ nothing. It cannot see shapes and strides, so its caller has checked them.
 The kernels are compiled for the processor at hand, so the library is kept under a name made of the sources, the
 flags, the compiler and the processor: another machine with the same home folder compiles its own. Everything that a
 kernel computes can be computed by PyTorch too; `DEEPSEEK_V3_NATIVE=0` in the environment says to do so, and
-`DEEPSEEK_V3_NATIVE_FLAGS` adds options for the compiler, such as another `-march=`.
+`DEEPSEEK_V3_NATIVE_FLAGS` adds options for the compiler, such as another `-march=`. `CXX` names the compiler.
+
+The library ends with the digest of what stands before it: one that was cut or damaged would end the process, so it is
+made again. It is kept in a folder that only this user can write to, for what is loaded from it is run.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -30,12 +36,37 @@ HERE = Path(__file__).resolve().parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 FLAGS += ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall")
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+DIGEST_BYTES = hashlib.sha256().digest_size
 SWITCH, MORE_FLAGS = "DEEPSEEK_V3_NATIVE", "DEEPSEEK_V3_NATIVE_FLAGS"
+
+
+class Loaded(NamedTuple):
+    """The kernels and where they are kept, or None and why there are none."""
+
+    kernels: ctypes.CDLL | None
+    path: Path | None = None
+    why_not: str | None = None
 
 
 def have_kernels() -> bool:
     """Whether kernels serve here; compiles them at the first call. False where it is forbidden or cannot be done."""
-    return os.environ.get(SWITCH, "1") != "0" and _load() is not None
+    return why_no_kernels() is None
+
+
+def why_no_kernels() -> str | None:
+    """What keeps the kernels from serving here; None where they serve. Compiles them at the first call."""
+    return f"switched off by {SWITCH}=0" if os.environ.get(SWITCH, "1") == "0" else _load().why_not
+
+
+def kept_library() -> Path | None:
+    """Where the compiled kernels are kept, if they serve."""
+    return _load().path if have_kernels() else None
+
+
+def compiler_command() -> list[str] | None:
+    """The C++ compiler: the words of CXX, or g++ if there is one."""
+    named = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or ""]
+    return named if named[0] else None
 
 
 def run_kernel(name: str, *arguments: Tensor | int | float | None) -> None:
@@ -44,7 +75,7 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None) -> None:
     Raises:
         AttributeError: no kernel of that name.
     """
-    kernels = _load()
+    kernels = _load().kernels
     assert kernels is not None, "ask have_kernels() first"
     getattr(kernels, name)(*[_as_c(argument) for argument in arguments])
 
@@ -52,7 +83,7 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None) -> None:
 @lru_cache
 def ask_kernel(name: str) -> int:
     """Ask, once a process, for a whole number that the kernels know."""
-    kernels = _load()
+    kernels = _load().kernels
     assert kernels is not None
     return int(getattr(kernels, name)())
 
@@ -66,67 +97,113 @@ def _as_c(value: Tensor | int | float | None):
 
 
 @lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | None:
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if compiler is None or platform.machine() not in ("x86_64", "AMD64", "aarch64") or sys.platform != "linux":
-        return None
+def _load() -> Loaded:
+    """Load the kernels, or say once on standard error why PyTorch serves."""
+    compiler = compiler_command()
+    if platform.machine() not in ("x86_64", "AMD64", "aarch64") or sys.platform != "linux":
+        return _do_without(f"there are none for {sys.platform} on {platform.machine()}")
+    if compiler is None:
+        return _do_without("no C++ compiler; install g++, or name one in CXX")
     try:
-        return ctypes.CDLL(str(_compile(compiler)))
+        path = _compile(compiler)
+        return Loaded(ctypes.CDLL(str(path)), path)
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
         reason = next((line for line in lines if "error:" in line), lines[0])
-        print(f"the CPU kernels could not be compiled; PyTorch serves, slower: {reason}", file=sys.stderr)
-        return None
+        return _do_without(f"they could not be compiled: {reason}")
 
 
-def _compile(compiler: str) -> Path:
+def _do_without(reason: str) -> Loaded:
+    print(f"deepseek-v3: no kernels for this CPU, so PyTorch serves, several times slower: {reason}", file=sys.stderr)
+    return Loaded(None, why_not=reason)
+
+
+def _compile(compiler: list[str]) -> Path:
     """Return the path of the library, made by this process or by an earlier or parallel one."""
     import fcntl
 
     flags = (*FLAGS, *(() if _ask_for_amx() else WITHOUT_AMX), *os.environ.get(MORE_FLAGS, "").split())
-    common = hashlib.sha256(repr((flags, _run(compiler, "--version"), _processor())).encode())
+    common = hashlib.sha256(repr((flags, _run(*compiler, "--version"), _processor())).encode())
     for header in sorted(HERE.glob("*.hpp")):
         common.update(header.name.encode() + b"\0" + header.read_bytes())
-    folder, objects, together = _cache_folder(), {}, common.copy()
+    names, together = {}, common.copy()
     for source in sorted(HERE.glob("*.cpp")):
         own = common.copy()
         own.update(source.read_bytes())
-        objects[source] = folder / f"{source.stem}-{own.hexdigest()[:20]}.o"
-        together.update(objects[source].name.encode())
-    library = folder / f"kernels-{together.hexdigest()[:20]}.so"
-    if library.exists():
+        names[source] = f"{source.stem}-{own.hexdigest()[:20]}.o"
+        together.update(names[source].encode())
+    name = f"kernels-{together.hexdigest()[:20]}.so"
+    folder = choose_folder(name)
+    library, objects = folder / name, {source: folder / name for source, name in names.items()}
+    if is_whole(library):
         return library
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that start at once, one compiles
-        if library.exists():
-            return library
-        if sys.stderr.isatty():
-            print("compiling the CPU kernels, once for this machine ...", file=sys.stderr)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda source: _make(objects[source], compiler, *flags, "-c", str(source)), objects))
-        _make(library, compiler, "-shared", "-fopenmp", *map(str, objects.values()))
+        if not is_whole(library):
+            if library.exists():  # it was damaged, so its objects may be
+                for path in objects.values():
+                    path.unlink(missing_ok=True)
+            _build(library, objects, compiler, flags)
     return library
+
+
+def _build(library: Path, objects: dict[Path, Path], compiler: list[str], flags: tuple[str, ...]) -> None:
+    """Compile what is not there yet, link all of it, and add the digest."""
+    if sys.stderr.isatty():
+        print("compiling the CPU kernels, once for this machine ...", file=sys.stderr)
+    missing = [source for source, made in objects.items() if not made.exists()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda source: _make(objects[source], *compiler, *flags, "-c", str(source)), missing))
+    linked = library.with_suffix(".linked")
+    _make(linked, *compiler, "-shared", "-fopenmp", *map(str, objects.values()))
+    with open(linked, "ab") as stream:
+        stream.write(hashlib.sha256(linked.read_bytes()).digest())
+    linked.replace(library)
+
+
+def is_whole(library: Path) -> bool:
+    """Whether the file ends with the digest of what stands before it."""
+    try:
+        content = memoryview(library.read_bytes())
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
 
 
 def _make(target: Path, *command: str) -> None:
     """Run a compiler's command that writes `target`, which appears whole or not at all."""
-    if not target.exists():
-        unfinished = target.with_suffix(".part")
-        _run(*command, "-o", str(unfinished))
-        unfinished.replace(target)
+    unfinished = target.with_suffix(".part")
+    _run(*command, "-o", str(unfinished))
+    unfinished.replace(target)
 
 
-def _cache_folder() -> Path:
-    """A folder that belongs to this user alone, for what is loaded from it is run."""
+def choose_folder(library: str) -> Path:
+    """A folder that only this user can write to, in the cache or, where that cannot be written, for temporary files."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepseek-v3"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
+        if os.access(folder, os.W_OK) and _is_private(folder, tighten=True):
+            return folder
+        if _is_private(folder, tighten=False) and is_whole(folder / library):
             return folder
     except (OSError, RuntimeError):  # not to be written to, or no home at all
         pass
-    return Path(tempfile.mkdtemp(prefix="deepseek-v3-"))
+    folder = Path(tempfile.gettempdir()) / f"deepseek-v3-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder if _is_private(folder, tighten=False) else Path(tempfile.mkdtemp(prefix="deepseek-v3-"))
+
+
+def _is_private(folder: Path, *, tighten: bool) -> bool:
+    """Whether a folder is ours and nobody else can write to it; if so from now on, what lay there is removed."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        return False
+    if status.st_mode & 0o022 and tighten:
+        folder.chmod(0o700)
+        for path in folder.glob("*-*.*o"):
+            path.unlink()
+        return True
+    return not status.st_mode & 0o022
 
 
 def _run(*command: str) -> str:
