@@ -1,7 +1,7 @@
 """DeepSeek-V3 in PyTorch: train, convert, generate.
 
     config = deepseek_v3.ModelConfig.preset("demo")
-    model = deepseek_v3.DeepseekV3(config)
+    model = deepseek_v3.DeepseekV3(config)             weights drawn; torch.manual_seed repeats them
     logits = model(tokens)
     model, tokenizer = deepseek_v3.load("DIR")
     deepseek_v3.save(model, "DIR", tokenizer)

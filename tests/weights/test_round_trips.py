@@ -205,7 +205,7 @@ def test_loading_into_another_model_is_refused_and_into_the_same_is_exact(tmp_pa
         load_weights(other, tmp_path / "a")
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
     fresh = random_model()
-    fresh.initialise_weights()
+    fresh.initialize_weights()
     load_weights(fresh, tmp_path / "a")
     assert same_state(fresh, model)
 

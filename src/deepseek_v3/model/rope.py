@@ -32,9 +32,9 @@ def mscale(factor: float, weight: float) -> float:
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Angle per position of every pair, FP64 [R/2], interpolated by YaRN where the config says so."""
+    """Angle per position of every pair, FP64 [R/2] on the CPU, interpolated by YaRN where the config says so."""
     width = config.qk_rope_head_dim
-    plain = config.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    plain = config.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
     scaling = config.rope_scaling
     if scaling is None:
         return plain
@@ -49,7 +49,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     span = high - low if high != low else 0.001
-    ramp = ((torch.arange(width // 2, dtype=torch.float64) - low) / span).clamp(0, 1)
+    ramp = ((torch.arange(width // 2, dtype=torch.float64, device="cpu") - low) / span).clamp(0, 1)
     return plain / scaling["factor"] * ramp + plain * (1 - ramp)
 
 

@@ -18,7 +18,8 @@ from deepseek_v3.model.attention import ABSORB_UP_TO
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache, Past
 from deepseek_v3.model.head import Head
-from deepseek_v3.model.moe import Experts
+from deepseek_v3.model.initialize import draw_by_name
+from deepseek_v3.model.linear import Embedding
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.rope import Rotation, rope_frequencies, rotation_at, rotation_magnitude
@@ -26,14 +27,18 @@ from deepseek_v3.model.router import Router, RoutingRecord
 
 
 class DeepseekV3(nn.Module):
-    """The whole model; the MTP modules share its embedding and head."""
+    """The whole model; the MTP modules share its embedding and head.
+
+    Weights are drawn from PyTorch's generator: torch.manual_seed makes them the same again. Under torch.device("meta")
+    nothing is drawn, and nothing takes memory: for who fills the weights otherwise.
+    """
 
     frequency_R: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Head(config.hidden_size, config.vocab_size)
@@ -43,19 +48,32 @@ class DeepseekV3(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.rope_magnitude = rotation_magnitude(config)
-        self.register_buffer("frequency_R", rope_frequencies(config), persistent=False)
-        self.initialise_weights()
+        frequency_R, device = rope_frequencies(config), self.embed_tokens.weight.device
+        self.register_buffer(
+            "frequency_R", frequency_R.to("cpu" if device.type == "meta" else device), persistent=False
+        )
+        if device.type != "meta":
+            self.initialize_weights()
 
     @torch.no_grad()
-    def initialise_weights(self) -> None:
-        """Draw every matrix from N(0, initializer_range^2); norms stay 1, biases 0."""
-        std = self.config.initializer_range
+    def initialize_weights(self, seed: int | None = None) -> "DeepseekV3":
+        """Draw every matrix from N(0, initializer_range^2), and set norms to 1, biases to 0; returns the model.
+
+        Args:
+            seed: every matrix from a generator of its own, by seed and name: the same weights on every device, and
+                wherever a part of the model lives. None: all in turn from PyTorch's generator.
+        """
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if parameter.dim() == 1:
+                parameter.fill_(1)
+            elif seed is None:
+                parameter.normal_(0, self.config.initializer_range)
+            else:
+                draw_by_name(parameter, name, self.config.initializer_range, seed)
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
-                module.weight.normal_(0, std)
-            elif isinstance(module, Experts):
-                module.gate_up_proj.normal_(0, std)
-                module.down_proj.normal_(0, std)
+            if isinstance(module, Router) and module.sigmoid:
+                module.e_score_correction_bias.zero_()
+        return self
 
     def _apply(self, fn, recurse=True):
         """Keep the rope frequencies in FP64 when the model is cast: rounded, a long position is another angle."""

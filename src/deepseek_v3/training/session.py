@@ -25,7 +25,7 @@ from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress
 from deepseek_v3.training.results import Machine
 from deepseek_v3.training.trainer import Sampler, Trainer
-from deepseek_v3.weights.load import load_weights
+from deepseek_v3.weights.load import build_empty, load_weights
 
 OPTIONS = "options.json"
 HELDOUT_BYTES = 200  # a text that is measured has about so many at least
@@ -68,9 +68,7 @@ def prepare_training(
         f"precision {precision}: {why}; {peak / 1e9:,.0f} GFLOP/s in matrix products, {torch.get_num_threads()} threads"
     )
     torch.manual_seed(options.seed)
-    model = DeepseekV3(config)
-    if options.init_from and not options.resume:
-        load_weights(model, options.init_from)
+    model = make_model(options, config)
     stream = PackedStream(
         corpus.train_texts(),
         tokenizer,
@@ -106,6 +104,17 @@ def tell_reading(say: Callable[[str], None]) -> Callable[[int, int], None]:
             say(f"reading: {documents:,} documents, {n_bytes / 1e6:,.0f} MB")
 
     return watch
+
+
+def make_model(options: TrainOptions, config: ModelConfig) -> DeepseekV3:
+    """Return the model, drawn or with the weights to start from; for a resumed run unfilled."""
+    if options.resume:
+        return build_empty(config, torch.float32)
+    if not options.init_from:
+        return DeepseekV3(config)
+    model = build_empty(config, torch.float32)
+    load_weights(model, options.init_from)
+    return model
 
 
 def check_run_folder(run: Path) -> None:

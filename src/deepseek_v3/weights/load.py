@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
@@ -123,38 +122,34 @@ def find_fp8(checkpoint: Checkpoint, slots: list[Slot]) -> dict[str, int]:
 
 
 def build_empty(config: ModelConfig, dtype: torch.dtype, *, fp8: Mapping[str, int] | None = None) -> DeepseekV3:
-    """Allocate a model without drawing its weights, or touching their memory.
+    """Allocate a model on the CPU without drawing its weights, or touching their memory.
 
     Args:
         fp8: tensors that are to hold FP8 codes, and their parts, as `find_fp8` tells.
     """
-    with _Unfilled(dtype):
-        model = DeepseekV3(config)
-    model = model.to(dtype)  # the norms; the rest has its dtype already
+    with torch.device("meta"):
+        model = DeepseekV3(config).to(dtype)
     for memory, parts in (fp8 or {}).items():
         owner, _, name = memory.rpartition(".")
         model.get_submodule(owner).hold_fp8(name, parts)  # type: ignore[operator]
     if fp8:
         model.requires_grad_(False)
-    for parameter in model.parameters():
-        ask_for_huge_pages(parameter)
+    made: dict[Tensor, Any] = {}  # weights that two modules share stay one
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, planned in tensors.items():
+                if planned is not None and planned.is_meta:
+                    tensors[name] = made[planned] = made[planned] if planned in made else _allocate(planned)
     return model
 
 
-class _Unfilled(TorchFunctionMode):
-    """Allocate in the given dtype and draw nothing. (Drawing on the meta device imports PyTorch's compiler: 1 s.)"""
-
-    def __init__(self, dtype: torch.dtype):
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ == "normal_" or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        if func is torch.empty and kwargs.get("dtype") is None:
-            kwargs = {**kwargs, "dtype": self.dtype}
-        return func(*args, **kwargs)
+def _allocate(planned: Tensor) -> Any:
+    """Room in memory for a tensor on `meta`. (`Module.to_empty` imports PyTorch's compiler: 1 s.)"""
+    room = torch.empty(planned.shape, dtype=planned.dtype)
+    if not isinstance(planned, torch.nn.Parameter):
+        return room
+    ask_for_huge_pages(room)
+    return torch.nn.Parameter(room, planned.requires_grad)
 
 
 def fill_model(

@@ -1,0 +1,70 @@
+"""Weights as drawn: nothing without need, the same by name wherever they live, the wanted distribution."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.model.moe import Experts
+from deepseek_v3.model.transformer import DeepseekV3
+
+TINY = ModelConfig.preset("demo").replace(
+    vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=3,
+    num_attention_heads=3, q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10,
+    initializer_range=0.07, num_nextn_predict_layers=1,
+)  # fmt: skip
+
+
+def test_a_new_model_is_drawn_from_the_generator_and_a_seed_repeats_it():
+    torch.manual_seed(5)
+    one = DeepseekV3(TINY).state_dict()
+    torch.manual_seed(5)
+    other = DeepseekV3(TINY).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    matrices = torch.cat([t.flatten() for name, t in one.items() if t.dim() > 1])
+    assert matrices.std() == pytest.approx(0.07, rel=0.01)
+    assert all((t == 1).all() for name, t in one.items() if "norm" in name)
+    assert all((t == 0).all() for name, t in one.items() if name.endswith("e_score_correction_bias"))
+
+
+def test_on_meta_nothing_is_drawn_and_the_compiler_is_not_imported():
+    code = """if True:
+        import sys, torch
+        from deepseek_v3.config import ModelConfig
+        from deepseek_v3.model.transformer import DeepseekV3
+        before = torch.get_rng_state()
+        with torch.device("meta"):
+            model = DeepseekV3(ModelConfig.preset("v3-671b"))
+        assert all(p.is_meta for p in model.parameters())
+        assert torch.equal(before, torch.get_rng_state())
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_by_name_the_weights_are_those_of_the_seed_whatever_was_drawn_before():
+    torch.manual_seed(1)
+    one = DeepseekV3(TINY).initialize_weights(seed=7).state_dict()
+    torch.manual_seed(2)
+    other = DeepseekV3(TINY)
+    other.layers[1].post_attention_layernorm.weight.data.zero_()
+    state = torch.get_rng_state()
+    other.initialize_weights(seed=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[name], t) for name, t in other.state_dict().items())
+    third = DeepseekV3(TINY).initialize_weights(seed=8).state_dict()
+    assert not any(torch.equal(one[name], t) for name, t in third.items() if t.dim() > 1)
+
+
+def test_by_name_a_layer_does_not_feel_how_many_others_there_are():
+    """A stage of a pipeline holds some layers, a rank some experts: what they hold is what one process has there."""
+    whole = DeepseekV3(TINY).initialize_weights(seed=7)
+    part = DeepseekV3(TINY.replace(num_hidden_layers=2, num_nextn_predict_layers=0)).initialize_weights(seed=7)
+    wanted = whole.state_dict()
+    assert all(torch.equal(wanted[name], t) for name, t in part.state_dict().items())
+    experts = [module for module in whole.modules() if isinstance(module, Experts)]
+    drawn = torch.cat([module.gate_up_proj.detach() for module in experts])
+    assert len({matrix.double().sum().item() for matrix in drawn}) == len(drawn)  # no two experts alike
+    assert drawn.std() == pytest.approx(0.07, rel=0.02)
