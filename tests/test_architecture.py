@@ -30,7 +30,7 @@ ARROWS = {
     "fp8": {"config", "native", "kernels"},
     "ops": NUMBERS,
     "model": NUMBERS,
-    "weights": NUMBERS | {"sizing", "model"},
+    "weights": NUMBERS | {"config_keys", "sizing", "model"},
     "engine": NUMBERS | {"sizing", "model"},
     "parallel": NUMBERS | {"sizing", "model"},
     "training": LEARNING,
@@ -50,7 +50,6 @@ ALLOWED = {
     "native/attention.cpp::backward": 82,
     "native/experts.cpp::backward": 75,
     "training/trainer.py": 302,
-    "weights/checkpoint.py": 307,
 }
 
 

@@ -15,10 +15,10 @@ from tiny_checkpoints import V2_LITE, V3
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.weights import mapping
-from deepseek_v3.weights.checkpoint import split_rows
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.load import build_empty
 from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages, bring_in, let_go, map_bytes
+from deepseek_v3.weights.stored import split_rows
 
 
 @pytest.fixture(params=[1, 3])

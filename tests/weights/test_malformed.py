@@ -184,7 +184,7 @@ BREAKAGES = {
     "integers as weight": (replace(GATE, lambda w: w.to(torch.int16)), MODEL, GATE),
     "a gate in FP8": (replace(GATE, lambda w: w.to(torch.float8_e4m3fn)), MODEL, GATE),
     "a weight in E5M2": (replace(Q_A, lambda w: w.float().to(torch.float8_e5m2)), MODEL, Q_A),
-    "a bias in BF16": (replace(BIAS, lambda b: b.bfloat16()), MODEL, BIAS),
+    "a bias in FP8": (replace(BIAS, lambda b: b.to(torch.float8_e4m3fn)), MODEL, BIAS),
     # scales and codes
     "a scale missing": (rewrite(lambda t: t.pop(SCALE)), "", SCALE),
     "a scale of a BF16 weight": (replace(EXPERT, lambda w: w.to(torch.bfloat16)), MODEL, SCALE),

@@ -74,7 +74,7 @@ def test_what_transformers_saves_we_load(tmp_path):
     save_model(model, tmp_path / "a")
     theirs, _ = load_theirs(tmp_path / "a")
     theirs.save_pretrained(tmp_path / "b")
-    again, _ = load_model(tmp_path / "b", mtp=False)
+    again, _ = load_model(tmp_path / "b")
     ours, found = model.state_dict(), again.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in ours.items())
     convert_checkpoint(tmp_path / "b", tmp_path / "c", mtp=False)

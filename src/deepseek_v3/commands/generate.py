@@ -38,6 +38,8 @@ class GenerateOptions:
     """end before any of these texts"""
     speculative: int = 0
     """tokens to draft per step with the multi-token prediction modules; 0 = plain decoding"""
+    without_mtp: bool = False
+    """leave the multi-token prediction layers out, where a checkpoint holds only a part of them"""
     dtype: str | None = None
     """float32 or bfloat16; by default as stored: FP8 weights then stay FP8 in memory"""
 
@@ -76,7 +78,7 @@ def run_generate(options: GenerateOptions) -> None:
         raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     keep_fp8 = dtype is None and have_kernels()  # PyTorch's operations would decode FP8 in every step
-    model, tokenizer = load(options.run, dtype=dtype, keep_fp8=keep_fp8)
+    model, tokenizer = load(options.run, dtype=dtype, keep_fp8=keep_fp8, mtp=not options.without_mtp)
     if tokenizer is None:
         raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
     stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)

@@ -25,6 +25,7 @@ from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress
 from deepseek_v3.training.results import Machine
 from deepseek_v3.training.trainer import Sampler, Trainer
+from deepseek_v3.weights.checkpoint import read_stored_config
 from deepseek_v3.weights.load import build_empty, load_weights
 
 OPTIONS = "options.json"
@@ -145,7 +146,7 @@ def base_config(options: TrainOptions) -> ModelConfig:
     if options.resume:
         return ModelConfig.from_json(Path(options.run) / "config.json")
     if options.init_from:
-        config = ModelConfig.from_json(Path(options.init_from) / "config.json")
+        config = read_stored_config(options.init_from)
     else:
         config = ModelConfig.from_json(options.config) if options.config else ModelConfig.preset(options.preset)
     return config.replace(**dict(parse_change(change) for change in options.set))

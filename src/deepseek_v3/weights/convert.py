@@ -6,17 +6,20 @@ A few million elements are in memory at a time, whatever the size of the checkpo
 that already have the asked form are copied byte by byte, so FP8 to FP8 changes nothing.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepseek_v3.family import WRAPPED
 from deepseek_v3.fp8.decode import dequantize_weight
 from deepseek_v3.fp8.quantize import block_scales, quantize_with_scales
-from deepseek_v3.weights.checkpoint import FP8, Checkpoint, block_rows, count_bytes, split_rows
+from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.errors import CheckpointError
 from deepseek_v3.weights.folder import atomic_folder, recover_folder
 from deepseek_v3.weights.manifest import verify_manifest
@@ -24,7 +27,9 @@ from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, scale_name, scale_shap
 from deepseek_v3.weights.safetensors_file import DTYPES
 from deepseek_v3.weights.save import METADATA, RELEASED_FP8
 from deepseek_v3.weights.shards import Spec, plan_shards, write_shards
+from deepseek_v3.weights.stored import CONFIG, FP8, block_rows, count_bytes, split_rows
 
+ALIASES = {"torch_dtype": ("dtype",), "num_nextn_predict_layers": ("num_mtp_layers",)}
 FORMATS = ("keep", "bf16", "fp32", "fp8")
 # Data, not code, and nothing of it is interpreted here.
 SIDE_FILES = (
@@ -72,11 +77,30 @@ def convert_checkpoint(
         stream = _Stream(checkpoint, slots, to, advance)
         plan = plan_shards(stream.list_specs(), shard_bytes=shard_bytes)
         with atomic_folder(target, n_bytes=plan.total_size) as beside:
-            stream.released_config().to_json(beside / "config.json")
+            write_config(checkpoint, stream.changed_keys(), beside)
             write_shards(plan, stream.pieces, beside, metadata=METADATA)
             for name in SIDE_FILES:
                 if (Path(source) / name).is_file():
                     shutil.copyfile(Path(source) / name, beside / name)
+
+
+def write_config(checkpoint: Checkpoint, changes: dict[str, Any], folder: Path) -> None:
+    """Write the source's config.json with what changed; its bytes, if nothing did."""
+    keys = dict(checkpoint.keys)
+    if keys.get("model_type") in WRAPPED:  # the target holds the language model alone
+        keys = checkpoint.config.to_dict()
+    changes = {**changes, "num_nextn_predict_layers": checkpoint.config.num_nextn_predict_layers}
+    for name, value in changes.items():
+        key = next((alias for alias in ALIASES.get(name, ()) if alias in keys), name)
+        if key in keys or value != getattr(checkpoint.config, name):
+            keys[key] = value
+    if keys.get("quantization_config", 0) is None and checkpoint.keys.get("quantization_config", 0) is not None:
+        del keys["quantization_config"]
+    if keys == checkpoint.keys:
+        shutil.copyfile(checkpoint.folder / CONFIG, folder / CONFIG)
+    else:
+        text = json.dumps(dict(sorted(keys.items())), indent=2)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 class _Stream:
@@ -86,6 +110,8 @@ class _Stream:
         self.checkpoint, self.to, self.advance = checkpoint, to, advance
         self.slots = {slot.name: slot for slot in slots}
         self.total = count_bytes(checkpoint.entries)
+        # Who reads `ue8m0` believes that scales are powers of two: new ones are such then.
+        self.ue8m0 = (checkpoint.config.quantization_config or {}).get("scale_fmt") == "ue8m0"
 
     def stored_dtype(self, slot: Slot) -> torch.dtype:
         entry = self.checkpoint.entries[slot.name]
@@ -106,15 +132,21 @@ class _Stream:
                 specs.append((scale_name(slot.name), scale_dtype, scale_shape(slot.shape)))
         return specs
 
-    def released_config(self):
-        """The source's config with the formats of the target."""
-        config = self.checkpoint.config
+    def changed_keys(self) -> dict[str, Any]:
+        """What config.json must say of the target's formats, whatever the source's says."""
+        fresh = any(self.is_fresh_fp8(slot) for slot in self.slots.values())
+        kept = self.to in ("keep", "fp8") and any(self.checkpoint.is_fp8(slot) for slot in self.slots.values())
+        quantization = self.checkpoint.config.quantization_config if kept else None
+        if fresh or (kept and quantization is None):
+            quantization = {**RELEASED_FP8, **({"scale_fmt": "ue8m0"} if self.ue8m0 else {})}
         dtypes = {self.stored_dtype(slot) for slot in self.slots.values() if not slot.fp32}
-        quantised = torch.float8_e4m3fn in dtypes
         wide = dtypes - {torch.float8_e4m3fn}
-        name = str(wide.pop()).removeprefix("torch.") if len(wide) == 1 else config.torch_dtype
-        quantization = (config.quantization_config or RELEASED_FP8) if quantised else None
-        return config.replace(torch_dtype=name, quantization_config=quantization)
+        name = str(wide.pop()).removeprefix("torch.") if len(wide) == 1 else self.checkpoint.config.torch_dtype
+        return {"torch_dtype": name, "quantization_config": quantization}
+
+    def is_fresh_fp8(self, slot: Slot) -> bool:
+        """Whether this weight is brought into FP8 here."""
+        return self.to == "fp8" and slot.fp8 and not self.checkpoint.is_fp8(slot)
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Yield the rows of one tensor of the target, in their order."""
@@ -137,7 +169,7 @@ class _Stream:
         if from_fp8 or not to_fp8:
             return stored.to(dtype)
         try:
-            scale = block_scales(stored)
+            scale = block_scales(stored, ue8m0=self.ue8m0)
         except ValueError as error:
             file = self.checkpoint.files[slot.name]
             raise CheckpointError(str(error), file=file, tensor=slot.name) from None

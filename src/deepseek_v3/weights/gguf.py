@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.weights.checkpoint import Checkpoint, count_bytes
+from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.errors import SaveError
 from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.manifest import verify_manifest
 from deepseek_v3.weights.names import iterate_slots
 from deepseek_v3.weights.shards import raw_bytes
+from deepseek_v3.weights.stored import count_bytes
 
 NUMBER_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 ATTENTION = {

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.weights.checkpoint import FP8, Checkpoint, count_bytes, count_elements
+from deepseek_v3.config_keys import IGNORED_KEYS
+from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.errors import CheckpointError, clip
 from deepseek_v3.weights.manifest import MANIFEST, verify_manifest
-from deepseek_v3.weights.names import SCALE_SUFFIX, iterate_slots, scale_name
+from deepseek_v3.weights.names import SCALE_SUFFIX, scale_name
+from deepseek_v3.weights.stored import FP8, count_bytes, count_elements
 
 MAX_PROBLEMS = 1000  # a wrong config may claim billions of tensors
 SHOWN = 10
@@ -33,7 +35,7 @@ class Part:
 
 @dataclass
 class Inspection:
-    """What was found; `problems` are refusals that a load would raise, in the order of the layers."""
+    """What was found; `problems` are refusals that a load would raise, `notes` what it would ignore, share or widen."""
 
     folder: Path
     config: ModelConfig
@@ -41,6 +43,7 @@ class Inspection:
     parts: dict[str, Part]
     dtypes: Counter[str]
     problems: list[str]
+    notes: list[str]
     tensors: int
     n_bytes: int
     has_manifest: bool
@@ -70,6 +73,7 @@ class Inspection:
                 for name, p in self.parts.items()
             },
             "manifest": self.has_manifest,
+            "notes": self.notes,
             "problems": self.problems,
         }
 
@@ -90,7 +94,7 @@ def inspect_checkpoint(
         parts: dict[str, Part] = {}
         problems: list[str] = []
         rest = dict(checkpoint.entries)
-        for slot in iterate_slots(checkpoint.config):
+        for slot in checkpoint.slots():
             entry, scale = rest.pop(slot.name, None), None
             try:
                 checkpoint.check_slot(slot)
@@ -120,10 +124,17 @@ def inspect_checkpoint(
             parts=parts,
             dtypes=Counter(entry.dtype for entry in checkpoint.entries.values()),
             problems=problems,
+            notes=[*checkpoint.notes(), *note_keys(checkpoint.keys)],
             tensors=len(checkpoint.entries),
             n_bytes=count_bytes(checkpoint.entries),
             has_manifest=(Path(folder) / MANIFEST).exists(),
         )
+
+
+def note_keys(keys: dict[str, Any]) -> list[str]:
+    """Say which keys of config.json change no number."""
+    ignored = sorted(keys.keys() & (IGNORED_KEYS - {"architectures"}))
+    return [f"config.json: without meaning for the numbers, ignored: {', '.join(ignored)}"] if ignored else []
 
 
 def print_inspection(found: Inspection) -> None:
@@ -153,6 +164,8 @@ def print_inspection(found: Inspection) -> None:
     console.print(table)
     digest = "SHA-256 manifest present" if found.has_manifest else f"no {MANIFEST}: damage would go unnoticed"
     console.print(digest)
+    for note in found.notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
     for problem in found.problems[:SHOWN]:
         console.print(f"[red]does not fit[/red] {escape(problem)}", soft_wrap=True)
     if len(found.problems) > SHOWN:

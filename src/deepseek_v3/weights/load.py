@@ -5,6 +5,7 @@
 Everything that can be refused is refused before the first weight of a model changes.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.weights.checkpoint import Checkpoint, block_rows, read_config, split_rows
+from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.digests import Piece, group_up
 from deepseek_v3.weights.errors import CheckpointError, ConfigFileError, DtypeError
 from deepseek_v3.weights.folder import recover_folder
@@ -24,9 +25,11 @@ from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.manifest import list_pieces, verify_group, verify_manifest, verify_pieces
 from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages
 from deepseek_v3.weights.names import Slot, scale_name
+from deepseek_v3.weights.stored import block_rows, split_rows
 from deepseek_v3.weights.transfer import Transfer, group_transfers, run_transfers
 
 TOKENIZER = "tokenizer.json"
+log = logging.getLogger(__name__)
 Job = tuple[Path, int, Callable[[], None]]  # a file, how much of it must have come in, and what to do then
 
 
@@ -65,17 +68,37 @@ def load_model(
     verify_pieces(sorted(heads, key=lambda head: head[0].n_bytes))
     with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
+        tell_notes(checkpoint)
         with checkpoint.read_ahead() as ahead:
             if dtype is None:
                 dtype = getattr(torch, checkpoint.config.torch_dtype)
             assert dtype is not None
             config = checkpoint.config.replace(quantization_config=None, torch_dtype=str(dtype).removeprefix("torch."))
             model = build_empty(config, dtype, fp8=find_fp8(checkpoint, slots) if keep_fp8 else {})
+            keep_wide(model, slots)
             rest = [(piece, sha256) for piece, sha256 in expected if not is_head(piece)]
             fill_model(model, checkpoint, slots, ahead, rest)
     path = Path(folder) / TOKENIZER
     tokenizer = None if not path.exists() else path if tokenizer_from is None else tokenizer_from(path)
     return model.eval(), tokenizer
+
+
+def tell_notes(checkpoint: Checkpoint) -> None:
+    """Log what is ignored, shared or widened, in one line."""
+    if notes := checkpoint.notes():
+        log.warning("%s: %s", checkpoint.folder, "; ".join(notes))
+
+
+def keep_wide(model: DeepseekV3, slots: list[Slot]) -> None:
+    """Give the routers that are stored in FP32 among narrower weights FP32 in memory too: rounded, some tokens would
+    go elsewhere."""
+    for slot in slots:
+        owner, _, name = slot.memory.rpartition(".")
+        if slot.fp32 and name == "weight":
+            module = model.get_submodule(owner)
+            weight = module.get_parameter(name)
+            wide = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+            module.register_parameter(name, torch.nn.Parameter(wide, requires_grad=weight.requires_grad))
 
 
 def is_head(piece: Piece) -> bool:
@@ -93,11 +116,12 @@ def load_weights(
     """
     recover_folder(folder)
     verify_manifest(folder, skip=skip_verify)
-    found = read_config(folder)
-    if difference := first_difference(found, model.config):
-        raise ConfigFileError(f"{difference}; build the model from this config", file=Path(folder) / "config.json")
-    with Checkpoint(folder, follow_links=follow_links) as checkpoint:
+    mtp = model.config.num_nextn_predict_layers > 0  # a model without MTP modules takes the main model alone
+    with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
+        if difference := first_difference(checkpoint.config, model.config):
+            raise ConfigFileError(f"{difference}; build the model from this config", file=Path(folder) / "config.json")
         slots = checkpoint.check()
+        tell_notes(checkpoint)
         checkpoint.check_numbers(slots)
         with checkpoint.read_ahead() as ahead:
             fill_model(model, checkpoint, slots, ahead)

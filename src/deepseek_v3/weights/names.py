@@ -140,6 +140,27 @@ def _moe_slots(config: ModelConfig, released: str, memory: str, prefix: str) -> 
         yield from _network_slots(f"{released}.shared_experts", f"{memory}.shared_experts", D, width, part)
 
 
+def released_name(stored: str, prefix: str = "") -> tuple[str | None, str]:
+    """Return a stored tensor's released name; None and what it is, if it has no meaning for the language model.
+
+    Args:
+        prefix: of the language model's tensors, in a file that holds a model for images too.
+    """
+    if stored.endswith("rotary_emb.inv_freq"):  # computed from the config
+        return None, "rotary frequencies (inv_freq)"
+    if not prefix:
+        return stored, ""
+    for start in (prefix, f"model.{prefix}"):
+        if stored.startswith(start):
+            rest = stored.removeprefix(start)
+            return rest if rest.startswith(("model.", "lm_head.")) else f"model.{rest}", ""
+    return (
+        (stored, "")
+        if stored.startswith("lm_head.")
+        else (None, f"tensors of the model for images ({stored.split('.')[0]})")
+    )
+
+
 def mtp_layer_of(name: str, config: ModelConfig) -> bool:
     """Whether a released tensor lies in a layer behind the main model's."""
     pieces = name.split(".")

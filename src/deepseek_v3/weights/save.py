@@ -5,7 +5,8 @@ save_model(model, "DIR", dtype=torch.bfloat16)             as DeepSeek's BF16 co
 save_model(model, "DIR", dtype=torch.bfloat16, fp8=True)   as released: E4M3 with 128 x 128 block scales
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -40,7 +41,8 @@ def save_model(
 
     Args:
         tokenizer: has `save(folder)`, which writes tokenizer.json.
-        dtype: of the stored weights; None keeps the model's. The selection bias is always stored in FP32.
+        dtype: of the stored weights; None keeps the model's. The selection bias is always stored in FP32, and so is a
+            router that is FP32 beside narrower weights.
         fp8: quantise the projections by 128 x 128 blocks, those that are held in FP8 are stored as they are; the rest
             is stored in `dtype`.
         shard_bytes: data bytes per file, 4 GB unless told.
@@ -50,9 +52,8 @@ def save_model(
     """
     dtype = dtype or model.embed_tokens.weight.dtype
     state = model.state_dict()
-    specs = list_specs(list(iterate_slots(model.config)), dtype, fp8=fp8)
-    plan = plan_shards(specs, shard_bytes=shard_bytes)
-    slots = {slot.name: slot for slot in iterate_slots(model.config)}
+    slots = {slot.name: slot for slot in iterate_held_slots(model, state)}
+    plan = plan_shards(list_specs(list(slots.values()), dtype, fp8=fp8), shard_bytes=shard_bytes)
 
     def fetch(name: str) -> Tensor:
         slot = slots[name.removesuffix(SCALE_SUFFIX)]
@@ -70,6 +71,14 @@ def save_model(
             tokenizer.save(beside)
         if extra is not None:
             extra(beside)
+
+
+def iterate_held_slots(model: DeepseekV3, state: dict[str, Tensor]) -> Iterator[Slot]:
+    """Yield the slots of a model; a router that is FP32 in memory, beside narrower weights, is stored so."""
+    narrow = model.embed_tokens.weight.dtype not in (torch.float32, torch.float64)
+    for slot in iterate_slots(model.config):
+        wide = narrow and slot.name.endswith("mlp.gate.weight") and state[slot.memory].dtype == torch.float32
+        yield replace(slot, fp32=True) if wide else slot
 
 
 def released_config(config: ModelConfig, dtype: torch.dtype, *, fp8: bool) -> ModelConfig:

@@ -186,7 +186,7 @@ def read_index(index: Path) -> tuple[dict[str, str], int | None]:
     from deepseek_v3.weights.strict_json import read_json
 
     content = read_json(index, MAX_INDEX_BYTES, IndexFileError)
-    weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
+    weight_map, metadata = content.get("weight_map"), content.get("metadata") or {}  # converters write null
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict) or not weight_map:
         raise IndexFileError("needs a filled 'weight_map' and a 'metadata' that are objects", file=index)
     for name, file in weight_map.items():
