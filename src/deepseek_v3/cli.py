@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from deepseek_v3.commands.telling import drop_output, open_missing_streams
+from deepseek_v3.commands.words import bind_values, given_flags, join_repeats
+
+PIPE = 13  # the number of SIGPIPE
+OURS = "nobody foresaw this; DEEPSEEK_V3_TRACEBACK=1 shows where it came from"
 DISTRIBUTION = "deepseek-v3-from-scratch"
 
 
@@ -52,7 +57,23 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; return the exit code."""
+    """Run one sub-command; return the exit code, which tells too whether all of the output was taken."""
+    open_missing_streams()
+    try:
+        code = answer(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        drop_output()
+        return 128 + PIPE
+    except OSError as error:
+        drop_output()
+        print(f"deepseek-v3: the output could not be written: {describe_error(error)}", file=sys.stderr)
+        return 1
+
+
+def answer(arguments: Sequence[str] | None) -> int:
+    """Find the sub-command and run it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -82,18 +103,25 @@ def run_command(name: str, words: list[str]) -> int:
     command = COMMANDS[name]
     home = import_module(f"deepseek_v3.commands.{command.module}")
     try:
-        options = parse_options(getattr(home, command.options), f"deepseek-v3 {name}", words)
+        kind = getattr(home, command.options)
+        options = parse_options(kind, f"deepseek-v3 {name}", join_repeats(kind, bind_values(kind, words)))
+        if hasattr(kind, "given"):
+            object.__setattr__(options, "given", given_flags(kind, words))
         code = getattr(home, command.function)(options)
     except KeyboardInterrupt:
         print("\ndeepseek-v3: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("DEEPSEEK_V3_TRACEBACK"):
             raise
         print(f"deepseek-v3 {name}: {describe_error(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if os.environ.get("DEEPSEEK_V3_TRACEBACK"):
+            raise
+        print(f"deepseek-v3 {name}: {type(error).__name__}: {describe_error(error)}; {OURS}", file=sys.stderr)
         return 1
     return int(code or 0)
 

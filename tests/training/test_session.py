@@ -4,7 +4,8 @@ import pytest
 
 from deepseek_v3.config import ConfigError
 from deepseek_v3.training.options import OptionsError, TrainOptions
-from deepseek_v3.training.session import merge_options, parse_change, prepare_training
+from deepseek_v3.training.record import merge_options
+from deepseek_v3.training.session import parse_change, prepare_training
 
 TINY = (
     "vocab_size=331",

@@ -6,11 +6,13 @@ less than five minutes.
 
 import json
 import math
+import shlex
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deepseek_v3.commands.demo_facts import CODE_PROMPT, PROSE_PROMPT
+from deepseek_v3.commands.telling import steady_output
 from deepseek_v3.training.options import OptionsError
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ class DemoOptions:
 
 def run_demo(options: DemoOptions | None = None) -> int:
     """Train, measure, compare, write; returns the exit code."""
+    with steady_output():
+        return _demonstrate(options or DemoOptions())
+
+
+def _demonstrate(options: DemoOptions) -> int:
     from rich.console import Console
 
     from deepseek_v3.commands.train import STOPPED
@@ -59,9 +66,10 @@ def run_demo(options: DemoOptions | None = None) -> int:
     from deepseek_v3.commands.samples import continue_text
     from deepseek_v3.training.deadline import follow_clock
     from deepseek_v3.training.progress import choose_progress
-    from deepseek_v3.training.session import prepare_training, record_steps
+    from deepseek_v3.training.record import record_steps
+    from deepseek_v3.training.run_folder import write_files
+    from deepseek_v3.training.session import prepare_training
 
-    options = options or DemoOptions()
     started = time.perf_counter()
     console = Console(highlight=False)
     console.print("[bold]DeepSeek-V3 from scratch[/]: latent attention, routed experts, multi-token prediction\n")
@@ -73,12 +81,13 @@ def run_demo(options: DemoOptions | None = None) -> int:
     outcome = trainer.train(None if options.steps else follow_clock(deadline, options.max_steps))
     record_steps(trainer.options)
     if not outcome.finished:
-        console.print(f"stopped by {outcome.stopped_by}; go on with: deepseek-v3 train --run {options.run} --resume")
+        go_on = f"deepseek-v3 train --run {shlex.quote(options.run)} --resume"
+        console.print(f"stopped by {outcome.stopped_by}; go on with: {go_on}")
         return STOPPED.get(outcome.stopped_by, 1)
     training_s = time.perf_counter() - trained
     console.print("comparing with a 5-gram, gzip and xz on the same bytes ...")
     facts = gather_facts(trainer, training_s)
-    (trainer.run / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_files(trainer.run, {"facts.json": json.dumps(facts, indent=1) + "\n"})
     show_facts(facts, trainer, console)
     console.print(f"[dim]all in {time.perf_counter() - started:.0f} s, {training_s:.0f} s of them training[/]")
     return 0
@@ -115,7 +124,8 @@ def clear_former_demo(run: str) -> None:
     import shutil
     from pathlib import Path
 
-    from deepseek_v3.training.session import OPTIONS, check_run_folder, recorded_options
+    from deepseek_v3.training.record import recorded_options
+    from deepseek_v3.training.run_folder import OPTIONS, check_run_folder
 
     folder = Path(run)
     check_run_folder(folder)

@@ -4,6 +4,9 @@ deepseek-v3 train --data stdlib --preset nano --run runs/first
 deepseek-v3 train --run runs/first --resume
 """
 
+import shlex
+
+from deepseek_v3.commands.telling import steady_output
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.waiting import choose_waiting
 
@@ -13,8 +16,16 @@ STOPPED = {"SIGTERM": 143, "SIGINT": 130}  # what a shell expects: 128 and the n
 
 
 def run_train(options: TrainOptions) -> int:
-    """Train or resume, then write the report; returns the exit code."""
+    """Train or resume, then write the report; returns the exit code.
+
+    A standard output that closes or is full ends the telling, not the training.
+    """
     choose_waiting()
+    with steady_output():
+        return _train(options)
+
+
+def _train(options: TrainOptions) -> int:
     from deepseek_v3.commands.samples import continue_text
     from deepseek_v3.training.progress import choose_progress
     from deepseek_v3.training.report import write_report
@@ -25,8 +36,8 @@ def run_train(options: TrainOptions) -> int:
     report = write_report(trainer.run)
     if outcome.finished:
         print(f"\ndone: {outcome.checkpoint}\nreport: {report}")
-        print(f'try: deepseek-v3 generate {trainer.run} --prompt "def"')
+        print(f'try: deepseek-v3 generate {shlex.quote(str(trainer.run))} --prompt "def"')
         return 0
     print(f"\nstopped by {outcome.stopped_by} at step {outcome.step}, saved as {outcome.checkpoint}")
-    print(f"go on: deepseek-v3 train --run {trainer.run} --resume")
+    print(f"go on: deepseek-v3 train --run {shlex.quote(str(trainer.run))} --resume")
     return STOPPED.get(outcome.stopped_by, 1)

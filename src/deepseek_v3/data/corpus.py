@@ -23,7 +23,7 @@ from deepseek_v3.data.sources import read_documents
 HUB_MB = 1000.0
 MANY_DOCUMENTS = 20  # fewer are not split by name
 UNEVEN = 2.5  # by name only if the held-out share of the text is within this factor of what was asked
-LEARNED_CHARS = 32_000_000  # a tokenizer changes hardly with more, and takes its time
+LEARNED_CHARS = 16_000_000  # a tokenizer changes hardly with more, and takes its time
 LEAST_CHARS = 100  # of a corpus, and of a part that is worth holding out
 
 __all__ = ["Corpus", "DataError", "Document", "load_corpus", "split_documents"]

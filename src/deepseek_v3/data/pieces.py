@@ -66,6 +66,16 @@ def cut_blocks(pieces: Iterable[str], separator: str, size: int) -> Iterator[str
         yield from cut_text(rest, size)
 
 
+def cut_pieces(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """Yield parts as `cut_text` does, of a text that comes in pieces."""
+    rest = ""
+    for piece in pieces:
+        *whole, rest = cut_text(rest + piece, size)
+        yield from whole
+    if rest:
+        yield rest
+
+
 def cut_text(text: str, size: int) -> Iterator[str]:
     """Yield parts of `size` to twice that, the last maybe shorter; they end behind a line, a space, or anywhere."""
     start = 0

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deepseek_v3.data.documents import DataError, Document
-from deepseek_v3.data.pieces import cut_blocks, cut_passages, cut_text, read_pieces, read_whole
+from deepseek_v3.data.pieces import cut_blocks, cut_passages, cut_pieces, cut_text, read_pieces, read_whole
 
 STDLIB_SKIPPED = frozenset(
     ("test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__", "__phello__")
@@ -136,8 +136,7 @@ def _file_parts(path: Path, name: str) -> Iterator[Document]:
         yield Document(name, read_whole(path))
         return
     _check_pieces(path)
-    blocks = cut_blocks(read_pieces(path), "\n", DOCUMENT_CHARS // 2)
-    for number, part in enumerate(cut_passages(blocks, DOCUMENT_CHARS // 2), 1):
+    for number, part in enumerate(cut_pieces(read_pieces(path), DOCUMENT_CHARS // 2), 1):
         yield Document(name if number == 1 else f"{name}#{number}", part)
 
 

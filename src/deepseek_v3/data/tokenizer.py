@@ -130,12 +130,16 @@ class Tokenizer:
         """Return what tokenizer.json holds."""
         return self._backend.to_str(pretty=True)
 
+    def files(self) -> dict[str, bytes]:
+        """Return tokenizer.json and the files beside it as they were read; a new one gets what `transformers` reads."""
+        own = self.to_json().encode() if self._raw is None else self._raw
+        return {"tokenizer.json": own, **(self.side.carried or self._new_settings())}
+
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and the files beside it as they were read; a new one gets what `transformers` reads."""
+        """Write the files into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_bytes(self.to_json().encode() if self._raw is None else self._raw)
-        for name, content in (self.side.carried or self._new_settings()).items():
+        for name, content in self.files().items():
             (folder / name).write_bytes(content)
 
     def _new_settings(self) -> dict[str, bytes]:

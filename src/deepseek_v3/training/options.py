@@ -6,6 +6,7 @@ Source: arXiv:2412.19437, section 4.2. This module imports no PyTorch: `--help` 
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class TrainOptions:
     keep: int = 3
     log_every: int = 1
     sample_prompts: tuple[str, ...] = ("def", "The")
+
+    given: ClassVar[frozenset[str]] = frozenset()  # set on an instance: the flags of its command line
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -3,9 +3,7 @@
 RUN/   config.json  tokenizer.json  options.json  metrics.jsonl  checkpoints/  report.html
 """
 
-import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +21,13 @@ from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
 from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress
+from deepseek_v3.training.record import describe_run, merge_options, recorded_options, recorded_precision
 from deepseek_v3.training.results import Machine
+from deepseek_v3.training.run_folder import OPTIONS, RunLock, check_ours, check_run_folder, standing_folder, write_files
 from deepseek_v3.training.trainer import Sampler, Trainer
 from deepseek_v3.weights.checkpoint import read_stored_config
 from deepseek_v3.weights.load import build_empty, load_weights
 
-OPTIONS = "options.json"
 HELDOUT_BYTES = 200  # a text that is measured has about so many at least
 TELL_EVERY_S = 5.0
 
@@ -36,18 +35,41 @@ TELL_EVERY_S = 5.0
 def prepare_training(
     options: TrainOptions, *, sampler: Sampler | None = None, progress: Progress | None = None
 ) -> Trainer:
-    """Build everything; a resumed run takes its recorded options, changed where a flag is not its default.
+    """Build everything; a resumed run takes its recorded options, changed where a flag was given.
+
+    The run folder is locked until the training ends.
 
     Raises:
         OptionsError, DataError, ConfigError, CheckpointError: what cannot work, in one line.
     """
     run = Path(options.run)
+    options = choose_options(run, options)
+    lock = RunLock(run)
+    try:
+        trainer = build_trainer(run, options, sampler, progress)
+    except BaseException:
+        lock.give_up()
+        raise
+    trainer.lock = lock
+    return trainer
+
+
+def choose_options(run: Path, options: TrainOptions) -> TrainOptions:
+    """Return the options to go by, those recorded for a resume; a run folder that cannot serve is refused."""
     check_run_folder(run)
     if options.resume:
         newest_checkpoint(run)
-        options = merge_options(recorded_options(run), options)
-    elif list_checkpoints(run):
+        return merge_options(recorded_options(run), options)
+    if list_checkpoints(run):
         raise OptionsError(f"{run} already holds a run; go on with --resume, or name another folder with --run")
+    check_ours(run)
+    if (run / OPTIONS).exists():
+        recorded_options(run)  # a start that was killed; somebody else's options.json is refused
+    return options
+
+
+def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, progress: Progress | None) -> Trainer:
+    """Read the data, make tokenizer, config, model and stream, go to the checkpoint, and record what the run is."""
     if options.threads:
         torch.set_num_threads(options.threads)
     base_config(options)  # a wrong key or preset is said before the data is read
@@ -86,13 +108,10 @@ def prepare_training(
     if options.resume:
         trainer.resume(newest_checkpoint(run))
         say(f"going on from step {trainer.step}")
-    record_run(run, options, corpus, config, tokenizer, precision)
+    record = describe_run(options, data=corpus.describe(), digest=corpus.digest, precision=precision)
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_files(run, {OPTIONS: record, "config.json": text, **tokenizer.files()})
     return trainer
-
-
-def standing_folder(run: Path) -> Path:
-    """Return the run folder, or the nearest above it that is there."""
-    return next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
 
 
 def tell_reading(say: Callable[[str], None]) -> Callable[[int, int], None]:
@@ -116,18 +135,6 @@ def make_model(options: TrainOptions, config: ModelConfig) -> DeepseekV3:
     model = build_empty(config, torch.float32)
     load_weights(model, options.init_from)
     return model
-
-
-def check_run_folder(run: Path) -> None:
-    """Refuse a run folder that cannot be written, before anything else takes its time.
-
-    Raises:
-        OptionsError: it is a file or below one, or writing is not allowed there.
-    """
-    standing = standing_folder(run)
-    problem = "is not a folder" if not standing.is_dir() else "cannot be written"
-    if problem == "is not a folder" or not os.access(standing, os.W_OK | os.X_OK):
-        raise OptionsError(f"--run {run}: {standing} {problem}; name another folder")
 
 
 def prepare_tokenizer(options: TrainOptions, corpus: Corpus) -> Tokenizer:
@@ -180,53 +187,3 @@ def parse_change(change: str) -> tuple[str, Any]:
         return key.strip(), json.loads(value)
     except json.JSONDecodeError:
         return key.strip(), value
-
-
-def record_run(
-    run: Path, options: TrainOptions, corpus: Corpus, config: ModelConfig, tokenizer: Tokenizer, precision: str
-) -> None:
-    """Write what the run is made of beside its checkpoints."""
-    run.mkdir(parents=True, exist_ok=True)
-    config.to_json(run / "config.json")
-    tokenizer.save(run)
-    values = {**dataclasses.asdict(options), "resume": False}
-    record = {"options": values, "data": corpus.describe(), "digest": corpus.digest, "precision": precision}
-    (run / OPTIONS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def record_steps(options: TrainOptions) -> None:
-    """Write the options of a run again, after its number of steps was chosen."""
-    path = Path(options.run) / OPTIONS
-    record = json.loads(path.read_text(encoding="utf-8"))
-    record["options"] = {**dataclasses.asdict(options), "resume": False}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def recorded_options(run: Path) -> TrainOptions:
-    """Return the options that a run was started with.
-
-    Raises:
-        OptionsError: the run folder has none that can be read.
-    """
-    try:
-        values = json.loads((run / OPTIONS).read_text(encoding="utf-8"))["options"]
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return TrainOptions(**values)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
-        raise OptionsError(f"{run / OPTIONS} cannot be read; the run folder is not one of ours") from None
-
-
-def recorded_precision(run: Path) -> str:
-    """Return the precision that a run chose at its start: to go on bit by bit, it must stay."""
-    return json.loads((run / OPTIONS).read_text(encoding="utf-8")).get("precision", "fp32")
-
-
-def merge_options(recorded: TrainOptions, given: TrainOptions) -> TrainOptions:
-    """Take the recorded options, changed by every given flag that differs from its default."""
-    defaults = TrainOptions()
-    changes = {
-        field.name: value
-        for field in dataclasses.fields(given)
-        if (value := getattr(given, field.name)) != getattr(defaults, field.name)
-    }
-    return recorded.replace(**{**changes, "run": given.run, "resume": True})

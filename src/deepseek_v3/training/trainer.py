@@ -36,6 +36,8 @@ from deepseek_v3.training.optimizer import (
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.progress import Clock, Progress, Silent
 from deepseek_v3.training.results import Machine, Outcome, StepResult, describe_step, summarise_step
+from deepseek_v3.training.run_folder import RunLock
+from deepseek_v3.training.saving import TrainingError, last_good, save_or_end, save_or_go_on
 from deepseek_v3.training.schedule import Settings, move_end, settings_at
 from deepseek_v3.training.signals import StopSignal
 
@@ -44,10 +46,6 @@ LOADS_KEPT = 200  # about so many lines of metrics carry the load of every exper
 
 Sampler = Callable[[DeepseekV3, Tokenizer, str], str]
 Replan = Callable[[int, Clock], int]
-
-
-class TrainingError(ValueError):
-    """Training cannot go on; the message names the last good checkpoint."""
 
 
 class Trainer:
@@ -76,6 +74,7 @@ class Trainer:
         self.byte_length = torch.tensor(tokenizer.byte_lengths(model.config.vocab_size))
         self.step, self.tokens_seen, self.skipped, self.failures = 0, 0, 0, 0
         self.metrics: MetricsLog | None = None
+        self.lock: RunLock | None = None
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -108,15 +107,16 @@ class Trainer:
                     paused = time.perf_counter()
                     if self._due(self.options.eval_every, apart=self.options.eval_every // 2):
                         self._measure_and_sample(stop)
-                    if self._due(self.options.save_every):
-                        self.save()
+                    if self._due(self.options.save_every) and save_or_go_on(self.save, self.run, self._tell_unsaved):
                         saved_at = self.step
                     clock.pause(time.perf_counter() - paused)
                 if self.step != saved_at:
-                    self.save()
+                    save_or_end(self.save, self.run)
         finally:
             self.progress.finish()
             self.metrics.close()
+            if self.lock is not None:
+                self.lock.release()
         return Outcome(self.step >= self.options.steps, stop.name, self.step, newest_checkpoint(self.run))
 
     def run_step(self, stop: StopSignal | None = None) -> StepResult | None:
@@ -188,13 +188,9 @@ class Trainer:
             self._write("skipped", step=self.step, loss=str(result.loss), grad_norm=str(result.grad_norm))
             self.progress.note(f"step {self.step}: the loss or its gradient is not finite; nothing was changed")
         if self.failures >= FAILURES_IN_A_ROW:
-            try:
-                place = f"the last good checkpoint is {newest_checkpoint(self.run)}"
-            except ValueError:
-                place = "no checkpoint had been written yet"
             raise TrainingError(
                 f"loss or gradient was not finite in {FAILURES_IN_A_ROW} steps in a row, the last of them {self.step}; "
-                f"{place}; go on from it with --resume and a lower --lr (it was {self.options.lr:g})"
+                f"{last_good(self.run)} with a lower --lr (it was {self.options.lr:g})"
             )
 
     # -- what is told --------------------------------------------------------------------------------------------------
@@ -252,6 +248,10 @@ class Trainer:
                 self._write(
                     "sample", step=self.step, prompt=prompt, text=self.sampler(self.model, self.tokenizer, prompt)
                 )
+
+    def _tell_unsaved(self, problem: str) -> None:
+        self._write("unsaved", step=self.step, problem=problem)
+        self.progress.note(f"step {self.step}: {problem}; the training goes on")
 
     def _write(self, kind: str, **values: Any) -> None:
         if self.metrics is not None:
