@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
+import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model import attention, transformer
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.ops import choice
 
 YARN = {
     "type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1,
@@ -77,8 +78,7 @@ def test_every_split_in_two_is_one_shot(model):
 def test_absorbed_is_expanded(model, absorb_up_to, monkeypatch):
     tokens = tokens_of(2, 41)
     want = model(tokens)  # without a cache: always expanded
-    for module in (attention, transformer):
-        monkeypatch.setattr(module, "ABSORB_UP_TO", absorb_up_to)
+    monkeypatch.setattr(choice, "ABSORB_UP_TO", absorb_up_to)
     for sizes in ([41], [29, 12], [1] * 41):
         assert (in_chunks(model, tokens, sizes) - want).abs().max() <= TOLERANCE
 
@@ -90,7 +90,8 @@ def test_both_forms_are_plain_attention_over_joined_heads(model):
     x = torch.randn(1, 11, 40)
     rotation, _ = model.place_tokens(11, None)
     raw = layer.make_queries(x)
-    content, rope = layer.turn_queries(raw, rotation)
+    content, rope = raw.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
+    rope = ops.rotate_pairs(rope, rotation)
     latent = layer.make_latent(x, rotation)
     up = layer.kv_b_proj(latent[..., : config.kv_lora_rank]).unflatten(-1, (layer.heads, -1))
     want = torch.empty(1, 11, layer.heads, config.v_head_dim)

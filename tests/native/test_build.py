@@ -129,7 +129,7 @@ def test_the_kernels_of_a_lesser_processor_are_right_too(flags, needs, tmp_path)
     """A form for AMX, AVX-512, AVX2 and neither: each is a compilation of its own."""
     if "x86_64" not in os.uname().machine or needs not in Path("/proc/cpuinfo").read_text():
         pytest.skip("flags of another processor")
-    files = ["tests/native/test_functions.py", "tests/fp8/test_decode.py", "tests/fp8/test_quantize.py"]
+    files = ["tests/ops/test_kernels.py", "tests/fp8/test_decode.py", "tests/fp8/test_quantize.py"]
     files += ["tests/serving/test_decode_step.py", "tests/weights/test_keep_fp8.py"]
     tests = [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider"]
     more = {"XDG_CACHE_HOME": str(tmp_path), "DEEPSEEK_V3_NATIVE_FLAGS": flags}

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
+import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model import attention
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 
@@ -118,5 +118,5 @@ def test_the_control_without_the_pair_permutation_differs(monkeypatch):
     tokens = torch.randint(0, 101, (2, 61))
     want = peer(tokens).logits
     assert (model(tokens) - want).abs().max() <= 1e-5
-    monkeypatch.setattr(attention, "rotate_pairs", rotate_halves)
+    monkeypatch.setattr(ops, "rotate_pairs", rotate_halves)
     assert (model(tokens) - want).abs().max() > 1e-3

@@ -21,6 +21,7 @@ from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.native.build import SWITCH, have_kernels
+from deepseek_v3.ops import experts as experts_module
 from deepseek_v3.serving.decode_step import DecodeStep
 from deepseek_v3.serving.generate import generate
 from deepseek_v3.weights.convert import convert_checkpoint
@@ -66,7 +67,9 @@ def test_every_projection_is_held_as_it_is_stored(folder):
     assert torch.equal(experts.gate_up_proj_scale_inv[5, 1], stored[name + "_scale_inv"])
     codes = stored[name].view(torch.uint8).numpy().view(float8_e4m3fn).astype("float32")
     scale = stored[name + "_scale_inv"].numpy().repeat(128, 0).repeat(128, 1)[:150, :290]
-    assert torch.equal(experts.numbers("gate_up_proj", torch.float32)[5, 150:], torch.from_numpy(codes * scale))
+    assert torch.equal(
+        experts.dequantized_weight("gate_up_proj", torch.float32)[5, 150:], torch.from_numpy(codes * scale)
+    )
     held = {name.removesuffix("_scale_inv") for name in kept.state_dict() if name.endswith("_scale_inv")}
     assert held == {name for name, p in kept.named_parameters() if p.dtype == CODE}
     projections = [n for n, p in dense.named_parameters() if "_proj" in n and "eh_proj" not in n]
@@ -290,10 +293,13 @@ def test_a_checkpoint_without_fp8_is_loaded_as_ever(folder, tmp_path):
 def test_only_chosen_experts_are_decoded(folder, monkeypatch):
     monkeypatch.setenv(SWITCH, "0")
     kept = load_model(folder, keep_fp8=True)[0]
-    asked, numbers = [], HoldsFP8.numbers
-    monkeypatch.setattr(
-        HoldsFP8, "numbers", lambda self, name, dtype, only=None: asked.append(only) or numbers(self, name, dtype, only)
-    )
+    asked, decode = [], experts_module.dequantize_held
+
+    def note(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype, only: list[int]) -> torch.Tensor:
+        asked.append(only)
+        return decode(weight, scale, dtype, only)
+
+    monkeypatch.setattr(experts_module, "dequantize_held", note)
     with torch.inference_mode():
         experts: Experts = kept.layers[1].mlp.experts
         experts(torch.randn(2, 290, dtype=torch.bfloat16), torch.ones(2, 2), torch.tensor([[1, 6], [6, 1]]))

@@ -168,12 +168,7 @@ def explain_operations(config: ModelConfig, options: DoctorOptions, tokens: int)
     """Which form of every operation serves for so many tokens, and what keeps the kernel from it."""
     import torch
 
-    try:
-        from deepseek_v3.ops import explain
-    except ImportError:  # until the room is there, the kernels answer for all
-        from deepseek_v3.native.build import why_no_kernels
+    from deepseek_v3.ops.explain import explain
 
-        why = why_no_kernels()
-        return [{"operation": "all", "form": "PyTorch" if why else "C++ kernel", "why": why or ""}]
     forms = explain(config, options.device, getattr(torch, options.dtype), tokens=tokens)
     return [{"operation": form.operation, "form": form.form, "why": form.why} for form in forms]

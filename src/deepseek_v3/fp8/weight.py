@@ -1,7 +1,7 @@
 """Weights that stay in memory as they are stored: E4M3 codes, with the scales of their 128 x 128 blocks beside them.
 
     linear.hold_fp8("weight")           linear.weight is codes now, linear.weight_scale_inv their scales; both unfilled
-    linear.numbers("weight", dtype)     float32(code) * scale, rounded once: what a product computes with
+    linear.dequantized_weight("weight", dtype)        float32(code) * scale, rounded once: what a product computes with
 
 Half the memory of BF16, and half of what a decoding step must read. A model's forward pass computes with the numbers
 that loading into the activations' dtype would have given, to the last bit; the kernel of a decoding step, which sums in
@@ -42,25 +42,9 @@ class HoldsFP8(nn.Module):
         """The block scales of `name`, if it is held in FP8."""
         return getattr(self, name + SUFFIX, None)
 
-    def numbers(self, name: str, dtype: torch.dtype, only: Sequence[int] | None = None) -> Tensor:
-        """The numbers of `name`: itself, or decoded to `dtype` if it is held in FP8.
-
-        Args:
-            only: of a stack, what is decoded; the rest is left unfilled, and its memory untouched.
-        """
-        weight, scale = getattr(self, name), self.scales(name)
-        if scale is None:
-            return weight
-        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        if scale.dim() == 2:
-            dequantize_into(weight, scale, out)
-            return out
-        for i in range(len(weight)) if only is None else only:
-            blocks = scale[i].flatten(0, -3) if scale.dim() == 4 else scale[i].unsqueeze(0)
-            parts = (len(blocks), -1, weight.shape[-1])
-            for code_OI, scale_OI, out_OI in zip(weight[i].view(parts), blocks, out[i].view(parts)):
-                dequantize_into(code_OI, scale_OI, out_OI)
-        return out
+    def dequantized_weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """`name` itself, or its numbers in `dtype` if it is held in FP8."""
+        return dequantize_held(getattr(self, name), self.scales(name), dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move codes and scales with the model, but cast neither: codes alone are not the numbers."""
@@ -72,3 +56,26 @@ class HoldsFP8(nn.Module):
             return fn(tensor.view(torch.int32)).view(torch.float32) if id(tensor) in held else fn(tensor)
 
         return super()._apply(keep_format, recurse)
+
+
+def dequantize_held(
+    weight: Tensor, scale: Tensor | None, dtype: torch.dtype, only: Sequence[int] | None = None
+) -> Tensor:
+    """Decode a weight that is held in FP8 to `dtype`; one without scales is returned as it is.
+
+    Args:
+        scale: of a matrix [O / 128, I / 128], of a stack [E, O / 128, I / 128], of one with parts as in `hold_fp8`.
+        only: of a stack, what is decoded; the rest is left unfilled, and its memory untouched.
+    """
+    if scale is None:
+        return weight
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    if scale.dim() == 2:
+        dequantize_into(weight, scale, out)
+        return out
+    for i in range(len(weight)) if only is None else only:
+        blocks = scale[i].flatten(0, -3) if scale.dim() == 4 else scale[i].unsqueeze(0)
+        parts = (len(blocks), -1, weight.shape[-1])
+        for code_OI, scale_OI, out_OI in zip(weight[i].view(parts), blocks, out[i].view(parts)):
+            dequantize_into(code_OI, scale_OI, out_OI)
+    return out

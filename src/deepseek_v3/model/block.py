@@ -5,13 +5,13 @@ Source: arXiv:2412.19437, Figure 2.
 
 from torch import Tensor, nn
 
+import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.attention import MultiHeadLatentAttention
 from deepseek_v3.model.cache import Past
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.norm import RMSNorm
-from deepseek_v3.model.rope import Rotation
 from deepseek_v3.model.router import RoutingRecord
 
 
@@ -32,7 +32,7 @@ class Block(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        rotation: Rotation,
+        rotation: ops.Rotation,
         *,
         past: Past | None = None,
         record: RoutingRecord | None = None,

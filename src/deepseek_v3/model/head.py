@@ -5,12 +5,10 @@
 Letters: B batch, S positions, D width, V vocabulary.
 """
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+import deepseek_v3.ops as ops
 from deepseek_v3.model.linear import Linear
-from deepseek_v3.native import functions as native
 
 IGNORED = -100  # the label that cross-entropy skips
 
@@ -20,8 +18,4 @@ class Head(Linear):
 
     def sum_nats(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         """Return the sum of -log P of the labels that are not IGNORED, in FP32 (or FP64)."""
-        if self.scales("weight") is None and native.serves(hidden_BSD, self.weight):
-            return native.head_loss(hidden_BSD, self.weight, labels_BS, IGNORED)
-        logits_NV = F.linear(hidden_BSD, self.numbers("weight", hidden_BSD.dtype)).flatten(0, 1)
-        wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        return F.cross_entropy(wide_NV, labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
+        return ops.sum_nats(hidden_BSD, self.weight, labels_BS, IGNORED, self.scales("weight"))

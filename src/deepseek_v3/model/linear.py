@@ -1,10 +1,9 @@
-"""The matrices of the model: y = x W^T, through our own kernel where it serves, and the rows of the embedding."""
+"""The matrices of the model: y = x W^T, and the rows of the embedding."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+import deepseek_v3.ops as ops
 from deepseek_v3.fp8.weight import HoldsFP8
-from deepseek_v3.native import functions as native
 
 
 class Linear(HoldsFP8, nn.Linear):
@@ -20,9 +19,7 @@ class Linear(HoldsFP8, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply: [..., in] -> [..., out]."""
-        if native.serves(input, self.weight):
-            return native.linear(input, self.weight, self.scales("weight"))
-        return F.linear(input, self.numbers("weight", input.dtype))
+        return ops.linear(input, self.weight, self.scales("weight"))
 
 
 class Embedding(nn.Embedding):

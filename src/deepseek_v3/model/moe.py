@@ -1,20 +1,19 @@
-"""The mixture of experts: sort the tokens by expert, one grouped product, put them back. No token is dropped.
+"""The mixture of experts: each token through the experts that the router chose, and through the shared ones.
 
     y = sum_{i chosen} w_i expert_i(x) + shared(x)
 
-Letters: N tokens, D width, E experts, A experts per token, F hidden width, M = N * A rows sorted by expert.
+Letters: N tokens, D width, E experts, A experts per token, F hidden width.
 Source: arXiv:2412.19437, Eq. (12); arXiv:2401.06066.
 """
 
 import torch
 from torch import Tensor, nn
 
+import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.weight import HoldsFP8
-from deepseek_v3.model.grouped import run_experts_together, sort_by_expert
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.router import Router, RoutingRecord
-from deepseek_v3.native import functions as native
 
 
 class Experts(HoldsFP8):
@@ -32,15 +31,8 @@ class Experts(HoldsFP8):
 
     def forward(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
         """Send every token through its experts and add them up by weight."""
-        up_EFD, down_EDF = self.gate_up_proj, self.down_proj
-        scales = (self.scales("gate_up_proj"), self.scales("down_proj"))
-        needs_more = scales[0] is not None and weight_NA.requires_grad  # a gradient, which the kernel has not for FP8
-        if native.serves(x_ND, up_EFD, down_EDF) and not needs_more:
-            return native.run_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF, *scales)
-        plan = sort_by_expert(index_NA, up_EFD.shape[0])
-        chosen = [e for e, count in enumerate(plan.counts) if count]
-        up_EFD, down_EDF = (self.numbers(name, x_ND.dtype, chosen) for name in ("gate_up_proj", "down_proj"))
-        return run_experts_together(x_ND, weight_NA, up_EFD, down_EDF, plan)
+        scales = self.scales("gate_up_proj"), self.scales("down_proj")
+        return ops.run_experts(x_ND, weight_NA, index_NA, self.gate_up_proj, self.down_proj, *scales)
 
 
 class MixtureOfExperts(nn.Module):

@@ -13,12 +13,12 @@ Source: arXiv:2412.19437, Eqs. (21) to (25).
 import torch
 from torch import Tensor, nn
 
+import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import Past
 from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import RMSNorm
-from deepseek_v3.model.rope import Rotation
 from deepseek_v3.model.router import RoutingRecord
 
 
@@ -37,7 +37,7 @@ class MultiTokenPredictor(nn.Module):
         self,
         hidden_BSD: Tensor,
         embedding_BSD: Tensor,
-        rotation: Rotation,
+        rotation: ops.Rotation,
         *,
         past: Past | None = None,
         record: RoutingRecord | None = None,

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.native import functions as native
 
 
 @dataclass
@@ -86,9 +85,7 @@ class Router(nn.Module):
         """
         dtype = torch.promote_types(x_ND.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
-            x_ND, weight_ED = x_ND.to(dtype), self.weight.to(dtype)
-            serves = native.serves(x_ND, weight_ED)
-            logits_NE = native.linear(x_ND, weight_ED) if serves else F.linear(x_ND, weight_ED)
+            logits_NE = ops.linear(x_ND.to(dtype), self.weight.to(dtype))
         score_NE = logits_NE.sigmoid() if self.sigmoid else logits_NE.softmax(-1)  # V3 Eq. (15)
         index_NA = self.choose_experts(score_NE.detach()) if chosen_NA is None else chosen_NA
         weight_NA = score_NE.gather(1, index_NA)  # the raw score: the bias must not leak in here
@@ -97,19 +94,10 @@ class Router(nn.Module):
         return weight_NA * self.scaling, index_NA, score_NE
 
     def choose_experts(self, score_NE: Tensor) -> Tensor:
-        """Pick the top A by biased score within the best groups; masked groups get -inf, which no score can lose to."""
-        if score_NE.dtype == torch.float32 and native.serves(score_NE):
-            bias, groups = self.e_score_correction_bias if self.sigmoid else None, self.groups if self.grouped else 1
-            kept = self.kept_groups if self.grouped else 1
-            return native.choose_experts(score_NE, bias, self.per_token, groups, kept, best_two=self.sigmoid)
-        biased_NE = score_NE + self.e_score_correction_bias if self.sigmoid else score_NE  # V3 Eq. (16)
-        if self.grouped:
-            member_NGM = biased_NE.unflatten(-1, (self.groups, -1))
-            group_NG = member_NGM.topk(2, -1).values.sum(-1) if self.sigmoid else member_NGM.amax(-1)
-            kept = group_NG.topk(self.kept_groups, -1, sorted=False).indices
-            masked_NG = torch.ones_like(group_NG, dtype=torch.bool).scatter_(1, kept, False)
-            biased_NE = member_NGM.masked_fill(masked_NG.unsqueeze(-1), float("-inf")).flatten(1)
-        return biased_NE.topk(self.per_token, -1, sorted=False).indices  # V3 Eq. (14)
+        """Pick the top A by biased score within the best groups."""
+        bias_E = self.e_score_correction_bias if self.sigmoid else None
+        groups, kept = (self.groups, self.kept_groups) if self.grouped else (1, 1)
+        return ops.choose_experts(score_NE, bias_E, self.per_token, groups, kept, best_two=self.sigmoid)
 
 
 def sequence_balance_loss(score_BSE: Tensor, per_token: int) -> Tensor:

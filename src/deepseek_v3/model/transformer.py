@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model.attention import ABSORB_UP_TO
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache, Past
 from deepseek_v3.model.head import Head
@@ -22,7 +22,7 @@ from deepseek_v3.model.initialize import draw_by_name
 from deepseek_v3.model.linear import Embedding
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import RMSNorm
-from deepseek_v3.model.rope import Rotation, rope_frequencies, rotation_at, rotation_magnitude
+from deepseek_v3.model.rope import rope_frequencies, rotation_at, rotation_magnitude
 from deepseek_v3.model.router import Router, RoutingRecord
 
 
@@ -150,7 +150,7 @@ class DeepseekV3(nn.Module):
             if rows < 1:
                 hiddens.append(torch.zeros_like(hidden_BSD))
                 continue
-            turned = Rotation(rotation.cos[:rows], rotation.sin[:rows])
+            turned = ops.Rotation(rotation.cos[:rows], rotation.sin[:rows])
             hidden = module(hidden_BSD[:, :rows], self.embed_tokens(tokens_BS[:, k:]), turned, record=record)
             hidden_BSD = nn.functional.pad(hidden, (0, 0, 0, k))
             hiddens.append(hidden_BSD)  # V3 Fig. 3
@@ -158,7 +158,7 @@ class DeepseekV3(nn.Module):
 
     def place_tokens(
         self, count: int, cache: LatentCache | None, counts: Sequence[int] | None = None
-    ) -> tuple[Rotation, Past | None]:
+    ) -> tuple[ops.Rotation, Past | None]:
         """Rotation of the next `count` positions, and with a cache what each query may see of it, at layer 0.
 
         Raises:
@@ -170,7 +170,7 @@ class DeepseekV3(nn.Module):
         past, positions = cache.place(count, counts), cache.positions(count)
         rotation = rotation_at(positions, self.frequency_R, self.rope_magnitude)
         equal = positions.dim() == 1 and past.seen == cache.lengths[0] + count
-        if equal and (count == 1 or count > ABSORB_UP_TO):
+        if equal and (count == 1 or not ops.absorbs(count)):
             return rotation, past  # one query sees every position, and the expanded form is causal by itself
         mask = torch.arange(past.seen, device=positions.device) <= positions[..., None]
         return rotation, past._replace(mask_ST=mask if mask.dim() == 2 else mask.unsqueeze(1))

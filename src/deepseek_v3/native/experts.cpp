@@ -2,7 +2,7 @@
 //
 //     g = Wg x    u = Wu x    h = silu(g) u    y = Wd h           out_n = sum_a w_na y_na
 //
-// A dense network is one expert that every token goes to with weight 1. Letters as in model/grouped.py: N tokens,
+// A dense network is one expert that every token goes to with weight 1. Letters as in ops/grouped.py: N tokens,
 // D width, F hidden width, M rows sorted by expert, A experts per token; T activations, S weights.
 #include "product.hpp"
 

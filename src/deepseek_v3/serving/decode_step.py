@@ -19,9 +19,9 @@ from torch import Tensor
 
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.ops.choice import SERVES_UP_TO
 from deepseek_v3.serving.native_step import ModelParts, NativeStep
 
-SERVES_UP_TO = 64  # new tokens of a row; 1.7 times as fast as matrix kernels at 64 (`nano`), and more are a prompt's
 PREFILL_CHUNK = 512  # of a row that the model reads at once: bounds the memory of scores, changes no number
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deepseek_v3.model.grouped import run_experts_together, sort_by_expert
-from deepseek_v3.model.rope import Rotation, rotate_pairs
+import deepseek_v3.ops as ops
 from deepseek_v3.model.router import Router
-from deepseek_v3.native import functions as native
 from deepseek_v3.native.build import have_kernels
+from deepseek_v3.ops.choice import kernel_serves
+from deepseek_v3.ops.grouped import run_experts_together, sort_by_expert
 
 pytestmark = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
 
@@ -47,8 +47,8 @@ def _seed():
 @pytest.mark.parametrize(("rows", "width", "out"), [(40, 34, 6), (601, 96, 80), (33, 700, 32), (130, 16, 46)])
 def test_linear(dtype, weight_dtype, rows, width, out):
     x, w = draw((rows, width), dtype=dtype)[0], draw((out, width), dtype=weight_dtype, scale=width**-0.5)[0]
-    assert native.serves(x, w)
-    agree(native.linear, lambda x, w: x @ w.T, [x, w], dtype)
+    assert kernel_serves(x, w)
+    agree(ops.linear, lambda x, w: x @ w.T, [x, w], dtype)
 
 
 @pytest.mark.parametrize(("dtype", "weight_dtype"), dtypes())
@@ -57,7 +57,7 @@ def test_swiglu(dtype, weight_dtype, rows, width, hidden):
     x = draw((rows, width), dtype=dtype)[0]
     gate, up = draw((hidden, width), (hidden, width), dtype=weight_dtype, scale=width**-0.5)
     down = draw((width, hidden), dtype=weight_dtype, scale=hidden**-0.5)[0]
-    agree(native.swiglu, lambda x, g, u, d: (F.silu(x @ g.T) * (x @ u.T)) @ d.T, [x, gate, up, down], dtype)
+    agree(ops.swiglu, lambda x, g, u, d: (F.silu(x @ g.T) * (x @ u.T)) @ d.T, [x, gate, up, down], dtype)
 
 
 @pytest.mark.parametrize(("dtype", "weight_dtype"), dtypes())
@@ -72,7 +72,7 @@ def test_experts(dtype, weight_dtype, load, tokens, width, hidden):
     index = torch.stack([torch.randperm(most)[:per_token] for _ in range(tokens)])
     plan = sort_by_expert(index, experts)
     agree(
-        lambda x, w, u, d: native.run_experts(x, w, index, u, d),
+        lambda x, w, u, d: ops.run_experts(x, w, index, u, d),
         lambda x, w, u, d: run_experts_together(x, w, u, d, plan),
         [x, torch.rand(tokens, per_token), up, down],
         dtype,
@@ -82,7 +82,7 @@ def test_experts(dtype, weight_dtype, load, tokens, width, hidden):
 def attend_plainly(query, key_value, rope, cos, sin, scale, content):
     """Attention by the book: rotate, join, mask, softmax."""
     rotary = rope.shape[-1]
-    turned = rotate_pairs(query[..., content:], Rotation(cos, sin))
+    turned = ops.rotate_pairs(query[..., content:], ops.Rotation(cos, sin))
     q = torch.cat((query[..., :content], turned), -1).transpose(1, 2)
     k = torch.cat((key_value[..., :content], rope.unsqueeze(2).expand(-1, -1, query.shape[2], rotary)), -1)
     score = q @ k.permute(0, 2, 3, 1) * scale
@@ -105,7 +105,7 @@ def test_attention(dtype, batch, queries, keys, heads, content, rotary, value, o
     angle = torch.rand(*([batch] if own_positions else []), queries, rotary // 2) * 6
     cos, sin, scale = angle.cos(), angle.sin(), (content + rotary) ** -0.5
     agree(
-        lambda q, kv, r: native.attend_causally(q, kv, r, cos, sin, scale),
+        lambda q, kv, r: ops.attend_expanded(q, kv, r, ops.Rotation(cos, sin), scale),
         lambda q, kv, r: attend_plainly(q, kv, r, cos.double(), sin.double(), scale, content),
         [query, key_value, rope],
         dtype,
@@ -115,7 +115,7 @@ def test_attention(dtype, batch, queries, keys, heads, content, rotary, value, o
 def test_attention_with_scores_beyond_what_an_exponential_holds():
     query, key_value, rope = draw((1, 64, 1, 10)), draw((1, 64, 1, 14)), draw((1, 64, 2))
     cos, sin = torch.ones(64, 1), torch.zeros(64, 1)
-    got = native.attend_causally(query[0] * 200, key_value[0], rope[0], cos, sin, 1.0)
+    got = ops.attend_expanded(query[0] * 200, key_value[0], rope[0], ops.Rotation(cos, sin), 1.0)
     want = attend_plainly(query[0] * 200, key_value[0], rope[0], cos, sin, 1.0, 8)
     assert (got - want).abs().max() <= 1e-4
 
@@ -128,10 +128,10 @@ def test_rms_norm(dtype, width):
     def plain(x, w):
         return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w
 
-    agree(lambda x, w: native.rms_norm(x, w, 1e-6, dtype), plain, [x, w], dtype)
+    agree(lambda x, w: ops.rms_norm(x, w, 1e-6), plain, [x, w], dtype)
     part = draw((3, 50, width + 9), dtype=dtype)[0]  # rows of a wider matrix, as a split leaves them
     agree(
-        lambda x, w: native.rms_norm(x[..., 3:-6], w, 1e-6, dtype),
+        lambda x, w: ops.rms_norm(x[..., 3:-6], w, 1e-6),
         lambda x, w: plain(x[..., 3:-6], w),
         [part, w],
         dtype,
@@ -148,9 +148,9 @@ def test_head_loss(dtype, weight_dtype, rows, width, vocab):
     def plain(h, w):
         return F.cross_entropy(h @ w.T, labels, ignore_index=-100, reduction="sum")
 
-    agree(lambda h, w: native.head_loss(h[None], w, labels[None], -100), plain, [hidden, head], dtype)
+    agree(lambda h, w: ops.sum_nats(h[None], w, labels[None], -100), plain, [hidden, head], dtype)
     with torch.no_grad():
-        alone = native.head_loss(hidden, head, labels, -100)
+        alone = ops.sum_nats(hidden, head, labels, -100)
     assert (alone.double() - plain(hidden.double(), head.double())).abs() <= 1e-2 * rows
 
 
@@ -158,7 +158,7 @@ def test_head_loss(dtype, weight_dtype, rows, width, vocab):
 def test_a_label_beyond_the_head_is_refused(label):
     hidden, head = draw((40, 10), (6, 10))
     with pytest.raises(IndexError, match="6 logits"):
-        native.head_loss(hidden, head, torch.full((40,), label), -100)
+        ops.sum_nats(hidden, head, torch.full((40,), label), -100)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -166,10 +166,10 @@ def test_what_is_not_finite_stays_so(bad):
     """The trainer skips a step by its loss; a kernel that swallowed a NaN would hide it."""
     x, w = draw((40, 32), (16, 32))
     x[3, 5] = bad
-    assert not native.linear(x, w)[3].isfinite().any()
-    assert not native.rms_norm(x, torch.ones(32), 1e-6, FP32)[3].isfinite().all()
-    assert not native.head_loss(x, w, torch.zeros(40, dtype=torch.int64), -100).isfinite()
-    assert native.linear(x, w)[4].isfinite().all()
+    assert not ops.linear(x, w)[3].isfinite().any()
+    assert not ops.rms_norm(x, torch.ones(32), 1e-6)[3].isfinite().all()
+    assert not ops.sum_nats(x, w, torch.zeros(40, dtype=torch.int64), -100).isfinite()
+    assert ops.linear(x, w)[4].isfinite().all()
 
 
 @pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2), (3, 3)])
@@ -197,8 +197,8 @@ def test_threads_change_no_bit(threads):
         x, up, down = draw((300, 32), (5, 40, 32), (5, 32, 20))
         leaves = [t.requires_grad_() for t in (x, torch.rand(300, 2), up, down)]
         index = torch.stack([torch.randperm(5)[:2] for _ in range(300)])
-        y = native.rms_norm(native.run_experts(leaves[0], leaves[1], index, *leaves[2:]), torch.ones(32), 1e-6, FP32)
-        y = native.linear(y, draw((64, 32))[0])
+        y = ops.rms_norm(ops.run_experts(leaves[0], leaves[1], index, *leaves[2:]), torch.ones(32), 1e-6)
+        y = ops.linear(y, draw((64, 32))[0])
         return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
 
     before = torch.get_num_threads()

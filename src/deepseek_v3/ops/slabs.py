@@ -2,7 +2,7 @@
 
     out = softmax(q k^T * scale + mask) v
 
-A slab of 64 or 128 queries meets only the keys up to its own end, so most of the masked half is never computed,
+A slab of queries (`slab_height`) meets only the keys up to its own end, so most of the masked half is never computed,
 and only the diagonal square of a slab needs a mask. On CPU this beats the fused kernel, which runs its small tiles at a
 third of the machine's matrix-product rate; it also needs no equal widths of key and value.
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from deepseek_v3.ops.choice import slab_height
 
 
 def causal_attention(query_BSHW: Tensor, key_BTHW: Tensor, value_BTHU: Tensor, scale: float) -> Tensor:
@@ -28,11 +30,6 @@ def _by_head(x_BSHW: Tensor) -> Tensor:
 def _by_token(x_PSW: Tensor, batch: int) -> Tensor:
     """View [B * H, S, W] as [B, S, H, W]."""
     return x_PSW.unflatten(0, (batch, -1)).transpose(1, 2)
-
-
-def slab_height(keys: int) -> int:
-    """Queries per slab: few keep the wasted half of the diagonal small, many keep the products large."""
-    return 64 if keys <= 1024 else 128
 
 
 def _slabs(queries: int, keys: int):

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model.grouped import run_experts_together, sort_by_expert
 from deepseek_v3.model.moe import Experts
+from deepseek_v3.ops.grouped import run_experts_together, sort_by_expert
 
 
 def loop_over_experts(x, weight, index, experts):
