@@ -7,11 +7,14 @@
     deepseek_v3.save(model, "DIR", tokenizer)
     for token in deepseek_v3.generate(model, tokens, max_new_tokens=64): ...
 
-The names are imported when first used: `import deepseek_v3` alone loads neither PyTorch nor anything else.
+The names are imported when first used: `import deepseek_v3` alone does not load PyTorch; it chooses how
+PyTorch's threads are to wait for each other (native/threads.py).
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from deepseek_v3.native.threads import choose_waiting
 
 if TYPE_CHECKING:
     from deepseek_v3.checkpoints import load, save
@@ -34,6 +37,8 @@ _HOMES = {
     "load": "checkpoints",
     "save": "checkpoints",
 }
+
+choose_waiting()  # now, for it must be before PyTorch is imported
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
+from deepseek_v3.serving import native_step
 from deepseek_v3.serving.decode_step import SERVES_UP_TO, DecodeStep
 from deepseek_v3.serving.generate import generate, prepare_step
 from deepseek_v3.serving.native_step import CallAddresses, LayerAddresses, ModelSizes, StackAddresses
@@ -111,7 +112,7 @@ def test_a_module_reads_a_batch(form):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(dtype):
+def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(dtype, monkeypatch):
     """Bit for bit: drafts that are verified together, other rows, any number of threads."""
     model, tokens = make_model({}).to(dtype), torch.randint(0, 53, (3, 5))
     step = DecodeStep(model)
@@ -120,16 +121,12 @@ def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(dtype):
         cache = LatentCache.dense(model.config, len(rows), 5, dtype=dtype)
         return torch.cat([step(part, cache)[1] for part in tokens[rows].split(counts, 1)], 1)
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        want = read([0, 1, 2], [5])
-        torch.set_num_threads(3)
-        assert torch.equal(read([0, 1, 2], [1] * 5), want)
-        for row in range(3):
-            assert torch.equal(read([row], [1, 3, 1]), want[row : row + 1])
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(native_step, "threads_now", lambda _: 1)
+    want = read([0, 1, 2], [5])
+    monkeypatch.setattr(native_step, "threads_now", lambda _: 3)
+    assert torch.equal(read([0, 1, 2], [1] * 5), want)
+    for row in range(3):
+        assert torch.equal(read([row], [1, 3, 1]), want[row : row + 1])
 
 
 @needs_kernels

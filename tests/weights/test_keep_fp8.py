@@ -22,6 +22,7 @@ from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.native.build import SWITCH, have_kernels
 from deepseek_v3.ops import experts as experts_module
+from deepseek_v3.serving import native_step
 from deepseek_v3.serving.decode_step import DecodeStep
 from deepseek_v3.serving.generate import generate
 from deepseek_v3.weights.convert import convert_checkpoint
@@ -116,7 +117,7 @@ def test_a_decoding_step_computes_with_the_stored_numbers(folder, dtype, form):
 
 
 @needs_kernels
-def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(folder):
+def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(folder, monkeypatch):
     kept, tokens = load_model(folder, keep_fp8=True)[0], tokens_of(11, 3)
     step = DecodeStep(kept)
 
@@ -124,16 +125,12 @@ def test_a_token_does_not_feel_who_shares_its_step_or_the_threads(folder):
         cache = LatentCache.dense(kept.config, len(rows), 3, dtype=torch.bfloat16)
         return torch.cat([step(part, cache)[1] for part in tokens[rows].split(counts, 1)], 1)
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        want = read(list(range(11)), [3])
-        torch.set_num_threads(3)
-        assert torch.equal(read(list(range(11)), [1, 1, 1]), want)
-        for row in (0, 10):
-            assert torch.equal(read([row], [1, 2]), want[row : row + 1])
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(native_step, "threads_now", lambda _: 1)
+    want = read(list(range(11)), [3])
+    monkeypatch.setattr(native_step, "threads_now", lambda _: 3)
+    assert torch.equal(read(list(range(11)), [1, 1, 1]), want)
+    for row in (0, 10):
+        assert torch.equal(read([row], [1, 2]), want[row : row + 1])
 
 
 def test_drafts_are_verified_as_ever(folder, form):

@@ -58,12 +58,9 @@ def run_demo(options: DemoOptions | None = None) -> int:
 def _demonstrate(options: DemoOptions) -> int:
     from rich.console import Console
 
-    from deepseek_v3.commands.train import STOPPED
-    from deepseek_v3.training.waiting import choose_waiting
-
-    choose_waiting()
     from deepseek_v3.commands.demo_facts import gather_facts, show_facts
     from deepseek_v3.commands.samples import continue_text
+    from deepseek_v3.commands.train import STOPPED
     from deepseek_v3.training.deadline import follow_clock
     from deepseek_v3.training.progress import choose_progress
     from deepseek_v3.training.record import record_steps

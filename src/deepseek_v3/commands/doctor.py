@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.training.waiting import choose_waiting, cores_in_use
+from deepseek_v3.native.threads import cores_in_use, describe_waiting, threads_now, usable_cores
 
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vbmi", "amx_bf16", "sha_ni", "asimd", "bf16")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tyro", "rich")
@@ -48,7 +48,6 @@ class DoctorOptions:
 def run_doctor(options: DoctorOptions) -> None:
     """Print all of it."""
     config = ModelConfig.preset(options.preset)
-    choose_waiting()
     facts = {
         "processor": describe_processor(),
         "compiler": describe_compiler(),
@@ -86,12 +85,7 @@ def describe_processor() -> dict[str, str]:
         facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
     except (OSError, ValueError):
         pass
-    return {**facts, "cores": f"{usable_cores()} for this process, {os.cpu_count()} in all"}
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {**facts, "cores": f"{len(usable_cores())} for this process, {os.cpu_count()} in all"}
 
 
 def describe_compiler() -> dict[str, str]:
@@ -121,12 +115,10 @@ def describe_threads() -> dict[str, str]:
     import torch
 
     busy = cores_in_use()
-    spins = os.environ.get("GOMP_SPINCOUNT")
-    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
-    waiting = f"OMP_WAIT_POLICY {policy}" + (f", then asleep after GOMP_SPINCOUNT {spins}" if spins else "")
     return {
         "serve": f"{torch.get_num_threads()} of PyTorch and the kernels",
-        "wait": waiting,
+        "decode now": f"{threads_now(torch.get_num_threads())}: by the cores that others leave free, from step to step",
+        "wait": describe_waiting(),
         "cores busy elsewhere": "unknown" if busy == float("inf") else f"{busy:.1f}",
     }
 

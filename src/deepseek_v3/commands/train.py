@@ -8,7 +8,6 @@ import shlex
 
 from deepseek_v3.commands.telling import steady_output
 from deepseek_v3.training.options import TrainOptions
-from deepseek_v3.training.waiting import choose_waiting
 
 __all__ = ["TrainOptions", "run_train"]
 
@@ -20,7 +19,6 @@ def run_train(options: TrainOptions) -> int:
 
     A standard output that closes or is full ends the telling, not the training.
     """
-    choose_waiting()
     with steady_output():
         return _train(options)
 

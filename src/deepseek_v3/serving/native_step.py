@@ -30,6 +30,7 @@ from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
 from deepseek_v3.model.rope import Rotation, rotation_at, softmax_scale
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
+from deepseek_v3.native.threads import threads_now
 
 DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INTEGER, FRACTION = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -244,7 +245,7 @@ class NativeStep:
             cache=store.latent_LPTW[first].data_ptr(), hidden=hidden_ND.data_ptr(), logits=logits_MV.data_ptr(),
             cos=rotation_TR.cos.data_ptr(), sin=rotation_TR.sin.data_ptr(), N=len(tokens), B=len(counts),
             M=len(wanted), blocks=store.n_blocks, block_size=store.block_size,
-            bfloat16_cache=store.latent_LPTW.dtype == torch.bfloat16, threads=torch.get_num_threads(),
+            bfloat16_cache=store.latent_LPTW.dtype == torch.bfloat16, threads=threads_now(torch.get_num_threads()),
         )  # fmt: skip
         stack, _ = addresses.stacks[depth + 1]
         run_kernel("decode_step", *(ctypes.addressof(block) for block in (addresses.sizes, stack, call)))
