@@ -21,7 +21,7 @@ class ExportOptions:
         target: the new folder, or a .gguf file.
         to: the format of the weights; keep leaves each tensor as it is. gguf writes one file for llama.cpp.
         gguf_type: the number format inside a .gguf file.
-        without_mtp: leave the multi-token prediction layers out (gguf always does).
+        without_mtp: leave the multi-token prediction layers out.
         shard_mb: at most so many MB of tensors per file.
         skip_verify: do not hold the source against its SHA-256 manifest.
         follow_links: accept shards that are links out of the folder, as in a download cache.
@@ -59,6 +59,7 @@ def _write_gguf(options: ExportOptions) -> None:
             newest_of_run(options.source),
             options.target,
             number_type=options.gguf_type,
+            mtp=not options.without_mtp,
             skip_verify=options.skip_verify,
             follow_links=options.follow_links,
             advance=advance,

@@ -3,7 +3,8 @@
     export_gguf("DIR", "model.gguf")
 
 What differs from the released layout: experts are stacked; `kv_b_proj` is split per head into a transposed key part
-[H, C, K] and a value part [H, U, C], for the absorbed form; the MTP layer has no place; norms, router and bias are F32.
+[H, C, K] and a value part [H, U, C], for the absorbed form; the MTP layer follows the others, without
+its copies of embedding and head; norms, router and bias are F32.
 The rope rows stay as they are: llama.cpp rotates the same consecutive pairs. `yarn_log_multiplier` is 0.1 times the
 released `mscale_all_dim`. Needs the `gguf` package (the extra `gguf`).
 
@@ -11,13 +12,11 @@ Letters: H heads, K content, U value, C latent.
 Source: the deepseek2 architecture of llama.cpp.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from math import prod
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.errors import SaveError
 from deepseek_v3.weights.folder import recover_folder
+from deepseek_v3.weights.gguf_header import add_metadata, add_vocabulary, refuse_unheld
 from deepseek_v3.weights.manifest import verify_manifest
 from deepseek_v3.weights.names import iterate_slots
 from deepseek_v3.weights.shards import raw_bytes
@@ -57,7 +57,12 @@ GLOBAL = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's kinds of tokens
+NEXTN = {
+    "eh_proj": "nextn.eh_proj",
+    "enorm": "nextn.enorm",
+    "hnorm": "nextn.hnorm",
+    "shared_head.norm": "nextn.shared_head_norm",
+}
 
 
 def export_gguf(
@@ -65,6 +70,7 @@ def export_gguf(
     target: str | PathLike,
     *,
     number_type: str = "bf16",
+    mtp: bool = True,
     skip_verify: bool = False,
     follow_links: bool = False,
     advance: Callable[[int, int], None] | None = None,
@@ -72,7 +78,8 @@ def export_gguf(
     """Check the folder `source` and write it as the file `target`, streamed, atomic and durable.
 
     Raises:
-        CheckpointError: whatever is wrong with the source; SaveError: the target cannot be written.
+        CheckpointError: whatever is wrong with the source, or a model that the format cannot hold; SaveError: the
+            target cannot be written.
     """
     if number_type not in NUMBER_TYPES:
         raise ValueError(f"number_type={number_type!r} is not one of {', '.join(NUMBER_TYPES)}")
@@ -80,7 +87,8 @@ def export_gguf(
     verify_manifest(source, skip=skip_verify)
     target = Path(target)
     beside = target.with_name(f".{target.name}.saving")
-    with Checkpoint(source, mtp=False, follow_links=follow_links) as checkpoint:
+    with Checkpoint(source, mtp=mtp, follow_links=follow_links) as checkpoint:
+        refuse_unheld(checkpoint.config, Path(source))
         checkpoint.check_numbers(checkpoint.check())
         try:
             _write_file(checkpoint, Path(source), beside, NUMBER_TYPES[number_type], advance)
@@ -102,8 +110,8 @@ def _write_file(checkpoint: Checkpoint, source: Path, path: Path, dtype: torch.d
         torch.bfloat16: gguf.GGMLQuantizationType.BF16,
     }
     writer = gguf.GGUFWriter(path, "deepseek2")
-    _add_metadata(writer, checkpoint.config)
-    _add_vocabulary(writer, source / "tokenizer.json", checkpoint.config)
+    add_metadata(writer, checkpoint.config)
+    add_vocabulary(writer, source / "tokenizer.json", checkpoint.config)
     plan = plan_tensors(checkpoint.config)
     stored = {name: torch.float32 if len(shape) == 1 or "ffn_gate_inp" in name else dtype for name, shape, _ in plan}
     for name, shape, _ in plan:
@@ -139,12 +147,12 @@ def _bytes_as_array(tensor: Tensor):
 
 def plan_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], list[str]]]:
     """List the file's tensors: name, shape, and the released tensors that each is made of."""
-    shapes = {slot.name: slot.shape for slot in iterate_slots(config.replace(num_nextn_predict_layers=0))}
+    shapes = {slot.name: slot.shape for slot in iterate_slots(config)}
     plan = [(new, shapes[old], [old]) for old, new in GLOBAL.items() if old in shapes]
     H, K = config.num_attention_heads, config.qk_nope_head_dim
     U, C = config.v_head_dim, config.kv_lora_rank
-    for i in range(config.num_hidden_layers):
-        for old, new in {**ATTENTION, **FEED_FORWARD}.items():
+    for i in range(config.num_hidden_layers + config.num_nextn_predict_layers):
+        for old, new in {**ATTENTION, **FEED_FORWARD, **NEXTN}.items():
             name = f"model.layers.{i}.{old}.weight"
             if name in shapes:
                 plan.append((f"blk.{i}.{new}.weight", shapes[name], [name]))
@@ -175,70 +183,6 @@ def build_tensor(checkpoint: Checkpoint, name: str, released: list[str], dtype: 
             return kv_b[:, : config.qk_nope_head_dim].transpose(1, 2).contiguous()
         return kv_b[:, config.qk_nope_head_dim :].contiguous()
     return weights[0]
-
-
-def _add_metadata(writer: Any, c: ModelConfig) -> None:
-    import gguf
-
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(1)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    if c.q_lora_rank is not None:
-        writer.add_q_lora_rank(c.q_lora_rank)
-    writer.add_kv_lora_rank(c.kv_lora_rank)
-    writer.add_key_length(c.kv_lora_rank + c.qk_rope_head_dim)
-    writer.add_value_length(c.kv_lora_rank)
-    writer.add_key_length_mla(c.qk_nope_head_dim + c.qk_rope_head_dim)
-    writer.add_value_length_mla(c.v_head_dim)
-    writer.add_rope_dimension_count(c.qk_rope_head_dim)
-    writer.add_rope_freq_base(c.rope_theta)
-    writer.add_leading_dense_block_count(c.first_k_dense_replace if c.n_routed_experts else c.num_hidden_layers)
-    if c.n_routed_experts:
-        sigmoid = c.scoring_func == "sigmoid"
-        writer.add_expert_count(c.n_routed_experts)
-        writer.add_expert_used_count(c.num_experts_per_tok)
-        writer.add_expert_shared_count(c.n_shared_experts or 0)
-        writer.add_expert_feed_forward_length(c.moe_intermediate_size)
-        writer.add_expert_weights_scale(c.routed_scaling_factor)
-        writer.add_expert_weights_norm(c.norm_topk_prob)
-        kinds = gguf.ExpertGatingFuncType
-        writer.add_expert_gating_func(kinds.SIGMOID if sigmoid else kinds.SOFTMAX)
-        if c.n_group > 1:
-            writer.add_expert_group_count(c.n_group)
-            writer.add_expert_group_used_count(c.topk_group)
-    if c.rope_scaling is not None:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(float(c.rope_scaling["factor"]))
-        writer.add_rope_scaling_orig_ctx_len(int(c.rope_scaling["original_max_position_embeddings"]))
-        writer.add_rope_scaling_yarn_log_mul(0.1 * float(c.rope_scaling.get("mscale_all_dim", 0.0)))
-        writer.add_rope_scaling_yarn_beta_fast(float(c.rope_scaling.get("beta_fast", 32)))
-        writer.add_rope_scaling_yarn_beta_slow(float(c.rope_scaling.get("beta_slow", 1)))
-
-
-def _add_vocabulary(writer: Any, path: Path, c: ModelConfig) -> None:
-    """Byte-level BPE of tokenizer.json, padded to the embedding's rows; without a file, token ids only."""
-    for value, add in ((c.bos_token_id, "bos"), (c.eos_token_id, "eos"), (c.pad_token_id, "pad")):
-        if value is not None:
-            getattr(writer, f"add_{add}_token_id")(value)
-    if not path.is_file():
-        writer.add_tokenizer_model("none")
-        return
-    content = json.loads(path.read_text(encoding="utf-8"))
-    tokens = {i: (text, NORMAL) for text, i in content["model"]["vocab"].items()}
-    for added in content.get("added_tokens", []):
-        tokens[added["id"]] = (added["content"], CONTROL if added.get("special") else USER_DEFINED)
-    rows = [tokens.get(i, (f"[PAD{i}]", UNUSED)) for i in range(c.vocab_size)]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("deepseek-v3")
-    writer.add_token_list([text for text, _ in rows])
-    writer.add_token_types([kind for _, kind in rows])
-    writer.add_token_merges(merges)
 
 
 def iterate_sources(config: ModelConfig) -> Iterator[tuple[str, str, int | None]]:

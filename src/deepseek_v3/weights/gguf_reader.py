@@ -5,6 +5,7 @@
 Source: the deepseek2 architecture of llama.cpp; `gguf.py` of this package writes what this file reads.
 """
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -61,6 +62,9 @@ class GgufCheckpoint:
             raise CheckpointError(f"holds the architecture {architecture!r}, not 'deepseek2'", file=path)
         self.config = self._read_config()
         self.sources = {released: (name, expert) for released, name, expert in iterate_sources(self.config)}
+        slots = list(iterate_slots(self.config))
+        originals = {slot.memory: slot.name for slot in slots if not slot.copy}
+        self.copies = {slot.name: originals[slot.memory] for slot in slots if slot.copy}
 
     def _read_config(self) -> ModelConfig:
         try:
@@ -72,26 +76,33 @@ class GgufCheckpoint:
         def get(key: str, *default: Any) -> Any:
             return self.fields.get(f"deepseek2.{key}", *default) if default else self.fields[f"deepseek2.{key}"]
 
-        rope = get("rope.dimension_count")
+        rope, modules = get("rope.dimension_count"), get("nextn_predict_layers", 0)
+        # Before April 2025 the lengths were those of the expanded heads, and kv_b_proj was whole.
+        older = "blk.0.attn_kv_b.weight" in self.tensors
+        key, value = (get(f"attention.{part}_length" + ("" if older else "_mla")) for part in ("key", "value"))
         values = {
-            "vocab_size": get("vocab_size"),
+            "vocab_size": get("vocab_size", None) or int(self.tensors["token_embd.weight"].shape[1]),
             "hidden_size": get("embedding_length"),
             "intermediate_size": get("feed_forward_length"),
-            "num_hidden_layers": get("block_count"),
-            "num_nextn_predict_layers": 0,
+            "num_hidden_layers": get("block_count") - modules,
+            "num_nextn_predict_layers": modules,
             "num_attention_heads": get("attention.head_count"),
             "q_lora_rank": get("attention.q_lora_rank", None),
             "kv_lora_rank": get("attention.kv_lora_rank"),
-            "qk_nope_head_dim": get("attention.key_length_mla") - rope,
+            "qk_nope_head_dim": key - rope,
             "qk_rope_head_dim": rope,
-            "v_head_dim": get("attention.value_length_mla"),
+            "v_head_dim": value,
             "rms_norm_eps": round(get("attention.layer_norm_rms_epsilon"), 12),
             "rope_theta": get("rope.freq_base"),
             "max_position_embeddings": get("context_length"),
             "tie_word_embeddings": "output.weight" not in self.tensors,
         }
-        for key, field in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-            values[f"{key}_token_id"] = self.fields.get(f"tokenizer.ggml.{field}_token_id")
+        for role, field in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+            values[f"{role}_token_id"] = self.fields.get(f"tokenizer.ggml.{field}_token_id")
+        if (second := self.fields.get("tokenizer.ggml.eot_token_id")) not in (None, values["eos_token_id"]):
+            values["eos_token_id"] = [values["eos_token_id"], second]
+        if not get("expert_count", 0):
+            values["n_routed_experts"] = None
         if experts := get("expert_count", 0):
             sigmoid = get("expert_gating_func", 1) == SIGMOID
             groups = get("expert_group_count", 1)
@@ -111,17 +122,21 @@ class GgufCheckpoint:
                 "first_k_dense_replace": get("leading_dense_block_count", 0),
             }
         if get("rope.scaling.type", None) == "yarn":
-            mscale = round(10 * get("rope.scaling.yarn_log_multiplier", 0.0), 6)
-            values["rope_scaling"] = {
-                "type": "yarn",
-                "factor": _whole(get("rope.scaling.factor")),
-                "original_max_position_embeddings": get("rope.scaling.original_context_length"),
-                "beta_fast": _whole(get("rope.scaling.yarn_beta_fast", 32.0)),
-                "beta_slow": _whole(get("rope.scaling.yarn_beta_slow", 1.0)),
-                "mscale": mscale,
-                "mscale_all_dim": mscale,
-            }
+            values["rope_scaling"] = self._read_yarn(get)
         return values
+
+    @staticmethod
+    def _read_yarn(get: Callable[..., Any]) -> dict[str, Any]:
+        mscale = round(10 * get("rope.scaling.yarn_log_multiplier", 0.0), 6)
+        return {
+            "type": "yarn",
+            "factor": _whole(get("rope.scaling.factor")),
+            "original_max_position_embeddings": get("rope.scaling.original_context_length"),
+            "beta_fast": _whole(get("rope.scaling.yarn_beta_fast", 32.0)),
+            "beta_slow": _whole(get("rope.scaling.yarn_beta_slow", 1.0)),
+            "mscale": mscale,
+            "mscale_all_dim": mscale,
+        }
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the file, its bytes shared with the mapping where that is possible.
@@ -142,11 +157,15 @@ class GgufCheckpoint:
 
     def released(self, name: str) -> Tensor:
         """One released tensor, put together again."""
+        if name in self.copies:
+            name = self.copies[name]
         if not name.endswith("self_attn.kv_b_proj.weight"):
             source, expert = self.sources[name]
             tensor = self.tensor(source)
             return tensor if expert is None else tensor[expert]
         layer = name.split(".")[2]
+        if f"blk.{layer}.attn_kv_b.weight" in self.tensors:
+            return self.tensor(f"blk.{layer}.attn_kv_b.weight")
         key_HCK, value_HUC = (self.tensor(f"blk.{layer}.attn_{part}_b.weight") for part in "kv")
         return torch.cat((key_HCK.transpose(1, 2), value_HUC), 1).flatten(0, 1)
 
