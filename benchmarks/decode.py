@@ -24,9 +24,9 @@ from benchmarks.loading import write_checkpoint
 from benchmarks.machine import interleave, median_ratio, read_bandwidth
 from benchmarks.peers import make_peer, nano
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.decode_step import DecodeStep
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.serving.decode_step import DecodeStep
 from deepseek_v3.sizing import count_parameters
 from deepseek_v3.weights.load import load_model
 

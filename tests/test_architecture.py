@@ -35,7 +35,7 @@ ARROWS = {
     "parallel": NUMBERS | {"sizing", "model"},
     "training": LEARNING,
     "post_training": LEARNING | {"training", "engine"},
-    "serving": NUMBERS | {"data", "model", "engine"},  # with NUMBERS and model while the decoding code is in it
+    "serving": {"config", "data", "engine"},
     "checkpoints": LEARNING | {"training"},  # load and save
     "commands": DOING | {"checkpoints"},
     "cli": {"commands"},

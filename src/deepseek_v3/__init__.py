@@ -19,10 +19,10 @@ from deepseek_v3.native.threads import choose_waiting
 if TYPE_CHECKING:
     from deepseek_v3.checkpoints import load, save
     from deepseek_v3.config import ConfigError, ModelConfig
+    from deepseek_v3.engine.generate import generate
     from deepseek_v3.model.cache import LatentCache
     from deepseek_v3.model.router import RoutingRecord
     from deepseek_v3.model.transformer import DeepseekV3
-    from deepseek_v3.serving.generate import generate
 
 __version__ = "0.1.0"
 __all__ = ["ConfigError", "DeepseekV3", "LatentCache", "ModelConfig", "RoutingRecord", "generate", "load", "save"]
@@ -33,7 +33,7 @@ _HOMES = {
     "DeepseekV3": "model.transformer",
     "LatentCache": "model.cache",
     "RoutingRecord": "model.router",
-    "generate": "serving.generate",
+    "generate": "engine.generate",
     "load": "checkpoints",
     "save": "checkpoints",
 }

@@ -7,14 +7,14 @@ import torch
 
 from deepseek_v3.commands.generate import GenerateOptions, read_prompt_text, run_generate, stream_text
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.generate import generate
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.serving.generate import generate
 
 
 class Letters:
     """A tokenizer of the 26 letters, whose token 26 opens and whose token 27 closes a text."""
 
-    bos_id, eos_id = 26, 27
+    bos_id, eos_id, stop_ids = 26, 27, (27,)
 
     def encode(self, text):
         return [ord(c) - ord("a") for c in text]

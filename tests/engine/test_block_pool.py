@@ -12,7 +12,7 @@ def fill(pool: BlockPool, tokens: list[int]) -> list[int]:
     """Take blocks for the tokens and register those that are full, as a sequence does."""
     blocks, key = pool.allocate(pool.blocks_for(len(tokens))), b""
     for j in range(len(tokens) // pool.block_size):
-        key = pool.next_key(key, tokens[j * pool.block_size : (j + 1) * pool.block_size])
+        key = pool.key_of(key, tokens, j, 0)
         pool.register(blocks[j], key)
     return blocks
 
@@ -25,6 +25,15 @@ def test_a_prefix_is_found_as_far_as_whole_blocks_agree_from_the_beginning():
     assert pool.match_prefix([7, 11, 13]) == []  # the same tokens elsewhere have other latents
     assert pool.match_prefix([2, 3, 4, 7, 11, 13]) == []
     assert pool.match_prefix([2, 3, 5], root=b"1") == []
+
+
+def test_a_block_with_rows_of_modules_is_found_only_if_the_tokens_behind_it_agree():
+    pool, tokens = BlockPool(5, 2), [2, 3, 5, 7, 11]
+    (block,) = pool.allocate(1)
+    pool.register(block, pool.key_of(b"", tokens, 0, 2))
+    assert pool.match_prefix([2, 3, 5, 7], ahead=2) == [block]
+    assert pool.match_prefix([2, 3, 5], ahead=2) == []  # not known yet
+    assert pool.match_prefix([2, 3, 5, 8], ahead=2) == []
 
 
 def test_a_released_block_is_found_until_it_is_needed_and_the_end_of_a_text_goes_first():
@@ -66,7 +75,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.pool.share(shared)
             table, key = shared + self.pool.allocate(more), b""
             for j in range(len(tokens) // 2):
-                key = self.pool.next_key(key, tokens[2 * j : 2 * j + 2])
+                key = self.pool.key_of(key, tokens, j, 0)
                 self.pool.register(table[j], key)
             assert self.pool.match_prefix(tokens)[: len(shared)] == shared
             self.tables.append(table)

@@ -130,7 +130,7 @@ def test_the_kernels_of_a_lesser_processor_are_right_too(flags, needs, tmp_path)
     if "x86_64" not in os.uname().machine or needs not in Path("/proc/cpuinfo").read_text():
         pytest.skip("flags of another processor")
     files = ["tests/ops/test_kernels.py", "tests/fp8/test_decode.py", "tests/fp8/test_quantize.py"]
-    files += ["tests/serving/test_decode_step.py", "tests/weights/test_keep_fp8.py"]
+    files += ["tests/engine/test_decode_step.py", "tests/weights/test_keep_fp8.py"]
     tests = [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider"]
     more = {"XDG_CACHE_HOME": str(tmp_path), "DEEPSEEK_V3_NATIVE_FLAGS": flags}
     done = subprocess.run(tests, env={**os.environ, **more}, capture_output=True, text=True)

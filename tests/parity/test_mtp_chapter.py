@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.sampler import SamplingRule, make_generator
+from deepseek_v3.engine.speculative import judge_drafts
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.serving.speculative import judge_drafts
 from deepseek_v3.training.loss import make_labels
 from utils.gradient_check import relative_error
 

@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_checkpoints import V2_LITE, V3, folder_digests, random_model
 
+from deepseek_v3.engine import native_step
+from deepseek_v3.engine.decode_step import DecodeStep
+from deepseek_v3.engine.generate import generate
 from deepseek_v3.fp8.quantize import CODE
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.native.build import SWITCH, have_kernels
 from deepseek_v3.ops import experts as experts_module
-from deepseek_v3.serving import native_step
-from deepseek_v3.serving.decode_step import DecodeStep
-from deepseek_v3.serving.generate import generate
 from deepseek_v3.weights.convert import convert_checkpoint
 from deepseek_v3.weights.errors import DigestError, DtypeError, ScaleError
 from deepseek_v3.weights.load import load_model, load_weights

@@ -41,8 +41,8 @@ def gather_facts(trainer: "Trainer", training_s: float) -> dict[str, Any]:
 def measure_writing(trainer: "Trainer") -> dict[str, Any]:
     """Let the model write: code, prose, and greedily with and without drafts."""
     from deepseek_v3.commands.samples import continue_text
+    from deepseek_v3.engine.generate import generate
     from deepseek_v3.engine.request import GenerationStatistics
-    from deepseek_v3.serving.generate import generate
 
     model, tokenizer = trainer.model.eval(), trainer.tokenizer
     prompt = [tokenizer.bos_id, *tokenizer.encode(CODE_PROMPT)]

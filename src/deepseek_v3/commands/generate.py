@@ -90,9 +90,9 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOption
     Raises:
         ValueError: a prompt or option that cannot work, before anything is written.
     """
+    from deepseek_v3.engine.generate import generate
     from deepseek_v3.engine.request import GenerationStatistics
     from deepseek_v3.engine.stop import StopGate
-    from deepseek_v3.serving.generate import generate
 
     statistics, gate, text = GenerationStatistics(), StopGate(options.stop), tokenizer.stream()
     tokens = generate(
@@ -115,7 +115,7 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOption
             out.flush()
             if gate.stopped:
                 break
-        out.write(gate.push(text.finish()) + gate.finish() + "\n")
+        out.write(gate.finish() + "\n")  # a character whose last bytes have not come is left out
     except KeyboardInterrupt:  # the reader has seen enough
         out.write("\n")
     out.flush()

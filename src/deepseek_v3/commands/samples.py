@@ -19,7 +19,7 @@ def continue_text(
     """Return what the model writes after a prompt."""
     import torch
 
-    from deepseek_v3.serving.generate import generate
+    from deepseek_v3.engine.generate import generate
 
     training = model.training
     model.eval()

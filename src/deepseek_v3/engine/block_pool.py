@@ -2,6 +2,9 @@
 
     key of block j = digest(key of block j - 1, its tokens)         equal keys, equal tokens from the very beginning
 
+MTP modules read `ahead` tokens further than the main model: their rows in a block depend on tokens of the next one, so
+these are part of its key.
+
 A block that nobody holds stays findable by its key until it is needed for something else, the longest unused first.
 
 Letters: none; a block is a number below n_blocks.
@@ -35,16 +38,22 @@ class BlockPool:
         """How many blocks hold so many tokens."""
         return -(-tokens // self.block_size)
 
-    def next_key(self, before: bytes, tokens: Sequence[int]) -> bytes:
+    def key_of(self, before: bytes, tokens: Sequence[int], block: int, ahead: int) -> bytes:
         """Return the key of a full block, given the key of the one before it."""
-        return blake2b(array("q", tokens).tobytes(), key=before, digest_size=16).digest()
+        start, end = block * self.block_size, (block + 1) * self.block_size
+        return blake2b(array("q", tokens[start : end + ahead]).tobytes(), key=before, digest_size=16).digest()
 
-    def match_prefix(self, tokens: Sequence[int], root: bytes = b"") -> list[int]:
-        """Return the blocks that hold the longest known beginning of the tokens; they are not yet taken."""
+    def match_prefix(self, tokens: Sequence[int], root: bytes = b"", ahead: int = 0) -> list[int]:
+        """Return the blocks that hold the longest known beginning of the tokens; they are not yet taken.
+
+        Args:
+            root: where the keys begin: another root, other latents.
+            ahead: how many tokens behind a block its latents depend on.
+        """
         blocks: list[int] = []
         key = root
-        for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
-            key = self.next_key(key, tokens[start : start + self.block_size])
+        for block in range((len(tokens) - ahead) // self.block_size):
+            key = self.key_of(key, tokens, block, ahead)
             if key not in self.found:
                 break
             blocks.append(self.found[key])

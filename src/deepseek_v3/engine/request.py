@@ -1,11 +1,84 @@
 """What a generation is asked for, checked, and what it did, counted."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.sampler import SamplingRule
 from deepseek_v3.model.transformer import DeepseekV3
+
+GREEDY = SamplingRule()
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to continue.
+
+    Attributes:
+        drafts: tokens that the MTP modules propose a step.
+        stop_tokens: it ends before any of them.
+    """
+
+    tokens: Sequence[int]
+    rule: SamplingRule = GREEDY
+    max_new_tokens: int = 64
+    seed: int | None = None
+    drafts: int = 0
+    stop_tokens: Collection[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 0")
+
+    def limit(self, config: ModelConfig) -> int:
+        """Tokens to generate at most: what was asked for, or what the context has room for."""
+        return min(self.max_new_tokens, config.max_position_embeddings - len(self.tokens) + 1)
+
+    def slots(self, config: ModelConfig) -> int:
+        """Cache slots that it will need at most: the last token is drawn but not read."""
+        return len(self.tokens) + self.limit(config) - 1
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How much an engine holds and reads at once.
+
+    Attributes:
+        n_blocks: blocks of the cache, for all sequences together.
+        block_size: tokens of a block.
+        step_tokens: tokens of a step, drafts included.
+        max_rows: sequences that run side by side; further ones wait.
+        short_piece: a prompt is read in pieces of so many tokens at most, beside the other rows.
+        long_piece: 0, or: what is longer than a short piece is read in pieces of this size, one a step, as matrices.
+            Faster for long prompts; but no prefix is shared then, since its bits depend on where the prompt ends.
+        cache_dtype: None means the model's.
+        modules: MTP modules that may draft; None means all.
+    """
+
+    n_blocks: int
+    block_size: int = 32
+    step_tokens: int = 256
+    max_rows: int = 8
+    short_piece: int = 64
+    long_piece: int = 0
+    cache_dtype: torch.dtype | None = None
+    modules: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_blocks", "block_size", "step_tokens", "max_rows", "short_piece"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            raise ValueError(f"cache_dtype={self.cache_dtype} must be one of {', '.join(map(str, CACHE_DTYPES))}")
+
+    @property
+    def share_prefixes(self) -> bool:
+        """Whether blocks of a finished or running sequence serve another that begins alike."""
+        return self.long_piece == 0
 
 
 @dataclass
@@ -46,12 +119,38 @@ class GenerationStatistics:
         """Decoding rate, the prompt and its first token not counted."""
         return (self.new_tokens - 1) / self.decode_s if self.decode_s and self.new_tokens else 0.0
 
-    def count_drafts(self, made: int, stood: int) -> None:
-        """Count one step's drafts by depth."""
+    def count_step(self, made: int, stood: int) -> None:
+        """Count one step of decoding, and its drafts by depth."""
+        self.steps += 1
         for counts, share in ((self.drafted, made), (self.accepted, stood)):
             counts += [0] * (made - len(counts))
             for depth in range(share):
                 counts[depth] += 1
+
+    def count_time(self, seconds: float, *, decoding: bool) -> None:
+        """Add the time of a step that this sequence had a part in."""
+        if decoding:
+            self.decode_s += seconds
+        else:
+            self.prefill_s += seconds
+
+
+def check_request(request: Request, model: DeepseekV3, options: EngineOptions, modules: int) -> None:
+    """Refuse what an engine can never serve.
+
+    Raises:
+        ValueError: a prompt as in `check_prompt`, no token asked for, too many drafts, or more than the cache holds.
+    """
+    check_prompt(model, request.tokens)
+    if request.max_new_tokens < 1 or request.drafts < 0:
+        raise ValueError(f"max_new_tokens={request.max_new_tokens} must be at least 1, drafts={request.drafts} 0")
+    if request.drafts and not modules:
+        raise ValueError(f"drafts={request.drafts} need MTP modules, and this engine has none")
+    if request.drafts >= options.step_tokens:
+        raise ValueError(f"drafts={request.drafts} must be less than step_tokens={options.step_tokens}")
+    slots, room = request.slots(model.config), options.n_blocks * options.block_size
+    if slots > room:
+        raise ValueError(f"{slots} tokens are more than the engine's {room}; raise n_blocks or lower max_new_tokens")
 
 
 def check_prompt(model: DeepseekV3, tokens: Tensor | Sequence[int]) -> list[int]:

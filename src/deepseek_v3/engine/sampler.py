@@ -6,10 +6,28 @@
 Letters: V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+class BrokenLogits(ValueError):
+    """Logits that no token can be chosen by: NaN, or an infinity at the top."""
+
+
+def find_likeliest(logits_SV: Tensor) -> list[int]:
+    """Return the likeliest token of every row.
+
+    Raises:
+        BrokenLogits: a row whose largest logit is no finite number.
+    """
+    top_S, token_S = logits_SV.max(-1)
+    top = sum(top_S.tolist())
+    if not math.isfinite(top):
+        raise BrokenLogits(f"{top}, so no token can be chosen; look for weights that are not finite numbers")
+    return token_S.tolist()
 
 
 @dataclass(frozen=True)

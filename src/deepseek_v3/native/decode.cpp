@@ -8,7 +8,7 @@
 //
 // What bounds it is reading the weights. Each thread takes its share of every matrix's rows; where one needs what the
 // others have computed, all wait for each other (a barrier). The norms are so cheap that every thread does its own.
-// Activations are FP32 throughout. serving/native_step.py fills the structures of decode.hpp.
+// Activations are FP32 throughout. engine/native_step.py fills the structures of decode.hpp.
 //
 // Letters: B rows, S new tokens of one, N of all, M of which logits are wanted, T positions, D width, H heads, K content,
 // R rotary, U value, C latent, W = C + R, Q query latent, E experts, A experts per token, F expert width, V vocabulary.

@@ -1,4 +1,4 @@
-// What a decoding step is told, and what its threads share: serving/native_step.py fills the first four structures.
+// What a decoding step is told, and what its threads share: engine/native_step.py fills the first four structures.
 //
 // Letters: those of decode.cpp.
 #pragma once

@@ -6,10 +6,10 @@ from array import array
 import pytest
 import torch
 
+from deepseek_v3.engine.decode_step import SERVES_UP_TO, DecodeStep, Rows, split_rows
 from deepseek_v3.model.cache import LatentCache, LatentStore
 from deepseek_v3.native.build import have_kernels
-from deepseek_v3.serving.decode_step import SERVES_UP_TO, DecodeStep, Rows, split_rows
-from tests.serving.test_decode_step import OPTIONS, TOLERANCE, V2, make_model
+from tests.engine.test_decode_step import OPTIONS, TOLERANCE, V2, make_model
 
 needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
 

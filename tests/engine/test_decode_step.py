@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine import native_step
+from deepseek_v3.engine.decode_step import SERVES_UP_TO, DecodeStep
+from deepseek_v3.engine.generate import generate
+from deepseek_v3.engine.native_step import CallAddresses, LayerAddresses, ModelSizes, StackAddresses
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
-from deepseek_v3.serving import native_step
-from deepseek_v3.serving.decode_step import SERVES_UP_TO, DecodeStep
-from deepseek_v3.serving.generate import generate, prepare_step
-from deepseek_v3.serving.native_step import CallAddresses, LayerAddresses, ModelSizes, StackAddresses
 
 SIZES = {
     "vocab_size": 53, "hidden_size": 40, "intermediate_size": 56, "moe_intermediate_size": 24, "num_hidden_layers": 3,
@@ -138,25 +138,25 @@ def test_greedy_drafts_give_the_tokens_of_plain_decoding_in_bfloat16_too():
 
 def test_the_step_follows_weights_that_change(form):
     model = make_model({})
-    step = prepare_step(model)
+    step = DecodeStep(model)
     assert differences(model, step, [1], [7]) <= TOLERANCE
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
-    assert prepare_step(model) is step
+    step.refresh()
     assert differences(model, step, [1, 1], [7]) <= TOLERANCE
     for parameter in model.parameters():
         parameter.data = parameter.data * 1.1  # elsewhere in memory
-    assert prepare_step(model) is step
+    step.refresh()
     assert differences(model, step, [1, 1], [7]) <= TOLERANCE
 
 
-def test_a_model_that_is_dropped_is_freed_with_its_step(form):
+def test_a_model_that_is_dropped_is_freed_with_what_read_it(form):
     import gc
     import weakref
 
     model = make_model({})
-    prepare_step(model)
+    list(generate(model, [5], max_new_tokens=3))
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -221,9 +221,9 @@ def test_what_the_kernel_does_not_serve_goes_through_the_model():
     cache = LatentCache.dense(model.config, 1, 7, dtype=torch.float64)
     assert not step.native.serves(cache)
     model.double()
-    assert not prepare_step(model).native.ready
+    assert not DecodeStep(model).native.ready
     model.float().lm_head.weight.data = model.lm_head.weight.data.mT.contiguous().mT  # not by rows
-    assert not prepare_step(model).native.ready
+    assert not DecodeStep(model).native.ready
 
 
 def fields_of(struct: str) -> int:

@@ -99,7 +99,7 @@ def list_sizes(c: ModelConfig) -> dict[str, int | float]:
 
 
 class ModelParts(NamedTuple):
-    """What a step reads of a model: not the model itself, so that `prepare_step` may forget it."""
+    """What a step reads of a model."""
 
     config: ModelConfig
     embed_tokens: nn.Embedding

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepseek_v3.engine.native_step import ModelParts, NativeStep
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.ops.choice import SERVES_UP_TO
-from deepseek_v3.serving.native_step import ModelParts, NativeStep
 
 PREFILL_CHUNK = 512  # of a row that the model reads at once: bounds the memory of scores, changes no number
 

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from deepseek_v3.serving.generate import generate
-from tests.serving.test_decode_step import make_model
+from deepseek_v3.engine.generate import generate
+from tests.engine.test_decode_step import make_model
 
 
 @pytest.mark.parametrize("n_threads", [2, 4])

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine import engine as engine_module
+from deepseek_v3.engine.generate import generate
 from deepseek_v3.engine.request import GenerationStatistics
 from deepseek_v3.engine.sampler import SamplingRule, make_generator
+from deepseek_v3.engine.speculative import judge_drafts
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.serving import generate as generate_module
-from deepseek_v3.serving.generate import generate
-from deepseek_v3.serving.speculative import judge_drafts
 
 TINY = ModelConfig.preset("demo").replace(
     vocab_size=29, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,
@@ -68,19 +68,19 @@ def test_greedy_drafts_give_the_tokens_of_plain_decoding(depths, seed):
         assert statistics.new_tokens == 1 + statistics.steps + sum(statistics.accepted)
 
 
-def test_the_modules_read_what_they_read_in_training(monkeypatch):
+@pytest.mark.parametrize("prompt", [[3, 1, 4, 1, 5, 9, 2], [3]], ids=["long", "shorter than the chain"])
+def test_the_modules_read_what_they_read_in_training(prompt, monkeypatch):
     """Each draft's logits are those of model(tokens, mtp=True) on the tokens known so far and the drafts before it."""
     model, seen = make_model(3, 7), []
-    judge = generate_module.judge_drafts
+    judge = engine_module.judge_drafts
     monkeypatch.setattr(
-        generate_module,
+        engine_module,
         "judge_drafts",
         lambda logits, drafts, *rest: seen.append(drafts) or judge(logits, drafts, *rest),
     )
-    prompt = [3, 1, 4, 1, 5, 9, 2]
     tokens = prompt + list(generate(model, prompt, max_new_tokens=25, stop_tokens=(), speculative=3))
-    known = len(prompt) + 1
-    for drafts in seen:
+    known = len(prompt)
+    for drafts in seen:  # none at first: the prompt itself brings a token
         ahead = torch.tensor([tokens[:known] + drafts])
         with torch.no_grad():
             _, logits = model(ahead, mtp=True)

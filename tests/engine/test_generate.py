@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine import generate as generate_module
+from deepseek_v3.engine.generate import generate, generate_batch
 from deepseek_v3.engine.request import GenerationStatistics
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import SWITCH, have_kernels
-from deepseek_v3.serving import generate as generate_module
-from deepseek_v3.serving.generate import generate, generate_batch
 
 TINY = ModelConfig.preset("demo").replace(
     vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,

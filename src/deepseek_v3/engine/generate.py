@@ -1,0 +1,149 @@
+"""Generate: one prompt streamed token by token, or several prompts of different length at once.
+
+    for token in generate(model, tokens, max_new_tokens=64, temperature=0.8, seed=1): ...
+    rows = generate_batch(model, [[5, 7], [3]], max_new_tokens=16)
+
+Both are doors: they make requests, and an engine with just the blocks that these need, one a sequence.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from deepseek_v3.engine.engine import Engine, Event
+from deepseek_v3.engine.request import (
+    EngineOptions,
+    GenerationStatistics,
+    Request,
+    check_prompt,
+    count_drafts,
+)
+from deepseek_v3.engine.sampler import BrokenLogits, SamplingRule
+from deepseek_v3.model.transformer import DeepseekV3
+
+PREFILL_CHUNK = 512  # prompt tokens read at once: bounds the memory of scores
+
+
+def generate(
+    model: DeepseekV3,
+    tokens: Tensor | Sequence[int],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    speculative: bool | int = False,
+    stop_tokens: Collection[int] | None = None,
+    cache_dtype: torch.dtype | None = None,
+    statistics: GenerationStatistics | None = None,
+) -> Iterator[int]:
+    """Yield the tokens that follow a prompt, one by one.
+
+    Ends after max_new_tokens, before a stop token, or when the context of max_position_embeddings is full.
+
+    Args:
+        tokens: the prompt, int64 [1, S] or [S], or a list.
+        temperature: 0 takes the likeliest token; then top_k and top_p change nothing.
+        seed: makes the draws repeatable.
+        speculative: draft with the MTP modules: True as many tokens as there are modules, a number that many. Greedy
+            tokens are those of plain decoding: to the last bit by the CPU's kernel. In PyTorch operations a step of
+            several tokens adds up in another order, so two tokens that are equally likely may swap, in BF16 sooner
+            than in FP32.
+        stop_tokens: not yielded; None means the config's eos_token_id.
+        cache_dtype: of the latent cache; the model's own by default.
+        statistics: filled in as the tokens come.
+    Raises:
+        ValueError: a prompt or setting that cannot work, said at the call and not at the first token; and as the
+            tokens come, logits that are no numbers.
+    """
+    rule, drafts = SamplingRule(temperature, top_k, top_p), count_drafts(model, speculative)
+    stop = end_tokens(model) if stop_tokens is None else stop_tokens
+    request = Request(check_prompt(model, tokens), rule, max_new_tokens, seed, drafts, stop)
+    statistics = GenerationStatistics() if statistics is None else statistics
+    statistics.prompt_tokens = len(request.tokens)
+    return stream_tokens(model, request, cache_dtype, statistics) if max_new_tokens else iter(())
+
+
+def generate_batch(
+    model: DeepseekV3,
+    prompts: Sequence[Tensor | Sequence[int]],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    speculative: bool | int = False,
+    stop_tokens: Collection[int] | None = None,
+    cache_dtype: torch.dtype | None = None,
+) -> list[list[int]]:
+    """Generate for several prompts at once; row i is what `generate` yields for prompt i with seed + i.
+
+    Raises:
+        ValueError: no prompts, or as in `generate`.
+    """
+    if not prompts:
+        raise ValueError("generate_batch needs at least one prompt")
+    rule, drafts = SamplingRule(temperature, top_k, top_p), count_drafts(model, speculative)
+    stop = end_tokens(model) if stop_tokens is None else stop_tokens
+    rows = [check_prompt(model, prompt) for prompt in prompts]
+    seeds = [None if seed is None else seed + i for i in range(len(rows))]
+    requests = [Request(row, rule, max_new_tokens, seeds[i], drafts, stop) for i, row in enumerate(rows)]
+    if max_new_tokens == 0:
+        return [[] for _ in rows]
+    engine = open_engine(model, requests, cache_dtype)
+    sequences = [engine.admit(request) for request in requests]
+    while engine.sequences:
+        raise_errors(engine.step())
+    return [sequence.text for sequence in sequences]
+
+
+def open_engine(model: DeepseekV3, requests: Sequence[Request], cache_dtype: torch.dtype | None) -> Engine:
+    """Make an engine with one block for every request: all run side by side, and nobody waits for memory."""
+    drafts = max(request.drafts for request in requests)
+    options = EngineOptions(
+        n_blocks=len(requests),
+        block_size=max(request.slots(model.config) for request in requests),
+        step_tokens=max(PREFILL_CHUNK, len(requests) * (1 + drafts)),
+        max_rows=len(requests),
+        long_piece=PREFILL_CHUNK,
+        cache_dtype=cache_dtype,
+        modules=drafts,
+    )
+    return Engine(model, options)
+
+
+def stream_tokens(
+    model: DeepseekV3, request: Request, cache_dtype: torch.dtype | None, statistics: GenerationStatistics
+) -> Iterator[int]:
+    """Admit one request at once; yield its tokens when they are asked for."""
+    engine = open_engine(model, [request], cache_dtype)
+    engine.admit(request).statistics = statistics
+
+    def stream() -> Iterator[int]:
+        while engine.sequences:
+            events = engine.step()
+            raise_errors(events)
+            for event in events:
+                yield from event.tokens
+
+    return stream()
+
+
+def raise_errors(events: Sequence[Event]) -> None:
+    """Raise the first error of a step.
+
+    Raises:
+        BrokenLogits: which sequence, if there are several.
+    """
+    for event in events:
+        if event.error:
+            raise BrokenLogits(event.error)
+
+
+def end_tokens(model: DeepseekV3) -> frozenset[int]:
+    """The config's end tokens: none, one or several."""
+    end = model.config.eos_token_id
+    return frozenset(() if end is None else [end] if isinstance(end, int) else end)

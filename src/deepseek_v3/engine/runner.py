@@ -1,0 +1,73 @@
+"""The model behind an engine: its decoding step, and the store that all sequences' blocks lie in.
+
+Letters: S tokens of a sequence in this step, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence as Rows
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deepseek_v3.engine.decode_step import DecodeStep
+from deepseek_v3.engine.decode_step import Rows as Ragged
+from deepseek_v3.engine.request import EngineOptions
+from deepseek_v3.engine.sequence import Sequence
+from deepseek_v3.model.cache import LatentCache, LatentStore
+from deepseek_v3.model.transformer import DeepseekV3
+
+
+class Reading(NamedTuple):
+    """Tokens that the main model or a module is to read of one sequence.
+
+    Attributes:
+        start: how many stand before them in its cache.
+        wanted: of how many of the last ones the logits are wanted.
+        below_SD: of a module, the hidden rows one depth below.
+    """
+
+    sequence: Sequence
+    tokens: list[int]
+    start: int
+    wanted: int
+    below_SD: Tensor | None = None
+
+
+class Runner:
+    """Reads rows of any length together; knows no requests, only their tokens and blocks."""
+
+    def __init__(self, model: DeepseekV3, options: EngineOptions) -> None:
+        weight, config = model.lm_head.weight, model.config
+        self.modules = len(model.mtp) if options.modules is None else min(options.modules, len(model.mtp))
+        self.main_layers = config.num_hidden_layers
+        self.step = DecodeStep(model)
+        self.store = LatentStore(
+            config, options.n_blocks, options.block_size, layers=self.main_layers + self.modules,
+            dtype=options.cache_dtype or weight.dtype, device=weight.device,
+        )  # fmt: skip
+
+    def read(self, readings: Rows[Reading], *, depth: int = -1) -> list[tuple[Tensor, Tensor]]:
+        """Let the main model (depth -1) or a module read; return of each reading hidden rows [S, D] and logits."""
+        if not readings:
+            return []
+        counts, wanted = [len(r.tokens) for r in readings], [r.wanted for r in readings]
+        cache = LatentCache(
+            self.store, [r.sequence.blocks for r in readings], [r.start for r in readings],
+            first_layer=0 if depth < 0 else self.main_layers + depth,
+        )  # fmt: skip
+        below = [r.below_SD for r in readings if r.below_SD is not None]
+        hidden_ND, logits_MV = self.step.read(
+            Ragged([token for r in readings for token in r.tokens], counts),
+            cache,
+            depth=depth,
+            below_ND=torch.cat(below) if below else None,
+            logits_of=[i for end, n in zip(accumulate(counts), wanted) for i in range(end - n, end)],
+        )
+        if len(readings) == 1:
+            return [(hidden_ND, logits_MV)]
+        return list(zip(hidden_ND.split(counts), logits_MV.split(wanted)))
+
+    def erase(self, blocks: Rows[int]) -> None:
+        """Clear blocks whose latents are no numbers: hidden by a mask, NaN would still spread."""
+        self.store.latent_LPTW[:, list(blocks)] = 0

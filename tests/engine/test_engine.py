@@ -1,0 +1,236 @@
+"""The engine: a request's tokens depend on nothing but the request, and one that fails takes nobody with it."""
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.engine import Engine
+from deepseek_v3.engine.generate import generate, generate_batch
+from deepseek_v3.engine.request import EngineOptions, Request
+from deepseek_v3.engine.sampler import BrokenLogits, SamplingRule
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.native.build import have_kernels
+
+needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
+TINY = ModelConfig.preset("demo").replace(
+    vocab_size=29, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,
+    num_attention_heads=3, q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10,
+    initializer_range=0.1, max_position_embeddings=97, num_nextn_predict_layers=2,
+)  # fmt: skip
+DRAWN = SamplingRule(0.9, top_k=20, top_p=0.95)
+
+
+@cache
+def make_model(dtype: torch.dtype = torch.float32) -> DeepseekV3:
+    torch.manual_seed(14)
+    return DeepseekV3(TINY).to(dtype)
+
+
+def alone(model: DeepseekV3, request: Request) -> list[int]:
+    """What the request gives in an engine of its own."""
+    rule = request.rule
+    return list(
+        generate(
+            model, request.tokens, max_new_tokens=request.max_new_tokens, temperature=rule.temperature,
+            top_k=rule.top_k, top_p=rule.top_p, seed=request.seed, speculative=request.drafts,
+            stop_tokens=request.stop_tokens,
+        )
+    )  # fmt: skip
+
+
+def finish(engine: Engine) -> None:
+    """Step until all are done; what the events bring is the text, and no block leaks at any time."""
+    told: dict[int, list[int]] = {}
+    while engine.sequences:
+        for event in engine.step():
+            told.setdefault(event.sequence.id, []).extend(event.tokens)
+            assert (event.finish is None) == (event.sequence.id in engine.sequences)
+            if event.finish in ("stop", "length"):
+                text = told[event.sequence.id]  # of a sequence that had begun before, the end
+                assert text == event.sequence.text[event.sequence.new - len(text) :]
+        engine.check_integrity()
+    assert len(engine.pool.free) == engine.pool.n_blocks
+
+
+@st.composite
+def any_request(draw):
+    """A prompt over few tokens, so that beginnings agree; greedy or drawn, with and without drafts."""
+    tokens = draw(st.sampled_from([[2, 3, 5, 7] * 9, [2, 3, 5, 7, 11] * 4, [13]]))
+    tokens = tokens[: draw(st.integers(1, len(tokens)))] + draw(st.lists(st.integers(0, 28), max_size=3))
+    return Request(
+        tokens, draw(st.sampled_from([SamplingRule(), DRAWN])), draw(st.integers(1, 17)), draw(st.integers(0, 3)),
+        draw(st.integers(0, 4)), draw(st.sampled_from([(), (3, 17)])),
+    )  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_tokens_depend_on_nothing_but_the_request(dtype, data):
+    """Not on neighbours, the cut of the prompt, the blocks, shared beginnings, or being preempted: bit for bit."""
+    model, requests = make_model(dtype), data.draw(st.lists(any_request(), min_size=1, max_size=5))
+    size = data.draw(st.integers(2, 7))
+    need = max(-(-request.slots(TINY) // size) for request in requests)
+    options = EngineOptions(
+        n_blocks=need + data.draw(st.integers(0, 8)), block_size=size, step_tokens=data.draw(st.integers(5, 23)),
+        max_rows=data.draw(st.integers(1, 4)), short_piece=data.draw(st.integers(1, 19)),
+    )  # fmt: skip
+    engine, sequences = Engine(model, options), []
+    for request in requests:
+        sequences.append(engine.admit(request))
+        for _ in range(data.draw(st.integers(0, 5))):
+            engine.step()
+            engine.check_integrity()
+        if data.draw(st.booleans()) and engine.scheduler.running:
+            engine.scheduler.preempt(engine.scheduler.running[-1])
+    finish(engine)
+    for request, sequence in zip(requests, sequences):
+        assert sequence.text == alone(model, request)
+
+
+@needs_kernels
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.9, "top_p": 0.95, "seed": 40}], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("speculative", [False, 3])
+def test_a_row_of_a_batch_is_what_generate_yields_in_bfloat16_too(settings, speculative):
+    model, prompts = make_model(torch.bfloat16), [[5], [7, 11, 13] * 23, [2, 3], [19] * 65]
+    settings = {**settings, "max_new_tokens": 17, "stop_tokens": (), "speculative": speculative}
+    rows = generate_batch(model, prompts, **settings)
+    for i, prompt in enumerate(prompts):
+        seed = {"seed": 40 + i} if "seed" in settings else {}
+        assert rows[i] == list(generate(model, prompt, **{**settings, **seed}))
+
+
+def test_a_shared_beginning_is_read_once(form):
+    engine = Engine(make_model(), EngineOptions(n_blocks=31, block_size=4))
+    first = engine.admit(Request([2, 3, 5, 7] * 5, max_new_tokens=3))
+    finish(engine)
+    for drafts, shared in ((0, 16), (1, 0)):  # what modules have not read does not serve those who draft
+        again = engine.admit(Request([2, 3, 5, 7] * 5, max_new_tokens=3, drafts=drafts))
+        engine.scheduler.start()
+        assert again.read == shared
+        finish(engine)
+        assert again.text == first.text
+    drafting = engine.admit(Request([2, 3, 5, 7] * 5 + [11], max_new_tokens=3, drafts=1))
+    engine.scheduler.start()
+    assert drafting.read == 16  # five blocks agree; the module's last row of the fifth depends on what comes then
+    finish(engine)
+
+
+def test_when_blocks_run_out_the_youngest_waits_and_nobody_is_lost():
+    engine = Engine(make_model(), EngineOptions(n_blocks=9, block_size=4, max_rows=4))
+    requests = [Request([3 + i] * 7, max_new_tokens=23) for i in range(4)]
+    sequences = [engine.admit(request) for request in requests]
+    finish(engine)
+    assert engine.scheduler.preemptions > 0
+    assert [s.text for s in sequences] == generate_batch(
+        make_model(), [r.tokens for r in requests], max_new_tokens=23, stop_tokens=()
+    )
+    assert [s.finish for s in sequences] == ["length"] * 4
+
+
+def break_token(model: DeepseekV3, token: int) -> DeepseekV3:
+    """A copy in which one token's embedding is NaN."""
+    broken = DeepseekV3(TINY)
+    broken.load_state_dict(model.state_dict())
+    broken.embed_tokens.weight.data[token] = float("nan")
+    return broken
+
+
+@pytest.mark.parametrize("rule", [SamplingRule(), DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_request_whose_logits_are_nan_fails_alone(form, rule, drafts):
+    model = break_token(make_model(), 23)
+    engine = Engine(model, EngineOptions(n_blocks=31, block_size=4))
+    good = Request([5, 7, 11], rule, 13, 1, drafts, (23,))
+    want = engine.admit(good)
+    finish(engine)
+    sick = engine.admit(Request([5, 23, 11], rule, 13, 1, drafts))
+    well = engine.admit(good)
+    finish(engine)
+    assert (sick.finish, sick.text) == ("error", [])
+    assert "the logits behind token 2 are nan" in sick.error
+    if 23 not in want.text:
+        assert well.text == want.text
+    later = engine.admit(good)  # in the blocks that held NaN
+    finish(engine)
+    assert later.text == well.text
+
+
+def test_generate_says_that_logits_are_nan_and_where(form):
+    model = break_token(make_model(), 23)
+    for options in ({}, {"temperature": 1.0, "seed": 3}, {"speculative": 2}):
+        with pytest.raises(BrokenLogits, match="the logits behind token 1 are nan, so no token can be chosen"):
+            list(generate(model, [5, 23], max_new_tokens=5, **options))
+        with pytest.raises(BrokenLogits, match="the logits behind token 1 are nan"):
+            generate_batch(model, [[5], [5, 23]], max_new_tokens=5)
+
+
+def test_a_module_whose_logits_are_nan_fails_its_request():
+    model = break_token(make_model(), 0)
+    model.embed_tokens.weight.data[0] = 0
+    model.mtp[0].eh_proj.weight.data[:] = float("nan")
+    assert len(list(generate(model, [5, 7], max_new_tokens=5, stop_tokens=()))) == 5
+    with pytest.raises(BrokenLogits, match="the logits of draft 1 are nan"):
+        list(generate(model, [5, 7], max_new_tokens=5, stop_tokens=(), speculative=1))
+
+
+def test_an_aborted_request_frees_its_blocks_wherever_it_is():
+    engine = Engine(make_model(), EngineOptions(n_blocks=31, block_size=4, max_rows=1))
+    running, waiting = (engine.admit(Request([3 + i] * 7, max_new_tokens=23)) for i in range(2))
+    engine.step()
+    for sequence in (waiting, running):
+        engine.abort(sequence.id)
+        engine.abort(sequence.id)  # once more is nothing
+        engine.check_integrity()
+        assert sequence.finish == "abort"
+    assert engine.step() == []
+    assert len(engine.pool.free) == 31
+
+
+def test_refreshed_weights_serve_what_is_running(form):
+    model = break_token(make_model(), 0)
+    model.embed_tokens.weight.data[0] = 0
+    engine = Engine(model, EngineOptions(n_blocks=31, block_size=4))
+    sequence = engine.admit(Request([2, 3, 5, 7] * 3, max_new_tokens=9))
+    while sequence.new < 4:
+        engine.step()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 1.1
+    engine.refresh()
+    finish(engine)
+    assert sequence.text[4:] == list(generate(model, sequence.tokens[:16], max_new_tokens=5, stop_tokens=()))
+    again = engine.admit(Request([2, 3, 5, 7] * 3, max_new_tokens=9))
+    finish(engine)
+    assert again.text == list(generate(model, [2, 3, 5, 7] * 3, max_new_tokens=9, stop_tokens=()))
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        (Request([]), "empty"),
+        (Request([29]), "token 29 is outside"),
+        (Request([3], max_new_tokens=0), "max_new_tokens=0 must be at least 1"),
+        (Request([3], drafts=-1), "drafts=-1"),
+        (Request([3], drafts=5), "drafts=5 must be less than step_tokens=5"),
+        (Request([3] * 20, max_new_tokens=30), "49 tokens are more than the engine's 44"),
+    ],
+)
+def test_what_an_engine_cannot_serve_is_refused_when_it_comes(request_, word):
+    with pytest.raises(ValueError, match=word):
+        Engine(make_model(), EngineOptions(n_blocks=11, block_size=4, step_tokens=5)).admit(request_)
+
+
+def test_options_that_cannot_work_are_refused():
+    for wrong in ({"n_blocks": 0}, {"block_size": 0}, {"max_rows": 0}, {"cache_dtype": torch.int8}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            EngineOptions(**{"n_blocks": 3, **wrong})
+    with pytest.raises(ValueError, match="drafts=1 need MTP modules"):
+        Engine(make_model(), EngineOptions(n_blocks=3, modules=0)).admit(Request([3], drafts=1))
+    with pytest.raises(ValueError, match=r"cache_dtype=torch\.int8 must be one of"):
+        generate(make_model(), [3], cache_dtype=torch.int8)
