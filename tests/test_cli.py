@@ -85,7 +85,7 @@ def desk(tmp_path, monkeypatch):
         ("train --config nowhere.json", "nowhere.json cannot be read: no such file or directory; give the config.json"),
         ("train --config folder", "folder cannot be read: is a directory; give the config.json"),
         ("train --config empty.json", "empty.json is not JSON"),
-        ("train --init-from folder", "folder/config.json cannot be read: no such file or directory; give the"),
+        ("train --init-from folder", "folder/config.json: does not exist; give a run folder"),
         ("train --set num_hidden_layers=two", "num_hidden_layers='two' must be a whole number"),
         ("train --data counts.jsonl --text-key n", "row 1: int, not text, under 'n'; it has ['n']; name the column"),
         ("demo --run notes.txt", "--run notes.txt: {desk}/notes.txt is not a folder; name another folder"),

@@ -33,6 +33,9 @@ COMMANDS = {
     "demo": Command("train a small model on real text, show what it learned", "demo", "DemoOptions", "run_demo"),
     "train": Command("train or resume a model", "train", "TrainOptions", "run_train"),
     "generate": Command("continue a prompt", "generate", "GenerateOptions", "run_generate"),
+    "evaluate": Command(
+        "bits per byte, perplexity and MTP acceptance on any text", "evaluate", "EvaluateOptions", "run_evaluate"
+    ),
     "import": Command(
         "check a downloaded folder or .gguf file and make it ours", "import_checkpoint", "ImportOptions", "run_import"
     ),

@@ -26,11 +26,23 @@ WINDOWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of held-out texts; `mtp_acceptance` is None without an MTP module."""
+    """Of held-out texts.
+
+    Attributes:
+        perplexity: e to the nats of a token, on average; each text's end is a token too.
+        acceptance_by_depth: of each MTP module, the share of positions where its best guess is the main model's own.
+    """
 
     bits_per_byte: float
-    mtp_acceptance: float | None
+    perplexity: float
+    acceptance_by_depth: tuple[float, ...]
     n_bytes: int
+    n_tokens: int
+
+    @property
+    def mtp_acceptance(self) -> float | None:
+        """Of the first module; None without one."""
+        return self.acceptance_by_depth[0] if self.acceptance_by_depth else None
 
 
 def cut_evenly(texts: Sequence[str], n_bytes: int) -> list[str]:
@@ -52,17 +64,19 @@ def measure_model(
     *,
     context: Callable[[], AbstractContextManager] = nullcontext,
     should_stop: Callable[[], bool] = lambda: False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measurement | None:
     """Measure a model without changing it; None if it was told to stop.
 
     Args:
         seq_len: tokens a window.
         context: entered around each forward pass, for autocast.
+        advance: told the windows done since the last call, and how many there are.
     """
     windows = [window for text in texts for window in _windows(tokenizer, text, seq_len)]
     windows.sort(key=lambda window: len(window[0]))
     has_mtp = len(getattr(model, "mtp", [])) > 0
-    nats, agreed, compared = 0.0, 0, 0
+    nats, n_tokens, agreed = 0.0, 0, Agreement()
     training = model.training
     model.eval()
     try:
@@ -77,13 +91,14 @@ def measure_model(
                     logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum"
                 )
             )
-            if has_mtp:
-                same, counted = _agreement(logits_BSV, mtp_logits[0], labels_BS)
-                agreed, compared = agreed + same, compared + counted
+            n_tokens += int((labels_BS != IGNORED).sum())
+            agreed.add(logits_BSV, mtp_logits, labels_BS)
+            advance(len(tokens_BS), len(windows))
     finally:
         model.train(training)
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    return Measurement(nats / math.log(2) / n_bytes, agreed / compared if compared else None, n_bytes)
+    perplexity = math.exp(nats / n_tokens) if n_tokens else math.nan
+    return Measurement(nats / math.log(2) / n_bytes, perplexity, agreed.shares(), n_bytes, n_tokens)
 
 
 def compressed_bits_per_byte(texts: Sequence[str]) -> dict[str, float]:
@@ -119,8 +134,23 @@ def _stack(windows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor
     return tokens_BS, labels_BS
 
 
-def _agreement(logits_BSV: Tensor, draft_BSV: Tensor, labels_BS: Tensor) -> tuple[int, int]:
-    """Count where row i of the draft says what row i + 1 of the main model says."""
-    counted = labels_BS[:, 1:] != IGNORED
-    same = draft_BSV[:, :-1].argmax(-1) == logits_BSV[:, 1:].argmax(-1)
-    return int((same & counted).sum()), int(counted.sum())
+class Agreement:
+    """Counts, for each MTP module, where its best guess is what the main model says itself when it gets there."""
+
+    def __init__(self) -> None:
+        self.same: dict[int, int] = {}
+        self.compared: dict[int, int] = {}
+
+    def add(self, logits_BSV: Tensor, drafts: Sequence[Tensor], labels_BS: Tensor) -> None:
+        """Count a batch: row i of module k against row i + 1 + k of the main model, where that one is scored."""
+        for depth, draft_BSV in enumerate(drafts):
+            ahead = depth + 1
+            counted = labels_BS[:, ahead:] != IGNORED
+            own = logits_BSV[:, ahead:].argmax(-1)
+            same = draft_BSV[:, : own.shape[1]].argmax(-1) == own
+            self.same[depth] = self.same.get(depth, 0) + int((same & counted).sum())
+            self.compared[depth] = self.compared.get(depth, 0) + int(counted.sum())
+
+    def shares(self) -> tuple[float, ...]:
+        """The share of each depth that was compared at all."""
+        return tuple(self.same[depth] / count for depth, count in sorted(self.compared.items()) if count)
