@@ -1,0 +1,37 @@
+"""Grade exercises.py: each check recognises the usual wrong answers and says what they are."""
+
+from pipeline_schedules import Times, gpipe_order, one_f_one_b_order, run_schedule
+
+
+def check_forwards_ahead(answer):
+    """P - 1 - p, at most M."""
+    got = [answer(p, 4, 8) for p in range(4)]
+    assert got != [4, 3, 2, 1], "you count the forward that the backward in turns follows; those before it are one less"
+    assert got != [0, 1, 2, 3], "the other way round: the last rank turns at once, the first has most on the way"
+    assert got == [3, 2, 1, 0], f"4 ranks run 3, 2, 1, 0 ahead; you say {got}"
+    assert answer(0, 8, 3) == 3, f"of 3 micro-batches no more than 3 can be ahead; you say {answer(0, 8, 3)}"
+
+
+def check_pipeline_time(answer):
+    """Work and bubble."""
+    got, want = float(answer(4, 8, 1.5, 2.0)), 11 * 3.5
+    assert abs(got - 3 * 3.5) > 1e-9, "that is the bubble alone; a rank works M (F + B) besides"
+    assert abs(got - 8 * 3.5) > 1e-9, "that is the work alone; the ranks wait for each other (P - 1)(F + B)"
+    assert abs(got - 12 * 3.5) > 1e-9, "P + M counts one too many: with one stage nobody waits"
+    assert abs(got - want) < 1e-9, f"with P = 4, M = 8, F = 1.5, B = 2 it is {want}, you say {got}"
+
+
+def check_finish_times(answer):
+    """The simulation of the chapter, task by task."""
+    for make in (gpipe_order, one_f_one_b_order):
+        tasks = make(3, 5)
+        order = [[(t.kind, t.micro) for t in rank] for rank in tasks]
+        got = answer(order, 1.5, 2.25)
+        slots = run_schedule(tasks, 3, Times(1.5, 2.25, 1.0, 3.75))
+        want = {(s.task.kind, s.task.micro, s.task.stage): s.end for rank in slots for s in rank}
+        assert set(got) == set(want), f"every task ends once: {len(want)} of them, you have {len(got)}"
+        for key in sorted(want, key=lambda k: want[k]):
+            early = "before what it waits for" if got[key] < want[key] else "later than it must"
+            assert abs(got[key] - want[key]) < 1e-9, (
+                f"{key[0]} of micro-batch {key[1]} on rank {key[2]} ends at {want[key]}, yours at {got[key]}: {early}"
+            )

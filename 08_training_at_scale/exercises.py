@@ -1,0 +1,40 @@
+"""Your turn: three functions of training at scale. Fill in the bodies, then run `make check CH=08`.
+
+Letters: P stages, M micro-batches; F forward, B whole backward of one micro-batch at one stage. Plain Python numbers.
+"""
+
+
+def forwards_ahead(p: int, P: int, M: int) -> int:
+    """Say how many forwards rank p (0 is the first) runs before its first backward in turns, under 1F1B.
+
+    Module pipeline_schedules.py.
+    Hint 1: the last rank can turn round at once: its forward is followed by its own backward.
+    Hint 2: each rank before it must have one more on the way.
+    Hint 3: never more than there are micro-batches.
+    """
+    raise NotImplementedError
+
+
+def pipeline_time(P: int, M: int, F: float, B: float) -> float:
+    """Compute how long a step takes under GPipe or 1F1B, from the first forward to the last backward.
+
+    Source: arXiv:2412.19437, Table 2; module pipeline_schedules.py.
+    Hint 1: how long is a rank busy, whatever the order?
+    Hint 2: the bubble is (P - 1)(F + B), on every rank.
+    Hint 3: work and bubble together.
+    """
+    raise NotImplementedError
+
+
+def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
+    """Simulate a pipeline: for each ("F" or "B", micro-batch, rank) say when it ends. One stage a rank.
+
+    `order[p]` lists what rank p does, as ("F", 0), ("B", 0) and so on. A rank does one thing at a time. A forward waits
+    for the same micro-batch's forward on rank p - 1; a backward for the backward on rank p + 1 and the own forward.
+
+    Module pipeline_schedules.py.
+    Hint 1: keep a dictionary of what has ended, and for each rank when it is free and how far it has come.
+    Hint 2: go round the ranks; let each do as much as it can; go round again until all lists are done.
+    Hint 3: start = max(free[p], the ends of what it waits for); end = start + F or B.
+    """
+    raise NotImplementedError

@@ -1,0 +1,30 @@
+"""The answers to exercises.py, each with the reason; read them after your own attempt."""
+
+
+def forwards_ahead(p: int, P: int, M: int) -> int:
+    """From rank p a micro-batch passes P - 1 - p further ranks before its backward can come back."""
+    return min(P - 1 - p, M)
+
+
+def pipeline_time(P: int, M: int, F: float, B: float) -> float:
+    """M micro-batches of work, and P - 1 that a rank waits for others to fill and to drain."""
+    return (M + P - 1) * (F + B)
+
+
+def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
+    """Two rules, applied until nothing is left; the order of going round does not matter."""
+    ends: dict[tuple[str, int, int], float] = {}
+    free, place = [0.0] * len(order), [0] * len(order)
+    while sum(place) < sum(map(len, order)):
+        for p, tasks in enumerate(order):
+            while place[p] < len(tasks):
+                kind, m = tasks[place[p]]
+                first, last = p == 0, p == len(order) - 1
+                needs = (
+                    [("F", m, p - 1)] * (not first) if kind == "F" else [("F", m, p)] + [("B", m, p + 1)] * (not last)
+                )
+                if any(n not in ends for n in needs):
+                    break
+                free[p] = ends[kind, m, p] = max([free[p], *(ends[n] for n in needs)]) + (F if kind == "F" else B)
+                place[p] += 1
+    return ends

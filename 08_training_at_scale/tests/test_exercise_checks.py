@@ -1,0 +1,39 @@
+"""The grader recognises the usual wrong answers by name, and says more than "wrong"."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.exercises import load_file
+
+FOLDER = Path(__file__).resolve().parent.parent
+CHECKS, SOLVED = load_file(FOLDER / "exercise_checks.py"), load_file(FOLDER / "exercises_solved.py")
+
+
+def waits_for_nobody(order, F, B):
+    """Every rank works through its list without looking at the others."""
+    ends = {}
+    for p, tasks in enumerate(order):
+        now = 0.0
+        for kind, m in tasks:
+            now = ends[kind, m, p] = now + (F if kind == "F" else B)
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("exercise", "wrong", "says"),
+    [
+        ("forwards_ahead", lambda p, P, M: P - p, "one less"),
+        ("forwards_ahead", lambda p, P, M: p, "other way round"),
+        ("forwards_ahead", lambda p, P, M: P - 1 - p, "no more than 3"),
+        ("pipeline_time", lambda P, M, F, B: (P - 1) * (F + B), "bubble alone"),
+        ("pipeline_time", lambda P, M, F, B: M * (F + B), "work alone"),
+        ("pipeline_time", lambda P, M, F, B: (M + P) * (F + B), "one too many"),
+        ("finish_times", waits_for_nobody, "before what it waits for"),
+        ("finish_times", lambda order, F, B: {}, "every task ends once"),
+        ("finish_times", lambda o, F, B: {k: v + 1 for k, v in SOLVED.finish_times(o, F, B).items()}, "later than"),
+    ],
+)
+def test_a_wrong_answer_is_told_what_is_wrong_with_it(exercise, wrong, says):
+    with pytest.raises(AssertionError, match=says):
+        getattr(CHECKS, f"check_{exercise}")(wrong)
