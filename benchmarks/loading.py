@@ -34,7 +34,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.weights.digests import Piece, cut_file
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.load import build_empty, load_model
-from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages, map_bytes
+from deepseek_v3.weights.memory_map import ReadAhead, ask_for_huge_pages, map_bytes
 from deepseek_v3.weights.save import save_model
 
 SIZES = {

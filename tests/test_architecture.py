@@ -36,11 +36,11 @@ ARROWS = {
     "training": LEARNING,
     "post_training": LEARNING | {"training", "engine"},
     "serving": {"config", "data", "engine"},
-    "checkpoints": LEARNING | {"training"},  # load and save
-    "commands": DOING | {"checkpoints"},
+    "model_io": LEARNING | {"training"},  # load and save
+    "commands": DOING | {"model_io"},
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": DOING | {"checkpoints"},  # the names that the package offers; imported when asked for
+    "__init__": DOING | {"model_io"},  # the names that the package offers; imported when asked for
 }
 
 # What is longer is known and only shrinks: file or file::function -> the lines that it has at most.

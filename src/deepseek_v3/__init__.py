@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from deepseek_v3.native.threads import choose_waiting
 
 if TYPE_CHECKING:
-    from deepseek_v3.checkpoints import load, save
     from deepseek_v3.config import ConfigError, ModelConfig
     from deepseek_v3.engine.generate import generate
     from deepseek_v3.model.cache import LatentCache
     from deepseek_v3.model.router import RoutingRecord
     from deepseek_v3.model.transformer import DeepseekV3
+    from deepseek_v3.model_io import load, save
 
 __version__ = "0.1.0"
 __all__ = ["ConfigError", "DeepseekV3", "LatentCache", "ModelConfig", "RoutingRecord", "generate", "load", "save"]
@@ -34,8 +34,8 @@ _HOMES = {
     "LatentCache": "model.cache",
     "RoutingRecord": "model.router",
     "generate": "engine.generate",
-    "load": "checkpoints",
-    "save": "checkpoints",
+    "load": "model_io",
+    "save": "model_io",
 }
 
 choose_waiting()  # now, for it must be before PyTorch is imported

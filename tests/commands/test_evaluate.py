@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from deepseek_v3.checkpoints import save
 from deepseek_v3.cli import main
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.model_io import save
 from deepseek_v3.training.evaluate import measure_model
 
 TEXT = "the cat sat on the mat, and a dog ate the log. " * 5

@@ -70,7 +70,7 @@ def test_the_prompt_may_come_from_a_file(tmp_path):
 
 
 def test_the_command_loads_prints_and_refuses(model, monkeypatch, capsys):
-    monkeypatch.setattr("deepseek_v3.checkpoints.load", lambda run, **options: (model, Letters()))
+    monkeypatch.setattr("deepseek_v3.model_io.load", lambda run, **options: (model, Letters()))
     run_generate(GenerateOptions(run="x", prompt="abc", max_new_tokens=5, temperature=0, dtype="bfloat16"))
     captured = capsys.readouterr()
     assert captured.out.startswith("abc")
@@ -81,6 +81,6 @@ def test_the_command_loads_prints_and_refuses(model, monkeypatch, capsys):
     assert not capsys.readouterr().out  # an option that cannot work is said before the prompt is shown
     with pytest.raises(ValueError, match="--dtype int8"):
         run_generate(GenerateOptions(run="x", dtype="int8"))
-    monkeypatch.setattr("deepseek_v3.checkpoints.load", lambda run, **options: (model, None))
+    monkeypatch.setattr("deepseek_v3.model_io.load", lambda run, **options: (model, None))
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         run_generate(GenerateOptions(run="x"))

@@ -23,10 +23,10 @@ from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.sizing import count_parameters as package_count
 from deepseek_v3.training.balance import LoadCounter
-from deepseek_v3.training.checkpoint import newest_checkpoint
 from deepseek_v3.training.loss import pretraining_loss
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.trainer import Trainer
+from deepseek_v3.training.training_state import newest_checkpoint
 from deepseek_v3.weights.names import iterate_slots
 from utils.gradient_check import relative_error
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from deepseek_v3.training.checkpoint import list_checkpoints
 from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.record import merge_options
 from deepseek_v3.training.run_folder import RunLock
 from deepseek_v3.training.saving import TrainingError
 from deepseek_v3.training.session import prepare_training
+from deepseek_v3.training.training_state import list_checkpoints
 from deepseek_v3.weights.files import replace_file
 from tests.training.test_session import TINY
 

@@ -17,12 +17,12 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.training.checkpoint import list_checkpoints, newest_checkpoint, read_training_state
 from deepseek_v3.training.deadline import follow_clock
 from deepseek_v3.training.metrics import read_metrics
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.signals import StopSignal
 from deepseek_v3.training.trainer import Trainer, TrainingError
+from deepseek_v3.training.training_state import list_checkpoints, newest_checkpoint, read_training_state
 from deepseek_v3.weights.shards import load_tensors
 
 TEXTS = [f"passage {i}: " + " ".join(str((i * j) % 97) for j in range(60)) for i in range(23)]
@@ -255,7 +255,7 @@ import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_trainer import tiny_trainer
-from deepseek_v3.training.checkpoint import list_checkpoints
+from deepseek_v3.training.training_state import list_checkpoints
 run = Path({run!r})
 for line in sys.stdin:
     child = os.fork()

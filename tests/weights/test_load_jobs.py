@@ -14,10 +14,10 @@ from tiny_checkpoints import V2_LITE, V3
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.weights import mapping
+from deepseek_v3.weights import memory_map
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.load import build_empty
-from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages, bring_in, let_go, map_bytes
+from deepseek_v3.weights.memory_map import ReadAhead, ask_for_huge_pages, bring_in, let_go, map_bytes
 from deepseek_v3.weights.stored import split_rows
 
 
@@ -97,9 +97,9 @@ def test_every_byte_is_brought_in_once_in_order_and_not_too_far_ahead(tmp_path, 
         time.sleep(0.02)  # for one too many
         return sorted(brought)  # of two threads the second may be the first
 
-    monkeypatch.setattr(mapping, "STRETCH_BYTES", 10)
-    monkeypatch.setattr(mapping, "AHEAD_BYTES", 20)
-    monkeypatch.setattr(mapping, "bring_in", note)
+    monkeypatch.setattr(memory_map, "STRETCH_BYTES", 10)
+    monkeypatch.setattr(memory_map, "AHEAD_BYTES", 20)
+    monkeypatch.setattr(memory_map, "bring_in", note)
     with ReadAhead(files) as ahead:
         first = [("a", 0, 10), ("a", 10, 20)]
         assert after(2) == first

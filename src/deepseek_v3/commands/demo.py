@@ -145,7 +145,7 @@ def plan_steps(trainer: "Trainer", options: DemoOptions, deadline: float, consol
     if not steps:
         stream = PackedStream(trainer.stream.texts[:32], trainer.tokenizer, trainer.options.seq_len, lanes=8)
         probe = Trainer(
-            copy.deepcopy(trainer.model), trainer.tokenizer, stream, [], trainer.options, machine=trainer.machine
+            copy.deepcopy(trainer.model), trainer.tokenizer, stream, [], trainer.options, arithmetic=trainer.arithmetic
         )
         probe.run_step()
         begun = time.perf_counter()

@@ -54,7 +54,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     texts = read_texts(options)
     import torch
 
-    from deepseek_v3.checkpoints import load
+    from deepseek_v3.model_io import load
     from deepseek_v3.training.evaluate import measure_model
 
     dtype = getattr(torch, options.dtype) if options.dtype else None

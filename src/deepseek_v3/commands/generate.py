@@ -71,7 +71,7 @@ def run_generate(options: GenerateOptions) -> None:
     prompt = read_prompt_text(options)
     import torch
 
-    from deepseek_v3.checkpoints import load
+    from deepseek_v3.model_io import load
     from deepseek_v3.native.build import have_kernels
 
     if options.dtype not in (None, "float32", "bfloat16"):

@@ -17,8 +17,8 @@ from deepseek_v3.training.schedule import Settings
 
 
 @dataclass
-class Machine:
-    """The precision that is used and the matrix-product rate measured for it, in FLOP/s (0: not measured)."""
+class Arithmetic:
+    """The precision of the products and the rate measured for it, in FLOP/s (0: not measured)."""
 
     precision: str = "fp32"
     peak: float = 0.0
@@ -79,7 +79,7 @@ def summarise_step(
 
 
 def describe_step(
-    result: StepResult, clock: Clock, machine: Machine, config: ModelConfig, options: TrainOptions, step: int
+    result: StepResult, clock: Clock, arithmetic: Arithmetic, config: ModelConfig, options: TrainOptions, step: int
 ) -> dict[str, Any]:
     """Return the figures of a step that a person watches."""
     rate = clock.tokens_per_second()
@@ -89,6 +89,6 @@ def describe_step(
         "mtp_loss": result.mtp_losses[0] if result.mtp_losses else None,
         "bits_per_byte": result.bits_per_byte,
         "tokens_per_s": rate,
-        "share_of_peak": rate * per_token / machine.peak if machine.peak else None,
+        "share_of_peak": rate * per_token / arithmetic.peak if arithmetic.peak else None,
         "left_s": clock.seconds_per_step() * (options.steps - step),
     }

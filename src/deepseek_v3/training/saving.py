@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from deepseek_v3.training.checkpoint import list_checkpoints
+from deepseek_v3.training.training_state import list_checkpoints
 
 
 class TrainingError(ValueError):

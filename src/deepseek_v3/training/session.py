@@ -16,15 +16,15 @@ from deepseek_v3.data.corpus import Corpus, load_corpus
 from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.training.checkpoint import list_checkpoints, newest_checkpoint
 from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
 from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress
 from deepseek_v3.training.record import describe_run, merge_options, recorded_options, recorded_precision
-from deepseek_v3.training.results import Machine
+from deepseek_v3.training.results import Arithmetic
 from deepseek_v3.training.run_folder import OPTIONS, RunLock, check_ours, check_run_folder, standing_folder, write_files
 from deepseek_v3.training.trainer import Sampler, Trainer
+from deepseek_v3.training.training_state import list_checkpoints, newest_checkpoint
 from deepseek_v3.weights.checkpoint import read_stored_config
 from deepseek_v3.weights.load import build_empty, load_weights
 
@@ -103,8 +103,10 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
     )
     n_bytes = options.eval_kilobytes * 1000
     heldout = cut_evenly(corpus.heldout_texts(max(1, n_bytes // HELDOUT_BYTES)), n_bytes)
-    machine = Machine(precision, peak)
-    trainer = Trainer(model, tokenizer, stream, heldout, options, machine=machine, sampler=sampler, progress=progress)
+    arithmetic = Arithmetic(precision, peak)
+    trainer = Trainer(
+        model, tokenizer, stream, heldout, options, arithmetic=arithmetic, sampler=sampler, progress=progress
+    )
     if options.resume:
         trainer.resume(newest_checkpoint(run))
         say(f"going on from step {trainer.step}")

@@ -21,7 +21,6 @@ from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.training.balance import LoadCounter, max_violation
-from deepseek_v3.training.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
 from deepseek_v3.training.evaluate import Measurement, measure_model
 from deepseek_v3.training.loss import IGNORED, LossParts, make_labels, pretraining_loss
 from deepseek_v3.training.machine import autocast_for
@@ -35,11 +34,12 @@ from deepseek_v3.training.optimizer import (
 )
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.progress import Clock, Progress, Silent
-from deepseek_v3.training.results import Machine, Outcome, StepResult, describe_step, summarise_step
+from deepseek_v3.training.results import Arithmetic, Outcome, StepResult, describe_step, summarise_step
 from deepseek_v3.training.run_folder import RunLock
 from deepseek_v3.training.saving import TrainingError, last_good, save_or_end, save_or_go_on
 from deepseek_v3.training.schedule import Settings, move_end, settings_at
 from deepseek_v3.training.signals import StopSignal
+from deepseek_v3.training.training_state import newest_checkpoint, read_checkpoint, write_checkpoint
 
 FAILURES_IN_A_ROW = 3
 LOADS_KEPT = 200  # about so many lines of metrics carry the load of every expert
@@ -59,15 +59,15 @@ class Trainer:
         heldout: Sequence[str],
         options: TrainOptions,
         *,
-        machine: Machine | None = None,
+        arithmetic: Arithmetic | None = None,
         sampler: Sampler | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model, self.tokenizer, self.stream, self.heldout, self.options = model, tokenizer, stream, heldout, options
         self.run = Path(options.run)
-        self.machine = machine or Machine()
+        self.arithmetic = arithmetic or Arithmetic()
         self.sampler, self.progress = sampler, progress or Silent()
-        self.context = autocast_for(self.machine.precision)
+        self.context = autocast_for(self.arithmetic.precision)
         self.optimizer = build_optimizer(model, options)
         self.averaged = AveragedWeights(model, options.ema_decay) if options.ema_decay else None
         self.counter = LoadCounter(model)
@@ -196,7 +196,7 @@ class Trainer:
     # -- what is told --------------------------------------------------------------------------------------------------
 
     def _tell(self, result: StepResult, clock: Clock) -> None:
-        row = describe_step(result, clock, self.machine, self.model.config, self.options, self.step)
+        row = describe_step(result, clock, self.arithmetic, self.model.config, self.options, self.step)
         self.progress.update(self.step, self.options.steps, row)
         if not result.applied or self.step % self.options.log_every:
             return
@@ -280,7 +280,7 @@ class Trainer:
             "skipped": self.skipped,
             "failures": self.failures,
             "stream": self.stream.state_dict(),
-            "precision": self.machine.precision,
+            "precision": self.arithmetic.precision,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         return write_checkpoint(self.run, self.step, self.model, self.tokenizer, tensors, state, keep=self.options.keep)

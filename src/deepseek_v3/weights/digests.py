@@ -14,7 +14,7 @@ import torch
 
 from deepseek_v3.native.build import ask_kernel, have_kernels, run_kernel
 from deepseek_v3.weights.jobs import run_jobs
-from deepseek_v3.weights.mapping import ask_for_huge_pages, bring_in, map_bytes
+from deepseek_v3.weights.memory_map import ask_for_huge_pages, bring_in, map_bytes
 
 PIECE_BYTES = 2**22
 MAPPED_BYTES = 2**24  # the longest piece of a manifest; a whole file (format 1) may be longer, and is streamed

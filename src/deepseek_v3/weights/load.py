@@ -23,7 +23,7 @@ from deepseek_v3.weights.errors import CheckpointError, ConfigFileError, DtypeEr
 from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.manifest import list_pieces, verify_group, verify_manifest, verify_pieces
-from deepseek_v3.weights.mapping import ReadAhead, ask_for_huge_pages
+from deepseek_v3.weights.memory_map import ReadAhead, ask_for_huge_pages
 from deepseek_v3.weights.names import Slot, scale_name
 from deepseek_v3.weights.stored import block_rows, split_rows
 from deepseek_v3.weights.transfer import Transfer, group_transfers, run_transfers

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from deepseek_v3.weights.errors import DtypeError, HeaderError, MissingTensorError, clip
-from deepseek_v3.weights.mapping import let_go, map_bytes
+from deepseek_v3.weights.memory_map import let_go, map_bytes
 
 MAX_HEADER_BYTES = 16 * 2**20  # the format allows 100 MB; the largest released header is about 0.1 MB
 MAX_METADATA_BYTES = 2**20

@@ -25,7 +25,7 @@ from deepseek_v3.native.build import have_kernels
 from deepseek_v3.weights.digests import Piece, map_piece
 from deepseek_v3.weights.errors import ConfigFileError, ScaleError, UnexpectedTensorError
 from deepseek_v3.weights.jobs import run_jobs
-from deepseek_v3.weights.mapping import ReadAhead
+from deepseek_v3.weights.memory_map import ReadAhead
 from deepseek_v3.weights.names import Slot, mtp_layer_of, released_name, scale_name
 from deepseek_v3.weights.safetensors_file import DTYPES, SafetensorsFile, TensorEntry
 from deepseek_v3.weights.shards import read_headers

@@ -6,7 +6,7 @@ from typing import Any
 
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.training.checkpoint import newest_checkpoint
+from deepseek_v3.training.training_state import newest_checkpoint
 from deepseek_v3.weights.load import load_model
 from deepseek_v3.weights.save import save_model
 
