@@ -1,0 +1,64 @@
+"""The wheel as a user gets it: what is in it, that every extra can be resolved, and that the commands run from it."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = sorted(
+    tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+)
+PIP = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, *PIP, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_everything_that_the_package_reads_at_run_time_is_in_it(wheel):
+    names = {name.removeprefix("deepseek_v3/") for name in zipfile.ZipFile(wheel).namelist()}
+    package = ROOT / "src" / "deepseek_v3"
+    kinds = ("*.py", "*.cpp", "*.hpp", "*.cu", "*.toml", "*.html", "py.typed")
+    wanted = {path.relative_to(package).as_posix() for kind in kinds for path in package.rglob(kind)}
+    assert wanted <= names
+    assert not [name for name in names if "test" in name or name.startswith(("utils", "benchmarks"))]
+
+
+def test_the_commands_run_from_it_in_an_environment_of_its_own(wheel, tmp_path):
+    """Its dependencies are those of this environment, by a path file; the package itself is the wheel's."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    subprocess.run([python, *PIP, "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text(str(Path(pytest.__file__).parent.parent))
+    for words, figure in (("size --preset v3-671b", "671,026,419,200"), ("doctor --preset demo", "kernels"),
+                          ("--version", "deepseek-v3 ")):  # fmt: skip
+        command = tmp_path / "env" / "bin" / "deepseek-v3"
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        done = subprocess.run([command, *words.split()], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert figure in done.stdout
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_extra_can_be_resolved_under_the_constraints(extra, wheel):
+    command = [sys.executable, *PIP, "install", "--dry-run", "--ignore-installed", "-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run(
+        [*command, f"deepseek-v3-from-scratch[{extra}] @ {wheel.as_uri()}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
