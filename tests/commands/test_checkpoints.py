@@ -45,13 +45,12 @@ def test_a_refusal_is_one_line_and_exit_code_1(tmp_path, capsys):
     assert main(["export", str(tmp_path / "a"), str(tmp_path / "b"), "--shard-mb", "0"]) == 1
 
 
-def test_a_command_that_does_not_fit_exits_with_1(tmp_path, capsys):
+def test_a_checkpoint_that_does_not_fit_exits_with_1(tmp_path, capsys):
     save_model(random_model(num_nextn_predict_layers=0), tmp_path / "a")
     config = tmp_path / "a" / "config.json"
-    config.write_text(config.read_text().replace('"num_nextn_predict_layers": 0', '"num_nextn_predict_layers": 1'))
+    config.write_text(config.read_text().replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
     assert main(["inspect", str(tmp_path / "a")]) == 1
-    assert "model.layers.3.enorm.weight" in capsys.readouterr().out
-    assert main(["inspect", str(tmp_path / "a"), "--without-mtp"]) == 0
+    assert "model.layers.3.self_attn.o_proj.weight" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
