@@ -1,9 +1,23 @@
 """The family's table: defaults read from the classes in transformers, counts from published configs."""
 
-import pytest
+import json
+import sys
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from family_configs import MODELS, PUBLISHED
+
+from deepseek_v3.cli import main
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.family import ARCHITECTURES
+from deepseek_v3.model.router import RoutingRecord
+from deepseek_v3.sizing import count_parameters
+from deepseek_v3.weights.convert import convert_checkpoint
+from deepseek_v3.weights.load import load_model
 
 CLASSES = {"deepseek_v3": "DeepseekV3Config", "deepseek_v2": "DeepseekV2Config", "glm4_moe_lite": "Glm4MoeLiteConfig"}
 
@@ -28,3 +42,93 @@ def test_a_key_left_out_has_the_default_of_its_class_in_transformers(kind):
         key: theirs[key] for key in ours.keys() - not_theirs - greedy
     }
     assert all(theirs[key] is None and ours[key] == 1 for key in greedy)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_are_the_published_ones(name, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(MODELS[name]))
+    assert main(["size", "--config", str(tmp_path / "config.json"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["parameters"]
+    if name in PUBLISHED:
+        assert round(found["main"] / 1e9, 3) == PUBLISHED[name]
+    assert (found["mtp"] > 0) == (MODELS[name].get("num_nextn_predict_layers", 0) > 0)
+
+
+def test_counts_that_nobody_published_are_counted_by_hand():
+    """Attention: q down, its norm, q up; kv down with rope, its norm, kv up; out. Then experts, router, bias, norms."""
+    D, Q, C, R = 2048, 768, 512, 64
+    attention = D * Q + Q + Q * 20 * (192 + 64) + D * (C + R) + C + C * 20 * (192 + 256) + 20 * 256 * D
+    dense, sparse = 3 * D * 10240, (64 + 1) * 3 * D * 1536 + 64 * D + 64
+    glm = 2 * 154880 * D + D + 47 * (attention + 2 * D) + dense + 46 * sparse
+    assert glm == 29_943_393_920
+    assert count_parameters(ModelConfig.from_dict(MODELS["GLM-4.7-Flash"])).main == glm
+    Q = 1536
+    attention = D * Q + Q + Q * 32 * (128 + 64) + D * (C + R) + C + C * 32 * (128 + 128) + 32 * 128 * D
+    dense, sparse = 3 * D * 7168, (256 + 1) * 3 * D * 768 + 256 * D + 256
+    joyai = 2 * 129280 * D + D + 40 * (attention + 2 * D) + dense + 39 * sparse
+    assert count_parameters(ModelConfig.from_dict(MODELS["JoyAI-LLM-Flash"])).main == joyai
+
+
+# Every mechanism of the member in a model of a few thousand numbers. Widths are multiples of 4 and 16 bytes, as the
+# grouped products of transformers want them; its class has no MTP layer, so drafting is off and said to be.
+TINY = {
+    "vocab_size": 131, "hidden_size": 44, "intermediate_size": 52, "moe_intermediate_size": 20,
+    "num_hidden_layers": 3, "first_k_dense_replace": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20, "n_routed_experts": 24,
+    "max_position_embeddings": 640, "initializer_range": 0.1, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+    "torch_dtype": "float32",
+}  # fmt: skip
+SAME = ("DeepSeek-R1", "DeepSeek-V3-0324", "DeepSeek-V3.1", "DeepSeek-V3.1-Terminus")  # as V3, but for stored scales
+MEMBERS = [name for name in MODELS if name not in (*SAME, "Kimi-K2.5")]
+
+
+def build_tiny(name: str, folder: Path):
+    """A random model of the member, made and saved by transformers, with a tokenizer's side files beside it."""
+    transformers = pytest.importorskip("transformers")
+    values = {key: value for key, value in {**MODELS[name], **TINY}.items() if key != "quantization_config"}
+    if values["q_lora_rank"] is not None:
+        values["q_lora_rank"] = 28
+    if values.get("rope_scaling"):
+        values["rope_scaling"] = {**values["rope_scaling"], "original_max_position_embeddings": 16}
+    kind = values["model_type"] if values["model_type"] in CLASSES else "deepseek_v3"
+    torch.manual_seed(11)
+    settings = {k: v for k, v in values.items() if k not in ("model_type", "architectures", "torch_dtype")}
+    config = getattr(transformers, CLASSES[kind])(**settings)
+    config._attn_implementation = "eager"
+    theirs = getattr(transformers, ARCHITECTURES[kind].name)(config).eval()
+    with torch.no_grad():
+        for tensor_name, tensor in theirs.state_dict().items():
+            if "norm" in tensor_name:
+                tensor.uniform_(0.5, 1.5)
+            elif tensor_name.endswith("e_score_correction_bias"):
+                tensor.normal_(0, 0.1)
+    theirs.save_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text())
+    said |= {"model_type": values["model_type"], "architectures": values["architectures"]}
+    if "scoring_func" in values:
+        said["scoring_func"] = values["scoring_func"]
+    (folder / "config.json").write_text(json.dumps(said, indent=1))
+    (folder / "chat_template.jinja").write_bytes(b"{{ messages }}\r\n")
+    return theirs
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@torch.no_grad()
+def test_a_tiny_member_speaks_as_in_transformers_and_comes_through_byte_for_byte(name, tmp_path):
+    theirs = build_tiny(name, tmp_path / "a")
+    chosen: list[torch.Tensor] = []
+    for layer in theirs.model.layers:
+        if hasattr(layer.mlp, "gate"):
+            layer.mlp.gate.register_forward_hook(lambda _module, _input, out: chosen.append(out[2]))
+    model, _ = load_model(tmp_path / "a")
+    tokens, record = torch.arange(2 * 41).view(2, 41) * 7 % 131, RoutingRecord()
+    assert (model(tokens, record=record) - theirs(tokens).logits).abs().max() <= 1e-5
+    assert len(record.choices) == len(chosen) == 2
+    for ours, wanted in zip(record.choices.values(), chosen):
+        assert torch.equal(ours.sort(-1).values, wanted.sort(-1).values)
+    convert_checkpoint(tmp_path / "a", tmp_path / "b")
+    before, after = (load_file(tmp_path / side / "model.safetensors") for side in "ab")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key].view(torch.uint8), tensor.view(torch.uint8)) for key, tensor in before.items())
+    for side_file in ("chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "b" / side_file).read_bytes() == (tmp_path / "a" / side_file).read_bytes()
