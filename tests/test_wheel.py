@@ -49,7 +49,7 @@ def test_the_commands_run_from_it_in_an_environment_of_its_own(wheel, tmp_path):
     for words, figure in (("size --preset v3-671b", "671,026,419,200"), ("doctor --preset demo", "kernels"),
                           ("--version", "deepseek-v3 ")):  # fmt: skip
         command = tmp_path / "env" / "bin" / "deepseek-v3"
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DEEPSEEK_V3_NATIVE": "0"}
         done = subprocess.run([command, *words.split()], env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert figure in done.stdout
