@@ -37,6 +37,7 @@ ARROWS = {
     "post_training": LEARNING | {"training", "engine"},
     "serving": {"config", "data", "engine"},
     "model_io": LEARNING | {"training"},  # load and save
+    "harness": {"model_io", "data", "model", "engine"},  # lm-evaluation-harness
     "commands": DOING | {"model_io"},
     "cli": {"commands"},
     "__main__": {"cli"},
