@@ -1,10 +1,11 @@
 """`make bench`: every comparison in one run."""
 
-from benchmarks import decode, loading, numpy_model, products, training
+from benchmarks import decode, engine, loading, numpy_model, products, training
 
 if __name__ == "__main__":
     training.main()
     products.main()
     decode.main()
+    engine.main()
     loading.main()
     numpy_model.main()
