@@ -46,6 +46,18 @@ def test_it_streams_the_continuation_and_then_says_how_fast(model):
     assert "drafts accepted" in log.getvalue()
 
 
+def test_a_character_is_not_cut_by_the_number_of_tokens(model):
+    """The bytes of a character that have come when the limit is reached are left out, not shown as a replacement."""
+
+    class Cut(Letters):
+        def finish(self):
+            return "\ufffd"
+
+    options, out = GenerateOptions(run="", max_new_tokens=3, temperature=0), io.StringIO()
+    stream_text(model, Cut(), "hello", options, out, io.StringIO())
+    assert "\ufffd" not in out.getvalue()
+
+
 def test_a_stop_text_ends_it_and_is_not_shown(model):
     out = io.StringIO()
     stream_text(model, Letters(), "a", GenerateOptions(run="", max_new_tokens=19, temperature=0), out, io.StringIO())

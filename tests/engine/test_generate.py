@@ -154,3 +154,5 @@ def test_a_batch_refuses_what_a_stream_refuses(model):
         generate_batch(model, [])
     with pytest.raises(ValueError, match="empty"):
         generate_batch(model, [[3], []])
+    with pytest.raises(ValueError, match="max_new_tokens=-1"):
+        generate_batch(model, [[3]], max_new_tokens=-1)
