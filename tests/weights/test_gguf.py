@@ -108,22 +108,22 @@ def test_another_architecture_and_a_quantised_tensor_are_refused(tmp_path):
         import_gguf(tmp_path / "m.gguf", tmp_path / "a")
 
 
-def rewrite_as_before_april_2025(source: Path, target: Path, folder: Path) -> None:
-    """kv_b_proj whole, lengths of the expanded heads (13 = 7 + 6 and 5), no `_mla` keys, no vocab_size."""
+def rewrite_as_before_april_2025(source: Path, target: Path, folder: Path, **lengths: int) -> None:
+    """kv_b_proj whole, `lengths` of the expanded heads, no `_mla` keys, no vocab_size."""
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "deepseek2")
-    lengths = {"attention.key_length": 13, "attention.value_length": 5, "attention.head_count_kv": 3}
     for name, field in reader.fields.items():
-        key = name.removeprefix("deepseek2.")
-        if name.startswith("GGUF.") or name == "general.architecture" or key.endswith(("_mla", "vocab_size")):
+        key = name.removeprefix("deepseek2.attention.")
+        if name.startswith("GGUF.") or name == "general.architecture" or name.endswith(("_mla", "vocab_size")):
             continue
-        kind = field.types[0]
-        writer.add_key_value(name, lengths.get(key, field.contents()), kind)
+        of_list = field.types[1] if len(field.types) > 1 else None
+        writer.add_key_value(name, lengths.get(key, field.contents()), field.types[0], of_list)
     for tensor in reader.tensors:
         if "attn_k_b" not in tensor.name and "attn_v_b" not in tensor.name:
             writer.add_tensor(tensor.name, tensor.data)
+    split = {tensor.name.split(".")[1] for tensor in reader.tensors if "attn_k_b" in tensor.name}
     for name, weight in load_file(folder / "model.safetensors").items():
-        if name.endswith("kv_b_proj.weight"):
-            writer.add_tensor(f"blk.{name.split('.')[2]}.attn_kv_b.weight", weight.numpy())
+        if name.endswith("kv_b_proj.weight") and (layer := name.split(".")[2]) in split:
+            writer.add_tensor(f"blk.{layer}.attn_kv_b.weight", weight.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -134,7 +134,8 @@ def test_the_older_form_with_kv_b_whole_is_read(tmp_path):
     model = random_model(num_nextn_predict_layers=0, initializer_range=0.02)
     save_model(model, tmp_path / "a")
     export_gguf(tmp_path / "a", tmp_path / "m.gguf", number_type="f32")
-    rewrite_as_before_april_2025(tmp_path / "m.gguf", tmp_path / "old.gguf", tmp_path / "a")
+    lengths = {"key_length": 7 + 6, "value_length": 5, "head_count_kv": 3}
+    rewrite_as_before_april_2025(tmp_path / "m.gguf", tmp_path / "old.gguf", tmp_path / "a", **lengths)
     import_gguf(tmp_path / "old.gguf", tmp_path / "b")
     assert folder_digests(tmp_path / "a") == folder_digests(tmp_path / "b")
 
