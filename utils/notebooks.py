@@ -4,7 +4,7 @@
     python -m utils.notebooks check [STEM ...]   fail when a notebook is older than what it shows
 
 Byte-stable: cell ids are numbered, no timestamps, no kernel chatter. A fingerprint in the metadata (source, the
-chapter's modules that it names, the drawing code) says whether a notebook is stale, without comparing pictures across
+chapter's modules and the drawings that it names, the drawing code) says whether a notebook is stale, without comparing pictures across
 machines.
 """
 
@@ -38,11 +38,11 @@ def notebook_path(source: Path) -> Path:
 
 
 def fingerprint(source: Path) -> str:
-    """Hash what the notebook depends on: its source, the modules of its chapter that the source names, the drawings."""
+    """Hash what the notebook depends on: its source, what the source names of its chapter and of utils, the style."""
     text = source.read_text(encoding="utf-8")
-    modules = [m for m in sorted(source.parent.parent.glob("*.py")) if m.stem in text]
+    beside = [*sorted(source.parent.parent.glob("*.py")), *sorted((ROOT / "utils").glob("drawings_*.py"))]
     digest = hashlib.sha256(text.encode())
-    for path in [*modules, *(ROOT / s for s in SHARED)]:
+    for path in [*(p for p in beside if p.stem in text), *(ROOT / s for s in SHARED)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
