@@ -4,8 +4,8 @@
     python -m utils.notebooks check [STEM ...]   fail when a notebook is older than what it shows
 
 Byte-stable: cell ids are numbered, no timestamps, no kernel chatter. A fingerprint in the metadata (source, the
-chapter's modules and the drawings that it names, the drawing code) says whether a notebook is stale, without comparing pictures across
-machines.
+chapter's modules and the drawings that it names, the drawing code) says whether a notebook is stale, without comparing
+pictures across machines.
 """
 
 import hashlib
