@@ -146,6 +146,42 @@ template <typename T> void add_outer(Rows<T> a, long m, const T* b_panels, long 
     for (long i = 0; i < m; i += TILE<T>) multiply_transposed_tile(a, k, i, m, b_panels, n, tile, sum + i * n, true);
 }
 
+// p = e^(scale s - log) and ds = scale p (dp - along) for the n keys that a query sees, zeros up to `all`.
+template <typename T> void weigh_back(const float* s, const float* dp, float scale, float log, float along, long n, long all, T* p, T* ds) {
+    long j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        Vec weight = exp_vec(load_vec(s + j) * scale - log);
+        store_result(p + j, weight);
+        store_result(ds + j, weight * (load_vec(dp + j) - along) * scale);
+    }
+    for (; j < n; j++) {
+        float weight = expf(s[j] * scale - log);
+        store(p + j, weight);
+        store(ds + j, weight * (dp[j] - along) * scale);
+    }
+    memset(p + j, 0, sizeof(T) * (all - j));
+    memset(ds + j, 0, sizeof(T) * (all - j));
+}
+
+// Rows of `width` numbers, each filled up with zeros to `room`.
+template <typename T> void fill_rows(const T* from, long stride, long n, long width, long room, T* to) {
+    for (long i = 0; i < n; i++) {
+        memcpy(to + i * room, from + i * stride, sizeof(T) * width);
+        memset(to + i * room + width, 0, sizeof(T) * (room - width));
+    }
+}
+
+// drope = the sum over heads: all of them share the one rope key.
+template <typename T> void sum_heads(const float* rope_sums, const Sizes& z, T* drope) {
+#pragma omp for schedule(static)
+    for (long i = 0; i < z.batch * z.keys; i++)
+        for (long r = 0; r < z.rotary; r++) {
+            float sum = 0;
+            for (long h = 0; h < z.heads; h++) sum += rope_sums[((i / z.keys * z.heads + h) * z.keys + i % z.keys) * z.rotary + r];
+            store(drope + i * z.rotary + r, sum);
+        }
+}
+
 template <typename T>
 void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* dquery, T* dkey_value, T* drope, const Sizes& z, long threads) {
     long W = z.width(), R = z.template row<T>(), U = z.value, V = round_up(U, GRAIN<T>), heads = z.batch * z.heads;
@@ -176,29 +212,12 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                 long deep = round_up(seen, GRAIN<T>);
                 head.fill_queries(start, n, q);
                 long row = (head.b * z.queries + start) * z.heads + head.h;
-                for (long i = 0; i < n; i++) {
-                    memcpy(d + i * V, dout + (row + i * z.heads) * U, sizeof(T) * U);
-                    memset(d + i * V + U, 0, sizeof(T) * (V - U));
-                }
+                fill_rows(dout + row * U, z.heads * U, n, U, V, d);
                 multiply(n, round_up(seen, PANEL), R, q, R, k_turned, s, room);
                 multiply(n, round_up(seen, PANEL), V, d, V, v_turned, dp, room);
                 for (long i = 0; i < n; i++) {
-                    long visible = seen - n + i + 1, j = 0;
                     float along = dot(out + (row + i * z.heads) * U, d + i * V, U), log = logs[task * z.queries + start + i];
-                    const float *si = s + i * room, *dpi = dp + i * room;
-                    T *pi = p + i * room, *dsi = ds + i * room;
-                    for (; j + LANES <= visible; j += LANES) {
-                        Vec weight = exp_vec(load_vec(si + j) * z.scale - log);
-                        store_result(pi + j, weight);
-                        store_result(dsi + j, weight * (load_vec(dpi + j) - along) * z.scale);
-                    }
-                    for (; j < visible; j++) {
-                        float weight = expf(si[j] * z.scale - log);
-                        store(pi + j, weight);
-                        store(dsi + j, weight * (dpi[j] - along) * z.scale);
-                    }
-                    memset(pi + j, 0, sizeof(T) * (deep - j));
-                    memset(dsi + j, 0, sizeof(T) * (deep - j));
+                    weigh_back(s + i * room, dp + i * room, z.scale, log, along, seen - n + i + 1, deep, p + i * room, ds + i * room);
                 }
                 multiply(n, W, deep, ds, room, k_panels, dq, W, false, z.keys);
                 for (long i = 0; i < n; i++) {
@@ -219,13 +238,7 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                 memcpy(rope_sums + (task * z.keys + t) * z.rotary, dk + t * W + z.content, 4 * z.rotary);
             }
         }
-#pragma omp for schedule(static)
-        for (long i = 0; i < z.batch * z.keys; i++)
-            for (long r = 0; r < z.rotary; r++) {
-                float sum = 0;
-                for (long h = 0; h < z.heads; h++) sum += rope_sums[((i / z.keys * z.heads + h) * z.keys + i % z.keys) * z.rotary + r];
-                store(drope + i * z.rotary + r, sum);
-            }
+        sum_heads(rope_sums, z, drope);
     }
 }
 

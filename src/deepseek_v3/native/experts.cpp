@@ -161,6 +161,30 @@ template <typename T, typename S> struct Gradients {
     S *gate, *up, *down;
 };
 
+inline void sort_weights(const float* w, const int64_t* row, long rows, float* w_row) {
+#pragma omp for schedule(static)
+    for (long a = 0; a < rows; a++) w_row[row[a]] = w[a];
+}
+
+// A run's rows from `start` on, as gate_row_back has them; dw, the gradients of their weights, is null for a dense network.
+template <typename T>
+void gate_rows_back(const T* gate_up, const float* w_row, const float* dh, long start, long m, long F, T* h, T* dgu, float* dw) {
+    for (long i = 0; i < m; i++) {
+        const T* gu = gate_up + (start + i) * 2 * F;
+        T* dg = dgu + (start + i) * 2 * F;
+        float scale = w_row ? w_row[start + i] : 1.f;
+        float sum = gate_row_back(gu, gu + F, dh + i * F, scale, h + (start + i) * F, dg, dg + F, F);
+        if (dw) dw[start + i] = sum;
+    }
+}
+
+// A panel of gate above up, as one matrix of 2F rows: the two gradients of x add up in the product.
+template <typename T, typename S> void pack_up_back(const Weights<S>& weight, long e, long column, const Sizes& z, T* to) {
+    long D = z.width, F = z.hidden;
+    pack_panel<T>(Rows<S>{weight.gate + e * weight.up_stride, D}, F, column, D, to, F);
+    pack_panel<T>(Rows<S>{weight.up + e * weight.up_stride, D}, F, column, D, to + F * PANEL, round_up(2 * F, GRAIN<T>) - F);
+}
+
 template <typename T, typename S> void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
                                                 const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, Sizes z) {
     long D = z.width, F = z.hidden, rows = z.tokens * z.per_token;
@@ -182,23 +206,16 @@ template <typename T, typename S> void backward(const T* x, const float* w, Weig
         Scratch memory(sizeof(T) * (BLOCK<T> * D + panels_size<T>(deep, widest) + tile_size<T>(deep)) + 4 * (BLOCK<T> * F + HEIGHT * widest));
         float *dh = memory.as<float>(), *sum = dh + BLOCK<T> * F;
         T *dys = (T*)(sum + HEIGHT * widest), *b_panels = dys + BLOCK<T> * D, *tile = b_panels + panels_size<T>(deep, widest);
-        if (row) {
-#pragma omp for schedule(static)
-            for (long a = 0; a < rows; a++) w_row[row[a]] = w[a];
-        }
+        if (row) sort_weights(w, row, rows, w_row);
 #pragma omp for schedule(dynamic, 4)
         for (long task = 0; task < z.experts * (ups + downs); task++) {
             long e = task / (ups + downs), j = task % (ups + downs);
             T* to = panels + e * (up_size + down_size);
             if (!counts[e]) continue;
-            if (j < ups) {  // gate above up, as one matrix of 2F rows: the two gradients of x add up in the product
-                T* at = to + panel_at<T>(j * PANEL, 2 * F);
-                pack_panel<T>(Rows<S>{weight.gate + e * weight.up_stride, D}, F, j * PANEL, D, at, F);
-                pack_panel<T>(Rows<S>{weight.up + e * weight.up_stride, D}, F, j * PANEL, D, at + F * PANEL, round_up(2 * F, GRAIN<T>) - F);
-            } else {
-                j = (j - ups) * PANEL;
-                pack_panel<T>(Rows<S>{weight.down + e * weight.down_stride, F}, D, j, F, to + up_size + panel_at<T>(j, D));
-            }
+            if (j < ups) pack_up_back(weight, e, j * PANEL, z, to + panel_at<T>(j * PANEL, 2 * F));
+            else
+                pack_panel<T>(Rows<S>{weight.down + e * weight.down_stride, F}, D, (j - ups) * PANEL, F,
+                              to + up_size + panel_at<T>((j - ups) * PANEL, D));
         }
 #pragma omp for schedule(dynamic)
         for (long r = 0; r < n_runs; r++) {
@@ -207,13 +224,7 @@ template <typename T, typename S> void backward(const T* x, const float* w, Weig
             const T* from = dy + start * D;
             if (token) gather(dy, token, start, m, D, dys), from = dys;
             multiply(m, F, D, from, D, to + up_size, dh, F);
-            for (long i = 0; i < m; i++) {
-                const T* gu = gate_up + (start + i) * 2 * F;
-                T* dg = dgu + (start + i) * 2 * F;
-                float scale = row ? w_row[start + i] : 1.f;
-                float dw = gate_row_back(gu, gu + F, dh + i * F, scale, h + (start + i) * F, dg, dg + F, F);
-                if (d.w_rows) d.w_rows[start + i] = dw;
-            }
+            gate_rows_back(gate_up, row ? w_row : nullptr, dh, start, m, F, h, dgu, d.w_rows);
             multiply(m, D, 2 * F, dgu + start * 2 * F, 2 * F, to, dx + start * D, D);
         }
         if (row) sum_rows(dx, row, (const float*)nullptr, d.x, z);
@@ -222,17 +233,14 @@ template <typename T, typename S> void backward(const T* x, const float* w, Weig
             long e = task / parts, part = task % parts, start = 0, n = counts[e];
             for (long i = 0; i < e; i++) start += counts[i];
             auto picked = [&](const T* m) { return token ? Rows<T>{m, D, token + start} : Rows<T>{m + start * D, D}; };
-            if (part < down_parts) {
-                long o = part * HEIGHT;
+            bool of_down = part < down_parts, is_up = part >= down_parts + up_parts;
+            long o = (of_down ? part : part - down_parts - is_up * up_parts) * HEIGHT;
+            if (of_down)
                 outer_product(picked(dy), Rows<T>{h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F, d.down + e * weight.down_stride, b_panels,
                               tile, sum);
-                continue;
-            }
-            part -= down_parts;
-            bool is_up = part >= up_parts;
-            long o = (part - is_up * up_parts) * HEIGHT;
-            outer_product(Rows<T>{dgu + start * 2 * F + is_up * F, 2 * F}, picked(x), n, o, std::min(o + HEIGHT, up_rows), up_rows, D,
-                          (is_up ? d.up : d.gate) + e * weight.up_stride, b_panels, tile, sum);
+            else
+                outer_product(Rows<T>{dgu + start * 2 * F + is_up * F, 2 * F}, picked(x), n, o, std::min(o + HEIGHT, up_rows), up_rows, D,
+                              (is_up ? d.up : d.gate) + e * weight.up_stride, b_panels, tile, sum);
         }
     }
 }
