@@ -39,7 +39,7 @@ test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan) and co
 	@$(PIP) -e '.[dev,interop]'
 	@$(PIP) --no-deps --upgrade --target tests/interop/.torchtitan -r tests/interop/torchtitan.txt
 	@cd tests/interop && npm install --silent --no-audit --no-fund
-	@timeout 1500 bash tests/interop/build_llama_server.sh >/dev/null || echo "llama.cpp's server is not built yet; another call goes on"
+	@timeout 1500 bash tests/interop/build_llama.sh >/dev/null || echo "llama.cpp is not built yet; another call goes on"
 	@$(PY) -m pytest -m interop tests
 
 lint: setup  ## ruff, pyright, and whether the C++ is formatted

@@ -1,15 +1,12 @@
 """llama.cpp reads our MTP layer and both forms of kv_b: the same log-probabilities, the same tokens with its drafts.
 
-`make test-interop` installs llama.cpp as an npm package; its server, for the drafts, is built by build_llama_server.sh.
+`make test-interop` installs llama.cpp as an npm package; its library, for the drafts, is built by build_llama.sh.
 """
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -29,7 +26,7 @@ from deepseek_v3.weights.save import save_model
 pytestmark = pytest.mark.interop
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deepseek-v3"
-SERVER = CACHE / "llama" / "llama.cpp" / "build" / "bin" / "llama-server"
+PROGRAM = CACHE / "llama" / "llama_mtp"
 WITH_MTP = {**V3, **SIZES, "q_lora_rank": 32, "num_nextn_predict_layers": 1}
 PROMPT = [5, 7, 11, 100, 3, 42, 17]
 
@@ -60,36 +57,19 @@ def test_llama_cpp_says_the_same(exported, form):
         assert (found - model(torch.tensor([PROMPT]))[0].log_softmax(-1)).abs().max() <= TOLERANCE
 
 
-def test_llama_cpp_drafts_with_our_mtp_layer_and_writes_our_tokens(exported):
-    if not SERVER.exists():
-        pytest.skip("llama.cpp's server is not built here: tests/interop/build_llama_server.sh")
+def test_llama_cpp_writes_our_tokens_and_its_mtp_block_drafts_as_our_module_does(exported):
+    """At every position: the main model's likeliest token, and the block's draft from its hidden state."""
+    if not PROGRAM.exists():
+        pytest.skip("llama.cpp's library is not built here: make test-interop")
     folder, model = exported
-    wanted = list(generate(model, PROMPT, max_new_tokens=24, stop_tokens=[]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = (
-        f"-m {folder / 'model.gguf'} --port {port} -c 256 -t 1 -np 1 -ctk f32 -ctv f32 -fa off --spec-type draft-mtp"
-    )
-    server = subprocess.Popen([str(SERVER), *words.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        asked = {"prompt": PROMPT, "n_predict": 24, "temperature": 0, "return_tokens": True, "ignore_eos": True}
-        said = post(f"http://127.0.0.1:{port}/completion", asked, give_up=time.monotonic() + 120)
-    finally:
-        server.terminate()
-        server.wait()
-    assert said["tokens"] == wanted
-    assert said["timings"]["draft_n"] > 0
-
-
-def post(url: str, content: dict, give_up: float) -> dict:
-    """Ask until the server is there."""
-    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return json.loads(answer.read())
-        except OSError:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.5)
+    tokens = [*PROMPT, *generate(model, PROMPT, max_new_tokens=24, stop_tokens=[])]
+    words = [str(PROGRAM), str(folder / "model.gguf"), *map(str, tokens)]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    found = {name: torch.tensor(rows) for name, rows in json.loads(run.stdout).items()}
+    with torch.no_grad():
+        main_BSV, module_BSV = model(torch.tensor([tokens]), mtp=True)
+    ours = {"main": main_BSV[0], "mtp": module_BSV[0][0][: len(tokens) - 1]}
+    for name, logits_SV in found.items():
+        assert (logits_SV.log_softmax(-1) - ours[name].log_softmax(-1)).abs().max() <= TOLERANCE
+        assert torch.equal(logits_SV.argmax(-1), ours[name].argmax(-1))
+    assert found["main"][len(PROMPT) - 1 : -1].argmax(-1).tolist() == tokens[len(PROMPT) :]

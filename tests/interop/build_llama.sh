@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# llama.cpp's library, built once from the source that the npm package node-llama-cpp carries, and our small program on it
+# (llama_mtp.cpp), cached outside the repository. One job at the lowest priority: some 20 minutes. A second call goes on.
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/deepseek-v3/llama"
+mkdir -p "$cache"
+[ -d "$cache/llama.cpp" ] || git clone -q "$here/node_modules/node-llama-cpp/llama/gitRelease.bundle" "$cache/llama.cpp"
+cd "$cache/llama.cpp"
+[ -f build/build.ninja ] || nice -n 19 cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
+    -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_C_FLAGS_RELEASE=-O2 -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_CURL=OFF \
+    -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+nice -n 19 cmake --build build --target llama -j 1
+g++ -std=c++17 -O1 -I include -I ggml/include -I src "$here/llama_mtp.cpp" -L build/bin -lllama -lggml -lggml-base \
+    "-Wl,-rpath,$PWD/build/bin" -o "$cache/llama_mtp"
