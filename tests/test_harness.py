@@ -1,5 +1,6 @@
 """The three methods that lm-evaluation-harness asks of a model, against NumPy on the model's own logits."""
 
+import importlib.util
 import itertools
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.harness import HarnessModel, load_for_harness
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.weights.save import save_model
 
 TEXT = "the cat sat on the mat, and a dog ate the log. " * 3
 
@@ -88,9 +90,14 @@ def test_a_continuation_longer_than_a_window_is_refused(peer):
         ask(HarnessModel(peer.model, peer.tokenizer, seq_len=3).loglikelihood, "a", TEXT)
 
 
-def test_without_the_harness_the_message_says_what_to_install(tmp_path):
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError:
+def test_it_is_a_model_of_the_harness_where_that_is_installed(peer, tmp_path):
+    save_model(peer.model, tmp_path / "a", peer.tokenizer)
+    if importlib.util.find_spec("lm_eval") is None:
         with pytest.raises(ImportError, match="pip install lm-eval"):
-            load_for_harness(tmp_path)
+            load_for_harness(tmp_path / "a")
+        return
+    from lm_eval.api.model import LM  # type: ignore[import-not-found]
+
+    found = load_for_harness(tmp_path / "a")
+    assert isinstance(found, LM)
+    assert ask(found.loglikelihood, "the cat", " sat") == ask(peer.loglikelihood, "the cat", " sat")
