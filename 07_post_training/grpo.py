@@ -58,9 +58,7 @@ def informative_groups(reward_PM: np.ndarray) -> np.ndarray:
     return reward_PM.max(axis=1) > reward_PM.min(axis=1)
 
 
-def clipped_forward(
-    ratio: np.ndarray, advantage: np.ndarray, low: float = 0.2, high: float = 0.2
-) -> tuple[np.ndarray, tuple]:
+def clipped_forward(ratio: np.ndarray, advantage: np.ndarray, low: float = 0.2, high: float = 0.2) -> tuple:
     """Compute min(r A, clip(r, 1 - low, 1 + high) A): no gain beyond the edge, full loss on the way back."""
     kept = np.where(advantage >= 0, ratio <= 1 + high, ratio >= 1 - low)
     value = np.where(kept, ratio, ratio.clip(1 - low, 1 + high)) * advantage
@@ -140,18 +138,23 @@ def dapo_forward(logp_BS: np.ndarray, batch: Batch, low: float = 0.2, high: floa
     return _token_loss(logp_BS, batch, batch.written_BS / batch.written_BS.sum(), (low, high), 0.0)
 
 
+def _subtract_kl(gain: np.ndarray, logp: np.ndarray, reference, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return gain - beta KL and rho; with beta = 0 no reference is asked for."""
+    if not beta:
+        return gain, np.ones_like(logp)
+    if reference is None:
+        raise ValueError(f"beta={beta} needs reference_BS, the log-probabilities of the reference model")
+    kl, rho = kl_estimate_forward(logp, reference)
+    return gain - beta * kl, rho
+
+
 def _token_loss(
     logp_BS: np.ndarray, batch: Batch, weight_BS: np.ndarray, edges: tuple[float, float], beta: float
 ) -> tuple[float, tuple]:
     """Sum -weight (clipped term - beta KL) over tokens; the three losses above differ in the weight."""
     ratio_BS = np.exp(logp_BS - batch.old_BS)
     gain_BS, clip_cache = clipped_forward(ratio_BS, batch.advantage_B[:, None], *edges)
-    rho_BS = np.ones_like(logp_BS)
-    if beta:
-        if batch.reference_BS is None:
-            raise ValueError(f"beta={beta} needs reference_BS, the log-probabilities of the reference model")
-        kl_BS, rho_BS = kl_estimate_forward(logp_BS, batch.reference_BS)
-        gain_BS = gain_BS - beta * kl_BS
+    gain_BS, rho_BS = _subtract_kl(gain_BS, logp_BS, batch.reference_BS, beta)
     return -float((weight_BS * gain_BS).sum()), (weight_BS, ratio_BS, clip_cache, beta, rho_BS)
 
 
@@ -226,15 +229,11 @@ def report_grpo_forward(logp_BS: np.ndarray, batch: Batch, clip: float = 0.2, be
 
     Source: arXiv:2412.19437, Eq. (26).
     """
-    sum_B = lambda x_BS: (x_BS * batch.written_BS).sum(axis=1)  # noqa: E731
-    ratio_B = np.exp(sum_B(logp_BS - batch.old_BS))
+    logp_B, old_B = ((x_BS * batch.written_BS).sum(axis=1) for x_BS in (logp_BS, batch.old_BS))
+    reference_B = None if batch.reference_BS is None else (batch.reference_BS * batch.written_BS).sum(axis=1)
+    ratio_B = np.exp(logp_B - old_B)
     gain_B, clip_cache = clipped_forward(ratio_B, batch.advantage_B, clip, clip)
-    rho_B = np.ones_like(ratio_B)
-    if beta:
-        if batch.reference_BS is None:
-            raise ValueError(f"beta={beta} needs reference_BS, the log-probabilities of the reference model")
-        kl_B, rho_B = kl_estimate_forward(sum_B(logp_BS), sum_B(batch.reference_BS))
-        gain_B = gain_B - beta * kl_B
+    gain_B, rho_B = _subtract_kl(gain_B, logp_B, reference_B, beta)
     return -float(gain_B.mean()), (batch.written_BS, ratio_B, clip_cache, beta, rho_B)  # V3 Eq. (26)
 
 
@@ -264,11 +263,7 @@ def grpo_step(
     n_answers: int = 16,
     n_updates: int = 1,
 ) -> tuple[PolicyWeights, np.ndarray]:
-    """Write M answers to each question, judge them, and take `n_updates` steps on them.
-
-    Returns:
-        the weights after it, and reward_PM.
-    """
+    """Write M answers to each question, judge them, take `n_updates` steps on them; return weights and reward_PM."""
     forward, backward, judge = LOSSES[loss]
     answers = write_answers(weights, np.repeat(prompt_PT, n_answers, axis=0), rng)
     reward_PM = check_answers(answers.token_BT).astype(float).reshape(-1, n_answers)

@@ -21,6 +21,17 @@ def check_pipeline_time(answer):
     assert abs(got - want) < 1e-9, f"with P = 4, M = 8, F = 1.5, B = 2 it is {want}, you say {got}"
 
 
+def check_crossing_bytes(answer):
+    """Three nodes needed, one of them the own one."""
+    got, one = int(answer([3, 9, 11, 14, 27], 0, 8, 256)), 256 + 8 + 512
+    assert got != 4 * one, "that is a copy for each expert; the three in node 1 share one crossing"
+    assert got != 3 * one, "that counts the own node: expert 3 needs no crossing"
+    assert got != 2 * (one - 8), "the scales are missing: four bytes for each 128 numbers on the way out"
+    assert got != 2 * 2 * 264, "on the way back the sums go in BF16, two bytes a number and no scales"
+    assert got == 2 * one, f"two crossings of {one} bytes there and back are {2 * one}; you say {got}"
+    assert int(answer([1, 2], 0, 8, 128)) == 0, "a token whose experts are all at home crosses nowhere"
+
+
 def check_finish_times(answer):
     """The simulation of the chapter, task by task."""
     for make in (gpipe_order, one_f_one_b_order):

@@ -1,4 +1,4 @@
-"""Your turn: three functions of training at scale. Fill in the bodies, then run `make check CH=08`.
+"""Your turn: functions of training at scale, the last a simulator. Fill in the bodies, then run `make check CH=08`.
 
 Letters: P stages, M micro-batches; F forward, B whole backward of one micro-batch at one stage. Plain Python numbers.
 """
@@ -22,6 +22,19 @@ def pipeline_time(P: int, M: int, F: float, B: float) -> float:
     Hint 1: how long is a rank busy, whatever the order?
     Hint 2: the bubble is (P - 1)(F + B), on every rank.
     Hint 3: work and bubble together.
+    """
+    raise NotImplementedError
+
+
+def crossing_bytes(experts: list[int], own_node: int, experts_per_node: int, D: int) -> int:
+    """Count the bytes that one token of width D (a multiple of 128) causes between nodes, out to its experts and back.
+
+    Out it goes in FP8: a byte a number and four bytes of scale for each 128; back in BF16.
+
+    Source: arXiv:2412.19437, sections 3.2.2 and 3.3.3; module expert_parallelism.py.
+    Hint 1: which nodes does it need? Each is visited once, however many of its experts were chosen.
+    Hint 2: what stays in the own node does not cross.
+    Hint 3: a crossing weighs D + 4 D / 128 out and 2 D back.
     """
     raise NotImplementedError
 

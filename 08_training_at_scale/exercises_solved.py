@@ -11,6 +11,12 @@ def pipeline_time(P: int, M: int, F: float, B: float) -> float:
     return (M + P - 1) * (F + B)
 
 
+def crossing_bytes(experts: list[int], own_node: int, experts_per_node: int, D: int) -> int:
+    """A set of nodes, since a node hands on inside and adds up before it answers."""
+    nodes = {e // experts_per_node for e in experts} - {own_node}
+    return len(nodes) * (D + 4 * D // 128 + 2 * D)
+
+
 def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
     """Two rules, applied until nothing is left; the order of going round does not matter."""
     ends: dict[tuple[str, int, int], float] = {}

@@ -13,6 +13,7 @@ rank is the time in which it waits. The closed forms of Table 2 must come out, a
 """
 
 from collections import deque
+from itertools import accumulate
 from typing import NamedTuple
 
 FORWARD, BACKWARD, INPUTS, WEIGHTS, PAIR = "F", "B", "O", "W", "&"
@@ -88,8 +89,8 @@ def run_schedule(order: Order, n_stages: int, times: Times) -> list[list[Slot]]:
         for rank, queue in enumerate(waiting):
             while queue and all(n in done for n in needs(queue[0], n_stages)):
                 task = queue.popleft()
-                free = slots[rank][-1].end if slots[rank] else 0.0
-                start = max([free, *(done[n] for n in needs(task, n_stages))])
+                free = [slot.end for slot in slots[rank][-1:]]
+                start = max([0.0, *free, *(done[n] for n in needs(task, n_stages))])
                 slots[rank].append(Slot(task, start, start + duration(task, times)))
                 done |= dict.fromkeys(gives(task), slots[rank][-1].end)
                 moved = True
@@ -112,19 +113,10 @@ def measure_memory(slots: list[list[Slot]]) -> list[int]:
     """
     most = []
     for rank in slots:
-        steps = []
-        split = {t[1:4] for slot in rank for t in (slot.task.parts or (slot.task,)) if t.kind == WEIGHTS}
-        for slot in rank:
-            for task in slot.task.parts or (slot.task,):
-                if task.kind == FORWARD:
-                    steps.append((slot.start, 1))
-                elif task.kind == WEIGHTS or (task.kind == BACKWARD and task[1:4] not in split):
-                    steps.append((slot.end, -1))
-        held, peak = 0, 0
-        for _, change in sorted(steps, key=lambda s: (s[0], s[1])):
-            held += change
-            peak = max(peak, held)
-        most.append(peak)
+        tasks = [(slot, task) for slot in rank for task in slot.task.parts or (slot.task,)]
+        steps = [(slot.start, 1) for slot, task in tasks if task.kind == FORWARD]
+        steps += [(slot.end, -1) for slot, task in tasks if task.kind in (BACKWARD, WEIGHTS)]
+        most.append(max(accumulate(change for _, change in sorted(steps))))
     return most
 
 
@@ -227,9 +219,7 @@ def two_chunk_tasks(near: int, half: int, M: int, stages: tuple[int, int], strea
     for _ in range(rest):
         lane.add_weights()
         lane.add(INPUTS, 0)
-    while lane.put_off:
-        lane.add_weights()
-    return lane.tasks
+    return [*lane.tasks, *lane.put_off]
 
 
 def dualpipe_order(P: int, M: int) -> Order:
@@ -243,8 +233,7 @@ def dualpipe_order(P: int, M: int) -> Order:
     order = []
     for p in range(P):
         near, back = min(p, P - 1 - p), int(p >= P // 2)
-        stages, streams = (near, P - 1 - near), (back, 1 - back)
-        order.append(two_chunk_tasks(near, P // 2, M // 2, stages, streams))  # V3 Fig. 5
+        order.append(two_chunk_tasks(near, P // 2, M // 2, (near, P - 1 - near), (back, 1 - back)))  # V3 Fig. 5
     return order
 
 
@@ -286,14 +275,13 @@ SCHEDULES = {
 
 def draw_text(slots: list[list[Slot]], unit: float = 1.0) -> list[str]:
     """Draw a line for each rank, a letter for each unit of time: F, B, O, W, & for a pair, a point for waiting."""
-    lines = []
-    for rank in slots:
-        line = ["·"] * round(max(s[-1].end for s in slots) / unit)
+    end = max(rank[-1].end for rank in slots)
+    lines = [["·"] * round(end / unit) for _ in slots]
+    for line, rank in zip(lines, slots):
         for slot in rank:
-            for t in range(round(slot.start / unit), round(slot.end / unit)):
-                line[t] = slot.task.kind
-        lines.append("".join(line))
-    return lines
+            first, last = round(slot.start / unit), round(slot.end / unit)
+            line[first:last] = slot.task.kind * (last - first)
+    return ["".join(line) for line in lines]
 
 
 def main() -> None:

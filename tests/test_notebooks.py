@@ -2,7 +2,8 @@
 
 import pytest
 
-from utils.notebooks import ROOT, execute, find_sources, stale
+from utils import notebooks
+from utils.notebooks import ROOT, execute, find_sources, fingerprint, stale
 
 SOURCES = find_sources()
 
@@ -22,3 +23,18 @@ def test_every_chapter_module_has_a_notebook_and_a_test():
                 continue
             assert (chapter / f"{module.stem}.ipynb").exists(), f"{module} has no notebook"
             assert (chapter / "tests" / f"test_{module.stem}.py").exists(), f"{module} has no test"
+
+
+def test_a_changed_drawing_makes_the_notebooks_that_use_it_old_and_no_others(tmp_path, monkeypatch):
+    (tmp_path / "utils").mkdir()
+    for name in ("whiteboard.py", "figures.mplstyle", "drawings_08.py"):
+        (tmp_path / "utils" / name).write_text("")
+    folder = tmp_path / "08_x" / "notebooks"
+    folder.mkdir(parents=True)
+    sources = [folder / "a.py", folder / "b.py"]
+    sources[0].write_text("from utils.drawings_08 import draw")
+    sources[1].write_text("from utils.drawings_07 import draw")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    before = [fingerprint(s) for s in sources]
+    (tmp_path / "utils" / "drawings_08.py").write_text("changed = True")
+    assert [fingerprint(s) == old for s, old in zip(sources, before)] == [False, True]

@@ -29,6 +29,18 @@ def waits_for_nobody(order, F, B):
         ("pipeline_time", lambda P, M, F, B: (P - 1) * (F + B), "bubble alone"),
         ("pipeline_time", lambda P, M, F, B: M * (F + B), "work alone"),
         ("pipeline_time", lambda P, M, F, B: (M + P) * (F + B), "one too many"),
+        (
+            "crossing_bytes",
+            lambda e, own, per, D: sum(x // per != own for x in e) * (3 * D + D // 32),
+            "share one crossing",
+        ),
+        (
+            "crossing_bytes",
+            lambda e, own, per, D: len({x // per for x in e}) * (3 * D + D // 32),
+            "counts the own node",
+        ),
+        ("crossing_bytes", lambda e, own, per, D: len({x // per for x in e} - {own}) * 3 * D, "scales are missing"),
+        ("crossing_bytes", lambda e, own, per, D: len({x // per for x in e} - {own}) * 2 * (D + D // 32), "in BF16"),
         ("finish_times", waits_for_nobody, "before what it waits for"),
         ("finish_times", lambda order, F, B: {}, "every task ends once"),
         ("finish_times", lambda o, F, B: {k: v + 1 for k, v in SOLVED.finish_times(o, F, B).items()}, "later than"),
