@@ -16,11 +16,12 @@ PACKAGE = ROOT / "src" / "deepseek_v3"
 
 # Who may import whom, file by file: a room, or a file beside the rooms -> what it may import besides itself. Rooms that
 # do not exist yet have no files.
-NUMBERS = {"config", "family", "native", "kernels", "fp8", "ops"}
+NUMBERS = {"config", "family", "device", "native", "kernels", "fp8", "ops"}
 LEARNING = NUMBERS | {"sizing", "data", "model", "weights", "parallel"}
 DOING = LEARNING | {"training", "post_training", "engine", "serving"}
 ARROWS = {
     "family": set(),
+    "device": set(),
     "config_keys": {"family"},
     "config": {"family", "config_keys"},
     "sizing": {"config"},
@@ -46,9 +47,7 @@ ARROWS = {
 
 # What is longer is known and only shrinks: file or file::function -> the lines that it has at most.
 MOST_LINES, LONGEST_FUNCTION = 300, 60
-ALLOWED = {
-    "training/trainer.py": 302,
-}
+ALLOWED: dict[str, int] = {}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -135,22 +135,23 @@ def unchanged(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -
 
 def poison(trainer: Trainer, steps: set[int], where: str) -> None:
     """Make loss or gradient of these steps not finite."""
-    accumulate = trainer._accumulate
+    layout = trainer.update.layout
+    accumulate = layout.accumulate
 
-    def poisoned(batch, settings, stop):
+    def poisoned(step, batch, should_stop):
         hit = trainer.step in steps
         weight = trainer.model.norm.weight
         handle = weight.register_hook(lambda g: g * float("inf")) if hit and where == "gradient" else None
         kept = weight.data.clone()
         if hit and where == "loss":
             weight.data[0] = float("nan")
-        parts = accumulate(batch, settings, stop)
+        parts = accumulate(step, batch, should_stop)
         weight.data.copy_(kept)
         if handle:
             handle.remove()
         return parts
 
-    trainer._accumulate = poisoned
+    layout.accumulate = poisoned
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -66,6 +66,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
         raise ValueError(f"--seq-len {options.seq_len} exceeds the model's max_position_embeddings={limit}")
     with WindowBar(quiet=options.quiet) as advance:
         found = measure_model(model, tokenizer, texts, options.seq_len, advance=advance)
+    assert found is not None  # nothing told it to stop
     print(json.dumps(dataclasses.asdict(found), indent=2) if options.json else describe_figures(found))
 
 

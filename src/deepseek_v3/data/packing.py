@@ -35,6 +35,17 @@ class Batch:
     tokens: torch.Tensor  # int64 [B, S + 1]
     documents: torch.Tensor  # int64 [B, S + 1]: the running number of the document of each token
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Return some rows."""
+        return Batch(self.tokens[start:stop], self.documents[start:stop])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(self.tokens.to(device), self.documents.to(device))
+
 
 class PackedStream:
     """An endless, shuffled, packed stream of documents; its whole state is a few integers.

@@ -10,7 +10,7 @@ outside `move_biases`, so evaluation leaves it alone.
 Source: arXiv:2412.19437, section 2.1.2; arXiv:2408.15664, Algorithm 1 and Eq. (4).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,9 @@ class LoadCounter:
         for layer in self.routers:
             self.counts[layer] = self.counts.get(layer, 0) + record.counts[layer]
 
-    def sum_over_ranks(self) -> None:
-        """Add the other ranks' counts where several train together."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for count in self.counts.values():
-                torch.distributed.all_reduce(count)
+    def sum_over(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Add the other processes' counts where several train together."""
+        self.counts = {layer: add(count) for layer, count in self.counts.items()}
 
     @torch.no_grad()
     def move_biases(self, speed: float) -> None:

@@ -77,13 +77,14 @@ def measure_model(
     windows.sort(key=lambda window: len(window[0]))
     has_mtp = len(getattr(model, "mtp", [])) > 0
     nats, n_tokens, agreed = 0.0, 0, Agreement()
-    training = model.training
+    device, training = next(model.parameters(), torch.empty(0)).device, model.training
     model.eval()
     try:
         for start in range(0, len(windows), WINDOWS_AT_ONCE):
             if should_stop():
                 return None
-            tokens_BS, labels_BS = _stack(windows[start : start + WINDOWS_AT_ONCE], tokenizer.pad_id)
+            stacked = _stack(windows[start : start + WINDOWS_AT_ONCE], tokenizer.pad_id)
+            tokens_BS, labels_BS = (tensor.to(device) for tensor in stacked)
             with torch.no_grad(), context():
                 logits_BSV, mtp_logits = model(tokens_BS, mtp=True) if has_mtp else (model(tokens_BS), [])
             nats += float(

@@ -80,4 +80,4 @@ def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
             key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
         }
         if state:
-            optimizer.state[p] = {key: value.clone() for key, value in state.items()}
+            optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in state.items()}

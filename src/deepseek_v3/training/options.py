@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from deepseek_v3.device import DEVICES
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -52,6 +54,8 @@ class TrainOptions:
         bias_speed: gamma, the step of the routing bias.
         bias_stop_fraction: gamma is 0 from this part of the steps on (14.3 of 14.8T).
         precision: fp32, bf16, or auto: bf16 where this machine multiplies it 1.5 times faster.
+        device: cpu, cuda, or auto: a GPU where PyTorch sees one.
+        recompute: make the activations of blocks again in the backward pass: less memory, one more forward pass.
         threads: of PyTorch; 0 leaves its choice.
         seed: of weights, data order and fill-in-the-middle.
         eval_every: steps between measurements on held-out text; 0 for only the last.
@@ -100,6 +104,8 @@ class TrainOptions:
     bias_speed: float = 1e-3
     bias_stop_fraction: float = 14.3 / 14.8
     precision: str = "auto"
+    device: str = "auto"
+    recompute: bool = False
     threads: int = 0
     seed: int = 0
     eval_every: int = 200
@@ -156,6 +162,8 @@ def check_options(o: TrainOptions) -> None:
         raise OptionsError(f"--batch-size-start {o.batch_size_start} exceeds --batch-size {o.batch_size}")
     if o.precision not in ("fp32", "bf16", "auto"):
         raise OptionsError(f"--precision {o.precision} must be fp32, bf16 or auto")
+    if o.device not in DEVICES:
+        raise OptionsError(f"--device {o.device} must be {', '.join(DEVICES)}")
 
 
 def _flag(name: str) -> str:

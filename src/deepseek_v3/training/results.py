@@ -18,10 +18,11 @@ from deepseek_v3.training.schedule import Settings
 
 @dataclass
 class Arithmetic:
-    """The precision of the products and the rate measured for it, in FLOP/s (0: not measured)."""
+    """The precision of the products, the rate measured for it in FLOP/s (0: not measured), and the device."""
 
     precision: str = "fp32"
     peak: float = 0.0
+    device: str = "cpu"
 
 
 @dataclass

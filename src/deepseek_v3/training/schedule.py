@@ -16,12 +16,13 @@ from deepseek_v3.training.options import TrainOptions
 
 
 class Settings(NamedTuple):
-    """The scheduled values of one step."""
+    """The values of one step: those of the schedule, and how many rows count in it, on all processes."""
 
     lr: float
     rows: int
     mtp_weight: float
     bias_speed: float
+    step_rows: int = 1
 
 
 def settings_at(step: int, options: TrainOptions) -> Settings:

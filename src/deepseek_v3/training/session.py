@@ -15,6 +15,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.corpus import Corpus, load_corpus
 from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.device import choose_device
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
@@ -86,7 +87,8 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
         say(note)
     config = prepare_config(options, tokenizer)
     wish = recorded_precision(run) if options.resume and options.precision == "auto" else options.precision
-    precision, peak, why = choose_precision(wish)
+    device = choose_device(options.device)
+    precision, peak, why = choose_precision(wish, device)
     say(
         f"precision {precision}: {why}; {peak / 1e9:,.0f} GFLOP/s in matrix products, {torch.get_num_threads()} threads"
     )
@@ -103,7 +105,7 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
     )
     n_bytes = options.eval_kilobytes * 1000
     heldout = cut_evenly(corpus.heldout_texts(max(1, n_bytes // HELDOUT_BYTES)), n_bytes)
-    arithmetic = Arithmetic(precision, peak)
+    arithmetic = Arithmetic(precision, peak, device)
     trainer = Trainer(
         model, tokenizer, stream, heldout, options, arithmetic=arithmetic, sampler=sampler, progress=progress
     )

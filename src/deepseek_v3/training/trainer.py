@@ -8,7 +8,6 @@ update, move the routing biases and the averaged weights; if not, change nothing
 depends on goes into a checkpoint, so that stop and resume give the bits of an unbroken run.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,29 +15,30 @@ from typing import Any
 
 import torch
 
-from deepseek_v3.data.packing import Batch, PackedStream
+from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
-from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.training.balance import LoadCounter, max_violation
+from deepseek_v3.parallel.layout import Layout, Solo
+from deepseek_v3.training.balance import LoadCounter
 from deepseek_v3.training.evaluate import Measurement, measure_model
-from deepseek_v3.training.loss import IGNORED, LossParts, make_labels, pretraining_loss
 from deepseek_v3.training.machine import autocast_for
 from deepseek_v3.training.metrics import MetricsLog
+from deepseek_v3.training.objective import Objective, Pretraining
 from deepseek_v3.training.optimizer import (
     AveragedWeights,
     build_optimizer,
     moments_by_name,
     restore_moments,
-    set_learning_rate,
 )
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.progress import Clock, Progress, Silent
-from deepseek_v3.training.results import Arithmetic, Outcome, StepResult, describe_step, summarise_step
+from deepseek_v3.training.recompute import recompute_blocks
+from deepseek_v3.training.results import Arithmetic, Outcome, StepResult, describe_step
 from deepseek_v3.training.run_folder import RunLock
 from deepseek_v3.training.saving import TrainingError, last_good, save_or_end, save_or_go_on
-from deepseek_v3.training.schedule import Settings, move_end, settings_at
+from deepseek_v3.training.schedule import move_end, settings_at
 from deepseek_v3.training.signals import StopSignal
+from deepseek_v3.training.step import Update
 from deepseek_v3.training.training_state import newest_checkpoint, read_checkpoint, write_checkpoint
 
 FAILURES_IN_A_ROW = 3
@@ -60,18 +60,32 @@ class Trainer:
         options: TrainOptions,
         *,
         arithmetic: Arithmetic | None = None,
+        layout: Layout | None = None,
+        objective: Objective | None = None,
         sampler: Sampler | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.stream, self.heldout, self.options = model, tokenizer, stream, heldout, options
+        self.tokenizer, self.stream, self.heldout, self.options = tokenizer, stream, heldout, options
         self.run = Path(options.run)
         self.arithmetic = arithmetic or Arithmetic()
         self.sampler, self.progress = sampler, progress or Silent()
-        self.context = autocast_for(self.arithmetic.precision)
-        self.optimizer = build_optimizer(model, options)
-        self.averaged = AveragedWeights(model, options.ema_decay) if options.ema_decay else None
-        self.counter = LoadCounter(model)
-        self.byte_length = torch.tensor(tokenizer.byte_lengths(model.config.vocab_size))
+        layout = layout or Solo(options.micro_batch, self.arithmetic.device)
+        self.model = layout.place(model)
+        if options.recompute:
+            recompute_blocks(self.model)
+        self.optimizer = build_optimizer(self.model, options)
+        self.averaged = AveragedWeights(self.model, options.ema_decay) if options.ema_decay else None
+        self.update = Update(
+            self.model,
+            self.optimizer,
+            objective or Pretraining(options.balance_alpha),
+            layout,
+            LoadCounter(self.model),
+            self.averaged,
+            autocast_for(self.arithmetic.precision, self.arithmetic.device),
+            torch.tensor(tokenizer.byte_lengths(model.config.vocab_size), device=layout.device),
+            options.clip_norm,
+        )
         self.step, self.tokens_seen, self.skipped, self.failures = 0, 0, 0, 0
         self.metrics: MetricsLog | None = None
         self.lock: RunLock | None = None
@@ -128,58 +142,14 @@ class Trainer:
         settings = settings_at(self.step, self.options)
         before = self.stream.state_dict()
         batch = self.stream.next_batch(settings.rows)
-        set_learning_rate(self.optimizer, settings.lr)
-        parts = self._accumulate(batch, settings, stop)
-        if parts is None:
+        result = self.update.run(batch, settings, lambda: bool(stop))
+        if result is None:
             self.stream.load_state_dict(before)
-            self.optimizer.zero_grad(set_to_none=True)
             return None
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm))
-        result = summarise_step(batch, parts, settings, norm, self.byte_length)
-        if result.applied:
-            self.optimizer.step()
-            self.counter.sum_over_ranks()
-            self.counter.move_biases(settings.bias_speed)
-            result.loads, result.max_vio = self.counter.shares(), max_violation(self.counter.counts.values())
-            if self.averaged:
-                self.averaged.update(self.model)
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens_seen += result.tokens
         self._count_failures(result)
         return result
-
-    def _accumulate(self, batch: Batch, settings: Settings, stop: StopSignal | None) -> list[LossParts] | None:
-        """Forward and backward over the micro-batches; stop early at a loss that is not finite."""
-        tokens, documents = batch.tokens, batch.documents
-        step_rows = max(1, int((make_labels(tokens, documents, 0) != IGNORED).sum()))
-        self.counter.reset()
-        collected: list[LossParts] = []
-        for start in range(0, len(tokens), self.options.micro_batch):
-            if stop:
-                return None
-            rows = slice(start, start + self.options.micro_batch)
-            record = RoutingRecord()
-            with self.context():
-                hidden_BSD = self.model.hidden_states(tokens[rows, :-1], record=record)
-                parts = pretraining_loss(
-                    hidden_BSD,
-                    self.model.mtp_hidden_states(tokens[rows, :-1], hidden_BSD, record),
-                    self.model.lm_head,
-                    tokens[rows],
-                    documents[rows],
-                    mtp_weight=settings.mtp_weight,
-                    step_rows=step_rows,
-                    balance_losses=record.balance_losses.values(),
-                    balance_alpha=self.options.balance_alpha,
-                    balance_share=len(tokens[rows]) / len(tokens),
-                )
-            collected.append(parts)
-            if not math.isfinite(float(parts.total.detach())):
-                break
-            parts.total.backward()
-            self.counter.add(record)
-        return collected
 
     def _count_failures(self, result: StepResult) -> None:
         self.failures = 0 if result.applied else self.failures + 1
@@ -222,7 +192,7 @@ class Trainer:
             self.tokenizer,
             self.heldout,
             self.options.seq_len,
-            context=self.context,
+            context=self.update.autocast,
             should_stop=should_stop,
         )
 

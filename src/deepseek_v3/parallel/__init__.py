@@ -1,0 +1,1 @@
+"""How a training is laid out over processes; one process so far."""

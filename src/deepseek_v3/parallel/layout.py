@@ -1,0 +1,89 @@
+"""Where a step runs: which rows this process takes, how it accumulates them, and what is added up over all.
+
+    layout.place(model)    .rows(batch)    .accumulate(step, batch)    .sum(tensor)    .clip(parameters, norm)
+
+`Solo` is one process with micro-batches in turn.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Rows(Protocol):
+    """A batch that can be cut and moved."""
+
+    def __len__(self) -> int: ...
+    def part(self, start: int, stop: int) -> Any: ...
+    def to(self, device: torch.device) -> Any: ...
+
+
+class Layout(Protocol):
+    """What the update of a training asks of its processes."""
+
+    device: torch.device
+
+    def place(self, model: Model) -> Model:
+        """Bring the model to where it runs; before an optimizer is built over its parameters."""
+        ...
+
+    def rows(self, batch: Any) -> Any:
+        """Return this process's rows of a step's batch, on its device."""
+        ...
+
+    def accumulate(self, step: Callable[[Any], Any], batch: Any, should_stop: Callable[[], bool]) -> list[Any] | None:
+        """Run `step` over the micro-batches of these rows and differentiate the `total` of what it returns.
+
+        Returns:
+            what `step` returned, one a micro-batch, up to a total that is not finite; None if it was told to stop.
+        """
+        ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add up over all processes that read other rows."""
+        ...
+
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Cut the whole gradient to a norm; return the norm that it had."""
+        ...
+
+
+class Solo:
+    """One process: micro-batches in turn, nothing to add up with anybody."""
+
+    def __init__(self, micro_batch: int, device: torch.device | str = "cpu") -> None:
+        self.micro_batch, self.device = micro_batch, torch.device(device)
+
+    def place(self, model: Model) -> Model:
+        """Move the model to the device."""
+        return model.to(self.device)
+
+    def rows(self, batch: Rows) -> Rows:
+        """Return all rows, on the device."""
+        return batch.to(self.device)
+
+    def accumulate(self, step: Callable[[Any], Any], batch: Rows, should_stop: Callable[[], bool]) -> list[Any] | None:
+        """Forward and backward over the micro-batches, one after the other."""
+        collected = []
+        for start in range(0, len(batch), self.micro_batch):
+            if should_stop():
+                return None
+            parts = step(batch.part(start, start + self.micro_batch))
+            collected.append(parts)
+            if not math.isfinite(float(parts.total.detach())):
+                break
+            parts.total.backward()
+        return collected
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return it as it is."""
+        return tensor
+
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Clip by PyTorch's norm of all gradients."""
+        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))

@@ -1,0 +1,76 @@
+"""One update, from a batch to moved weights and routing biases.
+
+    losses and gradients of all micro-batches -> clip -> AdamW -> biases by the step's loads -> averaged weights
+
+A step whose loss or gradient is not finite changes nothing; nor does one that is told to stop half-way.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepseek_v3.data.packing import Batch
+from deepseek_v3.model.router import RoutingRecord
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.parallel.layout import Layout
+from deepseek_v3.training.balance import LoadCounter, max_violation
+from deepseek_v3.training.loss import LossParts
+from deepseek_v3.training.objective import Objective
+from deepseek_v3.training.optimizer import AveragedWeights, set_learning_rate
+from deepseek_v3.training.results import StepResult, summarise_step
+from deepseek_v3.training.schedule import Settings
+
+
+@dataclass
+class Update:
+    """Whatever a step needs besides its batch.
+
+    Attributes:
+        autocast: entered around each forward pass.
+        byte_length: bytes of text that each token stands for, on the layout's device.
+    """
+
+    model: DeepseekV3
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    layout: Layout
+    counter: LoadCounter
+    averaged: AveragedWeights | None
+    autocast: Callable[[], AbstractContextManager]
+    byte_length: Tensor
+    clip_norm: float
+
+    def run(self, batch: Batch, settings: Settings, should_stop: Callable[[], bool]) -> StepResult | None:
+        """Do one step; None if it was told to stop, and then nothing has changed."""
+        batch = self.layout.rows(batch)
+        rows = self.layout.sum(torch.tensor(self.objective.count_rows(batch), device=self.layout.device))
+        settings = settings._replace(step_rows=max(1, int(rows)))
+        set_learning_rate(self.optimizer, settings.lr)
+        self.counter.reset()
+        try:
+            parts = self.layout.accumulate(lambda micro: self.read(micro, settings), batch, should_stop)
+            if parts is None:
+                return None
+            norm = self.layout.clip(self.model.parameters(), self.clip_norm)
+            result = summarise_step(batch, parts, settings, norm, self.byte_length)
+            if result.applied:
+                self.optimizer.step()
+                self.counter.sum_over(self.layout.sum)
+                self.counter.move_biases(settings.bias_speed)
+                result.loads, result.max_vio = self.counter.shares(), max_violation(self.counter.counts.values())
+                if self.averaged:
+                    self.averaged.update(self.model)
+            return result
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def read(self, batch: Batch, settings: Settings) -> LossParts:
+        """Run the forward pass of a micro-batch and count its loads."""
+        record = RoutingRecord()
+        with self.autocast():
+            parts = self.objective(self.model, batch, record, settings)
+        self.counter.add(record)
+        return parts
