@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepseek_v3.engine.native_step import ModelParts, NativeStep
+from deepseek_v3.engine.model_parts import ModelParts
+from deepseek_v3.engine.native_step import NativeStep
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.ops.choice import SERVES_UP_TO

@@ -11,22 +11,23 @@ Letters: B rows, N new tokens, M of which logits are wanted, D width, V vocabula
 """
 
 import ctypes
+import math
 from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.model_parts import ModelParts, refuse_what_is_not_finite, shapes_of
 from deepseek_v3.fp8.quantize import CODE
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
-from deepseek_v3.model.mtp import MultiTokenPredictor
-from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
+from deepseek_v3.model.norm import LATENT_NORM_EPS
 from deepseek_v3.model.rope import Rotation, rotation_at, softmax_scale
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
@@ -98,27 +99,6 @@ def list_sizes(c: ModelConfig) -> dict[str, int | float]:
     }  # fmt: skip
 
 
-class ModelParts(NamedTuple):
-    """What a step reads of a model."""
-
-    config: ModelConfig
-    embed_tokens: nn.Embedding
-    layers: list[Block]
-    norm: RMSNorm
-    lm_head: nn.Linear
-    modules: list[MultiTokenPredictor]
-    frequency_R: Tensor
-    rope_magnitude: float
-
-    @classmethod
-    def of(cls, model: DeepseekV3) -> "ModelParts":
-        """Name the parts of a model."""
-        layers: list[Block] = list(model.layers)  # type: ignore[assignment]
-        modules: list[MultiTokenPredictor] = list(model.mtp)  # type: ignore[assignment]
-        place = model.frequency_R, model.rope_magnitude
-        return cls(model.config, model.embed_tokens, layers, model.norm, model.lm_head, modules, *place)
-
-
 class ModelAddresses:
     """Where a model's weights lie at one moment; never changed, so that a thread may read while another looks anew.
 
@@ -126,7 +106,8 @@ class ModelAddresses:
         ready: whether the kernel can read this model here.
     """
 
-    def __init__(self, parts: ModelParts) -> None:
+    def __init__(self, parts: ModelParts, shapes: list[dict[str, torch.Size]]) -> None:
+        """`shapes` are what the config says: all that the kernel knows. Of others the model itself reads."""
         self.dtype = parts.lm_head.weight.dtype
         self.kept: list[Tensor] = []  # what is read stays allocated, even if the model turns to other tensors
         self.biases: list[Tensor] = []
@@ -142,7 +123,7 @@ class ModelAddresses:
         weights = [*self.kept, *self.scales]
         lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
         uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept if w.dtype != CODE)
-        self.ready = lies_well and uniform and have_kernels()
+        self.ready = lies_well and uniform and shapes_of(parts) == shapes and have_kernels()
 
     def _address(self, weight: nn.Module | Tensor | None) -> int | None:
         """Where a weight lies; it is kept from being freed."""
@@ -199,12 +180,16 @@ class NativeStep:
 
     def __init__(self, parts: ModelParts) -> None:
         self.parts = parts
+        with torch.device("meta"):
+            self.shapes = shapes_of(ModelParts.of(DeepseekV3(parts.config)))
         self.rotation_TR = Rotation(torch.empty(0, 0), torch.empty(0, 0))
         self.refresh()
 
     def refresh(self) -> None:
         """Take over where the weights lie now."""
-        self.addresses = ModelAddresses(self.parts)
+        self.addresses = ModelAddresses(self.parts, self.shapes)
+        if self.ready and not all(bias.isfinite().all() for bias in self.addresses.biases):
+            refuse_what_is_not_finite(self.parts)
 
     @property
     def ready(self) -> bool:
@@ -231,6 +216,7 @@ class NativeStep:
         """
         addresses, (tokens, counts) = self.addresses, rows
         store, first = cache.store, cache.first_layer
+        self._check_cache(cache, addresses.stacks[depth + 1][0].count, below_ND, len(tokens), depth)
         rotation_TR = self._rotation(max(map(int.__add__, cache.lengths, counts)))
         below_ND = None if below_ND is None else below_ND.to(addresses.dtype).contiguous()
         hidden_ND = torch.empty(len(tokens), addresses.sizes.D, dtype=addresses.dtype)
@@ -251,8 +237,20 @@ class NativeStep:
         run_kernel("decode_step", *(ctypes.addressof(block) for block in (addresses.sizes, stack, call)))
         if call.foreign:
             raise IndexError(f"{call.foreign} blocks of the cache's tables are not below n_blocks={store.n_blocks}")
+        if not math.isfinite(float(hidden_ND.sum())):
+            refuse_what_is_not_finite(self.parts)
         cache.advance(counts)
         return hidden_ND, logits_MV
+
+    def _check_cache(self, cache: LatentCache, layers: int, below_ND: Tensor | None, tokens: int, depth: int) -> None:
+        """Refuse a cache of another model, and hidden states that are not one a token."""
+        held, _, _, width = cache.store.latent_LPTW.shape
+        if width != self.parts.config.cache_width or not 0 <= cache.first_layer <= held - layers:
+            wanted = f"{layers} layers of {self.parts.config.cache_width} values"
+            raise ValueError(f"a cache of {held} layers of {width} values, from {cache.first_layer} on, for {wanted}")
+        if depth >= 0 and (below_ND is None or below_ND.shape != (tokens, self.parts.config.hidden_size)):
+            shape = None if below_ND is None else tuple(below_ND.shape)
+            raise ValueError(f"hidden states of {shape} for {tokens} tokens of {self.parts.config.hidden_size}")
 
     def _rotation(self, positions: int) -> Rotation:
         """Cosines and sines of every position, FP32, kept from step to step."""

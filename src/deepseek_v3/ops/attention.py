@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepseek_v3.native.build import run_kernel
+from deepseek_v3.ops.checks import check_attention
 from deepseek_v3.ops.choice import kernel_serves
 from deepseek_v3.ops.rotation import Rotation, rotate_pairs
 from deepseek_v3.ops.slabs import causal_attention
@@ -40,6 +41,7 @@ def attend_expanded(
         rotation: of the queries' positions.
         mask_ST: bool, True where a query may look: [S, T] or [B, 1, S, T]; None means causally, up to each one's own.
     """
+    check_attention(query_BSHW, key_value_BTHE, rope_BTR, *rotation)
     if mask_ST is None and _kernel_attends(query_BSHW, key_value_BTHE, rope_BTR, rotation):
         if rope_BTR.stride(2) != 1 or rope_BTR.stride(0) != rope_BTR.shape[1] * rope_BTR.stride(1):
             rope_BTR = rope_BTR.contiguous()  # the kernel wants whole rows, evenly apart
@@ -100,8 +102,12 @@ def attend_absorbed(
 def _kernel_attends(query_BSHW: Tensor, key_value_BTHE: Tensor, rope_BTR: Tensor, rotation: Rotation) -> bool:
     """Whether the kernel takes these: one dtype it knows, FP32 angles."""
     same = query_BSHW.dtype == key_value_BTHE.dtype == rope_BTR.dtype
-    knows = query_BSHW.dtype in (torch.float32, torch.bfloat16) and rotation.cos.dtype == torch.float32
-    return same and knows and kernel_serves(query_BSHW)
+    knows = (
+        query_BSHW.dtype in (torch.float32, torch.bfloat16)
+        and rotation.cos.dtype == rotation.sin.dtype == torch.float32
+    )
+    near = {t.device.type for t in (query_BSHW, key_value_BTHE, rope_BTR, *rotation)} == {query_BSHW.device.type}
+    return same and knows and near and kernel_serves(query_BSHW)
 
 
 class _Attention(torch.autograd.Function):

@@ -58,6 +58,8 @@ def why_no_kernel(x: Tensor, *weights: Tensor, device: str | None = None) -> str
 def _why_not_these(x: Tensor, dtype: torch.dtype, weights: tuple[Tensor, ...]) -> str | None:
     if dtype == torch.bfloat16 and any(w.shape[-1] % 2 or w.shape[-2] % 2 for w in weights):
         return "in BF16 both sides of a weight must be even"
+    if not all(weight_lies_well(x, w) for w in weights):
+        return "a weight on another device, or not by rows"
     kinds = {w.dtype for w in weights}
     if CODE in kinds and len(kinds) > 1:
         return "weights in FP8 beside others"
@@ -65,9 +67,12 @@ def _why_not_these(x: Tensor, dtype: torch.dtype, weights: tuple[Tensor, ...]) -
         return "kernels have no gradient through weights in FP8"
     if not all((dtype, kind) in KINDS for kind in kinds):
         return f"activations in {dtype} with weights in {', '.join(sorted(map(str, kinds)))}"
-    if not all(w.is_contiguous() for w in weights):
-        return "a weight does not lie by rows"
     return None
+
+
+def weight_lies_well(x: Tensor, weight: Tensor) -> bool:
+    """Whether a weight is where its rows are and lies by rows, as kernels read it."""
+    return weight.device.type == x.device.type and weight.is_contiguous()
 
 
 def refuse_fp8_gradient(kind: int) -> None:

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from deepseek_v3.fp8.weight import dequantize_held
 from deepseek_v3.native.build import run_kernel
-from deepseek_v3.ops.choice import KINDS, activation_dtype, kernel_serves, refuse_fp8_gradient
+from deepseek_v3.ops.checks import check_product, check_scales, check_swiglu
+from deepseek_v3.ops.choice import CODE, KINDS, activation_dtype, kernel_serves, refuse_fp8_gradient
 
 
 def linear(x: Tensor, weight_OI: Tensor, scale: Tensor | None = None) -> Tensor:
     """Multiply by a weight's transpose, [..., I] -> [..., O]; of E4M3 codes with the scales of their blocks."""
+    check_product(x, weight_OI, scale)
     if not kernel_serves(x, weight_OI):
         return F.linear(x, dequantize_held(weight_OI, scale, x.dtype))
     x_NI = x.to(activation_dtype(x)).reshape(-1, x.shape[-1]).contiguous()
@@ -34,8 +36,12 @@ def swiglu(
     down_scale: Tensor | None = None,
 ) -> Tensor:
     """down(silu(gate x) * up x) for every row; scales belong to E4M3 codes."""
+    check_swiglu(x, gate_FD, up_FD, down_DF)
     if not kernel_serves(x, gate_FD, up_FD, down_DF):
         return linear(F.silu(linear(x, gate_FD, gate_scale)) * linear(x, up_FD, up_scale), down_DF, down_scale)
+    if gate_FD.dtype == CODE:
+        for weight, scale in ((gate_FD, gate_scale), (up_FD, up_scale), (down_DF, down_scale)):
+            check_scales(weight, scale)
     x_ND = x.to(activation_dtype(x)).reshape(-1, x.shape[-1]).contiguous()
     y_ND = _SwiGLU.apply(x_ND, gate_FD, up_FD, down_DF, gate_scale, up_scale, down_scale)
     return y_ND.view(x.shape)  # type: ignore[union-attr]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deepseek_v3.fp8.weight import dequantize_held
 from deepseek_v3.native.build import run_kernel
-from deepseek_v3.ops.choice import KINDS, activation_dtype, kernel_serves, refuse_fp8_gradient
+from deepseek_v3.ops.checks import check_experts, check_scales
+from deepseek_v3.ops.choice import CODE, KINDS, activation_dtype, kernel_serves, refuse_fp8_gradient
 from deepseek_v3.ops.grouped import run_experts_together, sort_by_expert
 
 
@@ -33,6 +34,10 @@ def run_experts(
         up_EFD, down_EDF: the experts, stacked, gate above up.
         up_scale, down_scale: of E4M3 codes, [E, 2, F / 128, D / 128] and [E, D / 128, F / 128].
     """
+    check_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF)
+    for stack, scale, parts in ((up_EFD, up_scale, 2), (down_EDF, down_scale, 1)):
+        if stack.dtype == CODE:
+            check_scales(stack, scale, parts)
     needs_more = up_scale is not None and weight_NA.requires_grad  # a gradient, which the kernel has not for FP8
     if kernel_serves(x_ND, up_EFD, down_EDF) and not needs_more:
         x_ND = x_ND.to(activation_dtype(x_ND)).contiguous()

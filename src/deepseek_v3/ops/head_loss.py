@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from deepseek_v3.fp8.weight import dequantize_held
 from deepseek_v3.native.build import run_kernel
+from deepseek_v3.ops.checks import check_labels, check_product
 from deepseek_v3.ops.choice import KINDS, activation_dtype, kernel_serves
 
 
@@ -24,6 +25,8 @@ def sum_nats(
     Raises:
         IndexError: a label that is no row of the head.
     """
+    check_product(hidden_BSD, head_VD, scale)
+    check_labels(hidden_BSD, labels_BS)
     if scale is not None or not kernel_serves(hidden_BSD, head_VD):
         logits_NV = F.linear(hidden_BSD, dequantize_held(head_VD, scale, hidden_BSD.dtype)).flatten(0, -2)
         wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))

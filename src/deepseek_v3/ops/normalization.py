@@ -15,15 +15,19 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.native.build import run_kernel
-from deepseek_v3.ops.choice import kernel_serves
+from deepseek_v3.ops.checks import check_norm
+from deepseek_v3.ops.choice import kernel_serves, weight_lies_well
+
+NORM_DTYPES = (torch.float32, torch.bfloat16)  # of rows and weight, for the kernel
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Normalize the last axis; under autocast the result is rounded here, once for all products that read it."""
+    check_norm(x, weight_D)
     device, dtype = x.device.type, x.dtype
     if dtype == torch.float32 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if dtype in (torch.float32, torch.bfloat16) and kernel_serves(x):
+    if dtype in NORM_DTYPES and weight_D.dtype in NORM_DTYPES and weight_lies_well(x, weight_D) and kernel_serves(x):
         return _RMSNormKernel.apply(x, weight_D, eps, dtype)  # type: ignore[return-value]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return _RMSNorm.apply(wide, weight_D, eps, dtype)  # type: ignore[return-value]

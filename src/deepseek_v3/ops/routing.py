@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.native.build import run_kernel
-from deepseek_v3.ops.choice import kernel_serves
+from deepseek_v3.ops.checks import check_choice
+from deepseek_v3.ops.choice import kernel_serves, weight_lies_well
 
 
 def choose_experts(
@@ -19,7 +20,9 @@ def choose_experts(
     Args:
         best_two: a group is worth its best two together (V3), else its best (V2).
     """
-    if score_NE.dtype == torch.float32 and kernel_serves(score_NE):
+    check_choice(score_NE, bias_E, per_token, groups, kept)
+    known = bias_E is None or (bias_E.dtype == torch.float32 and weight_lies_well(score_NE, bias_E))
+    if known and score_NE.dtype == torch.float32 and kernel_serves(score_NE):
         return _choose_by_kernel(score_NE, bias_E, per_token, groups, kept, best_two=best_two)
     biased_NE = score_NE if bias_E is None else score_NE + bias_E  # V3 Eq. (16)
     if groups > 1:  # masked groups get -inf, which no score can lose to
