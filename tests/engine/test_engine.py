@@ -161,6 +161,16 @@ def test_a_request_whose_logits_are_nan_fails_alone(form, rule, drafts):
     assert later.text == well.text
 
 
+def test_blocks_that_held_nan_serve_others(form):
+    """A row that is padded to its longer neighbour's length reads slots of its block that it has not written."""
+    engine = Engine(break_token(make_model(), 23), EngineOptions(n_blocks=4, block_size=8))
+    sick = engine.admit(Request([23] * 30, max_new_tokens=1))
+    finish(engine)
+    rows = [engine.admit(Request(tokens, max_new_tokens=1)) for tokens in ([5] * 13, [7])]
+    finish(engine)
+    assert [sick.finish, *(row.finish for row in rows)] == ["error", "length", "length"]
+
+
 def test_generate_says_that_logits_are_nan_and_where(form):
     model = break_token(make_model(), 23)
     for options in ({}, {"temperature": 1.0, "seed": 3}, {"speculative": 2}):
