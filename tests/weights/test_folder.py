@@ -260,3 +260,60 @@ def test_kill_nine_at_any_moment_leaves_a_whole_checkpoint(tmp_path, n_kills):
         reported = value_of(tmp_path / "x") if value_of(tmp_path / "x") == reported + 1 else reported
         assert value_of(tmp_path / "x") == reported
         assert names_in(tmp_path) == ["x"]
+
+
+def test_what_is_somebodys_in_a_replaced_folder_is_carried_over_as_it_is(tmp_path):
+    import stat
+
+    target = tmp_path / "out"
+    with atomic_folder(target) as beside:
+        (beside / "config.json").write_text("old")
+    for folder in (".git/objects/ab", "empty", "notes"):
+        (target / folder).mkdir(parents=True)
+    (target / "notes" / "a.txt").write_text("mine")
+    (target / "notes" / "a.txt").chmod(0o640)
+    (target / "link").symlink_to("nowhere")
+    (target / "run.sh").write_text("mine")
+    (target / "run.sh").chmod(0o755)
+    target.chmod(0o750)
+    with atomic_folder(target) as beside:
+        (beside / "config.json").write_text("new")
+    assert (target / "config.json").read_text() == "new"
+    assert (target / ".git/objects/ab").is_dir()
+    assert (target / "empty").is_dir()
+    assert os.readlink(target / "link") == "nowhere"
+    modes = {name: stat.S_IMODE((target / name).stat().st_mode) for name in ("run.sh", "notes/a.txt", "")}
+    assert modes == {"run.sh": 0o755, "notes/a.txt": 0o640, "": 0o750}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_mount_point_is_refused_before_the_first_byte(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(target))
+    with pytest.raises(SaveError, match="mount point"), atomic_folder(target):
+        raise AssertionError("written")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_swap_that_the_system_refuses_leaves_the_old_folder_and_nothing_beside(tmp_path, monkeypatch):
+    import errno
+
+    from deepseek_v3.weights import folder as module
+
+    target = tmp_path / "out"
+    with atomic_folder(target) as beside:
+        (beside / "a").write_text("old")
+    monkeypatch.setattr(module, "_exchange", lambda *_: False)
+    rename = type(target).rename
+
+    def busy(self, other):
+        if self.name.endswith(".saving"):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, other)
+
+    monkeypatch.setattr(type(target), "rename", busy)
+    with pytest.raises(SaveError, match="busy"), atomic_folder(target) as beside:
+        (beside / "a").write_text("new")
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,24 +1,37 @@
 """What `import` and `export` share: which folder a run stands for, the size of a shard, the bar of progress."""
 
+import os
 from pathlib import Path
 
 
 def newest_of_run(source: str) -> str:
-    """Return the newest checkpoint of a run folder; anything else as it is."""
-    steps = sorted(Path(source).glob("checkpoints/step-????????"))
-    return str(steps[-1]) if steps else source
+    """Return the newest checkpoint of a run folder, the same one that a resume takes; anything else as it is."""
+    if not (Path(source) / "checkpoints").is_dir():
+        return source
+    from deepseek_v3.training.training_state import newest_checkpoint
+
+    return str(newest_checkpoint(source))
 
 
 def check_names(source: str, target: str) -> None:
-    """Refuse a source or target without a name."""
+    """Refuse a source or target without a name, and a target that is the source, holds it, or holds a training.
+
+    Raises:
+        ValueError: naming the target and the mend.
+    """
     if not (source.strip() and target.strip()):
         raise ValueError("SOURCE and TARGET must have a name; the target is a new folder or a .gguf file")
+    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(target))
+    if here == there or there in here.parents:
+        raise ValueError(f"{target} is the source, or holds it; name a new folder")
+    if (there / "checkpoints").is_dir() or any(there.glob("training_state*")):
+        raise ValueError(f"{target} holds a training, which would be lost; name a new folder")
 
 
 def shard_bytes(shard_mb: float) -> int:
     """Turn --shard-mb into bytes."""
-    if not shard_mb > 0:
-        raise ValueError(f"--shard-mb {shard_mb} must be above 0")
+    if not 0 < shard_mb < 1e12:
+        raise ValueError(f"--shard-mb {shard_mb} must be above 0, and below 10^12")
     return max(int(shard_mb * 10**6), 1)
 
 

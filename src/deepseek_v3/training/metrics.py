@@ -4,41 +4,73 @@
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from deepseek_v3.weights.files import replace_file
+
+NEEDED = {
+    "step": ("step", "loss", "bits_per_byte", "tokens", "tokens_per_s", "max_vio"),
+    "heldout": ("step", "bits_per_byte"),
+    "sample": ("step", "prompt", "text"),
+    "skipped": ("step",),
+}
+
 
 class MetricsLog:
-    """Appends lines; after a resume, lines of steps that will be done again are dropped first."""
+    """Appends lines; after a resume, lines of steps that will be done again are dropped first.
+
+    A line that cannot be written is lost, and the training is not: `problem` says what was in the way.
+    """
 
     def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
-        self.path = path
+        self.path, self.problem = path, ""
+        self._cut = False
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [] if resume_at is None else [row for row in read_metrics(path) if row.get("step", 0) <= resume_at]
-        beside = path.with_suffix(".new")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(beside, path)
-        self._stream = path.open("a", encoding="utf-8")
+        rows = [] if resume_at is None else [row for row in read_metrics(path) if row["step"] <= resume_at]
+        try:
+            replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        except OSError as error:
+            self.problem = f"{path} cannot be written: {(error.strerror or str(error)).lower()}"
+        self._stream = path.open("ab", buffering=0)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line and hand it to the system at once."""
-        self._stream.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._stream.flush()
+        line = ("\n" if self._cut else "") + json.dumps({"kind": kind, **values}) + "\n"
+        try:
+            data = memoryview(line.encode())
+            while data:
+                data = data[self._stream.write(data) :]
+                self._cut = bool(data)
+            self._cut = False
+        except OSError as error:
+            self._cut = True
+            self.problem = f"{self.path}: lines are missing: {(error.strerror or str(error)).lower()}"
 
-    def close(self) -> None:
-        """Close the file."""
+    def close(self) -> str:
+        """Close the file; return what was in the way of a line, or nothing."""
         self._stream.close()
+        return self.problem
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """Return the lines of a metrics.jsonl; those that a kill cut short or a hand broke are left out."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and _is_whole(row):
+            rows.append(row)
     return rows
+
+
+def _is_whole(row: dict[str, Any]) -> bool:
+    kind, step = row.get("kind"), row.get("step")
+    if not isinstance(kind, str) or not isinstance(step, int) or isinstance(step, bool):
+        return False
+    texts = ("prompt", "text")
+    return all(isinstance(row.get(key), str if key in texts else int | float) for key in NEEDED.get(kind, ()))

@@ -8,13 +8,13 @@ in the page itself, so that the page can be mailed, and its numbers read by a pr
 
 import html
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.training.metrics import read_metrics
+from deepseek_v3.weights.files import replace_file
 
 PAGE = Path(__file__).with_name("report_page.html")
 POINTS = 400  # of a curve; more cannot be seen
@@ -39,9 +39,7 @@ def write_report(run: str | Path, facts: Sequence[tuple[str, str, str]] = ()) ->
     page = page.replace("@TITLE@", html.escape(run.name))
     page = page.replace("@DATA@", json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
     target = run / "report.html"
-    beside = run / ".report.html.new"
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, target)
+    replace_file(target, page.encode())
     return target
 
 

@@ -16,7 +16,9 @@ from deepseek_v3.data.corpus import Corpus, load_corpus
 from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.device import choose_device
+from deepseek_v3.memory import check_memory
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.sizing import count_parameters
 from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
 from deepseek_v3.training.options import OptionsError, TrainOptions
@@ -31,6 +33,7 @@ from deepseek_v3.weights.load import build_empty, load_weights
 
 HELDOUT_BYTES = 200  # a text that is measured has about so many at least
 TELL_EVERY_S = 5.0
+TRAINING_BYTES, EMA_BYTES = 16, 4  # of each weight: itself, its gradient, two moments; its average
 
 
 def prepare_training(
@@ -73,7 +76,8 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
     """Read the data, make tokenizer, config, model and stream, go to the checkpoint, and record what the run is."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    base_config(options)  # a wrong key or preset is said before the data is read
+    wanted = count_parameters(base_config(options)).total  # a wrong key or preset is said before the data is read
+    check_memory("training this model", wanted * (TRAINING_BYTES + EMA_BYTES * (options.ema_decay > 0)))
     say = progress.note if progress else (lambda text: None)
     scratch = standing_folder(run)
     corpus = load_corpus(

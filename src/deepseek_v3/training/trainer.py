@@ -98,8 +98,7 @@ class Trainer:
         Args:
             replan: asked after each step how many there shall be; without, as many as the options say.
         Raises:
-            TrainingError: the loss was not finite three times in a row.
-            SaveError: a checkpoint could not be written.
+            TrainingError: the loss was not finite three times in a row, or the last checkpoint could not be written.
         """
         self.metrics = MetricsLog(self.run / "metrics.jsonl", resume_at=self.step if self.step else None)
         saved_at = self.step if self.step else -1
@@ -128,7 +127,8 @@ class Trainer:
                     save_or_end(self.save, self.run)
         finally:
             self.progress.finish()
-            self.metrics.close()
+            if problem := self.metrics.close():
+                self.progress.note(problem)
             if self.lock is not None:
                 self.lock.release()
         return Outcome(self.step >= self.options.steps, stop.name, self.step, newest_checkpoint(self.run))

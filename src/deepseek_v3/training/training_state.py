@@ -70,7 +70,8 @@ def write_checkpoint(
         write_tensors(tensors, folder, stem=STATE)
         (folder / f"{STATE}.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
-    save_model(model, target, tokenizer, extra=write_state)
+    n_bytes = sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+    save_model(model, target, tokenizer, extra=write_state, extra_bytes=n_bytes)
     for old in list_checkpoints(run)[:-keep]:
         if old != target:
             remove_checkpoint(old)
@@ -111,7 +112,7 @@ def newest_checkpoint(run: str | Path) -> Path:
     """
     found = list_checkpoints(run)
     if not found:
-        raise ResumeError(f"{run} holds no checkpoint to go on from; start it without --resume")
+        raise ResumeError(f"{run} holds no checkpoint to go on from; nothing was saved in it yet")
     return found[-1]
 
 

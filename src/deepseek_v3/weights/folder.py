@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,8 @@ from os import PathLike
 from pathlib import Path
 
 from deepseek_v3.weights.errors import DigestError, SaveError
-from deepseek_v3.weights.manifest import GUARDED, MANIFEST, list_files, read_manifest, write_manifest
+from deepseek_v3.weights.files import flush_path
+from deepseek_v3.weights.manifest import GUARDED, MANIFEST, read_manifest, write_manifest
 
 UNFINISHED = ".unfinished"  # inside `.NAME.saving` until every byte of it is on disk
 SPARE_BYTES = 2**20  # room for folders and small files beside the tensors
@@ -49,12 +51,14 @@ def atomic_folder(folder: str | PathLike, *, n_bytes: int = 0) -> Iterator[Path]
             write_manifest(beside, except_for=[UNFINISHED])
             flush_folder(beside)
             (beside / UNFINISHED).unlink()
-            _flush_path(beside)
+            if target.exists():
+                beside.chmod(stat.S_IMODE(target.stat().st_mode))
+            flush_path(beside)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        _swap(beside, target)
-        _flush_path(target.parent)
+        _swap_or_undo(beside, target)
+        flush_path(target.parent)
         _retire(beside, target)
 
 
@@ -71,16 +75,8 @@ def flush_folder(folder: Path) -> None:
     """Bring every file and folder below `folder` to the disk."""
     for parent, _, files in os.walk(folder):
         for name in files:
-            _flush_path(Path(parent) / name)
-        _flush_path(Path(parent))
-
-
-def _flush_path(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            flush_path(Path(parent) / name)
+        flush_path(Path(parent))
 
 
 def _leftovers(target: Path) -> tuple[Path, Path]:
@@ -105,11 +101,21 @@ def _retire(folder: Path, target: Path) -> None:
             ours = {MANIFEST, *(read_manifest(folder) or ())}
         except DigestError:
             ours = {MANIFEST}
-        for name in sorted(list_files(folder) - ours):
-            if not (target / name).exists():
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).rename(target / name)
+        _hand_over(folder, target, ours)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hand_over(folder: Path, target: Path, ours: set[str], below: str = "") -> None:
+    """Move what is not ours as it is: files, links, folders with all that is in them, their modes."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        name = below + entry.name
+        there = target / entry.name
+        within = any(file.startswith(f"{name}/") for file in ours)
+        if entry.is_dir(follow_symlinks=False) and (within or there.is_dir()):
+            there.mkdir(exist_ok=True)
+            _hand_over(Path(entry.path), there, ours, f"{name}/")
+        elif name not in ours and not os.path.lexists(there):
+            os.rename(entry.path, there)
 
 
 def _check_replaceable(target: Path) -> None:
@@ -117,6 +123,8 @@ def _check_replaceable(target: Path) -> None:
         here = Path(os.path.realpath(os.getcwd()))
         if target in (here, *here.parents):
             raise SaveError("is the folder you are in, or holds it", file=target, mend="name a new one below it")
+    if os.path.ismount(target):
+        raise SaveError("is a mount point, which cannot be swapped", file=target, mend="name a folder below it")
     if not target.exists() or (target / MANIFEST).exists():
         return
     if not target.is_dir():
@@ -136,6 +144,19 @@ def _check_room(target: Path, n_bytes: int) -> None:
         raise SaveError(f"needs {n_bytes + SPARE_BYTES:,} bytes, {free:,} are free", file=target, mend=mend)
 
 
+def _swap_or_undo(beside: Path, target: Path) -> None:
+    """Swap; where the system refuses, the old folder is back in its place, and nothing lies beside it."""
+    try:
+        _swap(beside, target)
+    except OSError:
+        _, old = _leftovers(target)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if target.exists() and beside.exists():
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
 def _swap(beside: Path, target: Path) -> None:
     """Put `beside` in the place of `target`, whose old content is then in `beside` or `.NAME.old`, or gone."""
     if not target.exists():
@@ -144,7 +165,7 @@ def _swap(beside: Path, target: Path) -> None:
         _, old = _leftovers(target)
         target.rename(old)
         beside.rename(target)
-        _flush_path(target.parent)
+        flush_path(target.parent)
         _retire(old, target)
 
 

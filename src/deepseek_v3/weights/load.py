@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.memory import check_memory
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.digests import Piece, group_up
@@ -150,6 +151,8 @@ def build_empty(config: ModelConfig, dtype: torch.dtype, *, fp8: Mapping[str, in
 
     Args:
         fp8: tensors that are to hold FP8 codes, and their parts, as `find_fp8` tells.
+    Raises:
+        MemoryShort: it does not fit.
     """
     with torch.device("meta"):
         model = DeepseekV3(config).to(dtype)
@@ -158,6 +161,8 @@ def build_empty(config: ModelConfig, dtype: torch.dtype, *, fp8: Mapping[str, in
         model.get_submodule(owner).hold_fp8(name, parts)  # type: ignore[operator]
     if fp8:
         model.requires_grad_(False)
+    tensors_once = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    check_memory("the model", sum(tensors_once.values()))
     made: dict[Tensor, Any] = {}  # weights that two modules share stay one
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):

@@ -36,6 +36,7 @@ def save_model(
     fp8: bool = False,
     shard_bytes: int | None = None,
     extra: Callable[[Any], None] | None = None,
+    extra_bytes: int = 0,
 ) -> None:
     """Replace `folder` by a checkpoint of this model, MTP layers included.
 
@@ -47,6 +48,7 @@ def save_model(
             is stored in `dtype`.
         shard_bytes: data bytes per file, 4 GB unless told.
         extra: writes further files into the folder (a run's training state) before it is swapped in.
+        extra_bytes: what these take, asked for with the rest before the first byte.
     Raises:
         SaveError: no room, no permission, another writer; the folder is then as it was.
     """
@@ -64,7 +66,7 @@ def save_model(
             weight = dequantize_weight(weight, scale, dtype)
         return encode_tensor(weight, slot, name, dtype, fp8=fp8)
 
-    with atomic_folder(folder, n_bytes=plan.total_size) as beside:
+    with atomic_folder(folder, n_bytes=plan.total_size + extra_bytes) as beside:
         released_config(model.config, dtype, fp8=fp8).to_json(beside / "config.json")
         write_shards(plan, fetch, beside, metadata=METADATA)
         if tokenizer is not None:
