@@ -32,6 +32,22 @@ def check_crossing_bytes(answer):
     assert int(answer([1, 2], 0, 8, 128)) == 0, "a token whose experts are all at home crosses nowhere"
 
 
+def check_uncovered_time(answer):
+    """Short journeys, a long one each, and both long."""
+    assert float(answer(3, 3, 3, 2, 2)) == 0, (
+        "journeys of 2 fit: DISPATCH(F) has 6 to hide behind, DISPATCH(B) 6 as well"
+    )
+    got = float(answer(3, 4, 5, 2, 8))
+    assert got != 3, "DISPATCH(B) need not wait for MLP(W): it starts when MLP(B) has ended, and hides behind both"
+    assert got == 0, f"DISPATCH(B) runs from 3 to 11, ATTN(B) could start at 12 anyway; you say {got} uncovered"
+    got = float(answer(3, 4, 5, 9, 1))
+    assert got != 6, "DISPATCH(F) hides behind MLP(B) and MLP(W): only what is beyond 7 shows"
+    assert got == 2, f"DISPATCH(F) of 9 outlasts MLP(B) and MLP(W) by 2; you say {got}"
+    got = float(answer(3, 4, 5, 6, 8))
+    assert got != 0, "the network does one thing at a time: DISPATCH(B) waits for the end of DISPATCH(F) at 6"
+    assert got == 2, f"DISPATCH(B) runs from 6 to 14, where ATTN(B) could have started at 12; you say {got}"
+
+
 def check_finish_times(answer):
     """The simulation of the chapter, task by task."""
     for make in (gpipe_order, one_f_one_b_order):

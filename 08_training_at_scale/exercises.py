@@ -39,6 +39,20 @@ def crossing_bytes(experts: list[int], own_node: int, experts_per_node: int, D: 
     raise NotImplementedError
 
 
+def uncovered_time(mlp_b: float, mlp_w: float, mlp_f: float, dispatch_f: float, dispatch_b: float) -> float:
+    """Say how long nothing is computed between the start of MLP(B) and that of ATTN(B) under Fig. 4.
+
+    Computing runs MLP(B), MLP(W), MLP(F), ATTN(B); the network DISPATCH(F), DISPATCH(B). DISPATCH(F) starts with
+    MLP(B). MLP(F) waits for DISPATCH(F), DISPATCH(B) for MLP(B), ATTN(B) for DISPATCH(B); a stream does one thing.
+
+    Source: arXiv:2412.19437, Fig. 4; module overlap.py.
+    Hint 1: put MLP(B) at time 0; when does each of the other pieces start and end?
+    Hint 2: each starts at the later of two ends: of what is before it on its stream, and of what it waits for.
+    Hint 3: the start of ATTN(B), less the three computings.
+    """
+    raise NotImplementedError
+
+
 def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
     """Simulate a pipeline: for each ("F" or "B", micro-batch, rank) say when it ends. One stage a rank.
 

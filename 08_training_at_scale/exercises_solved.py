@@ -17,6 +17,13 @@ def crossing_bytes(experts: list[int], own_node: int, experts_per_node: int, D: 
     return len(nodes) * (D + 4 * D // 128 + 2 * D)
 
 
+def uncovered_time(mlp_b: float, mlp_w: float, mlp_f: float, dispatch_f: float, dispatch_b: float) -> float:
+    """Follow both streams; what the computing waits for is in the start of ATTN(B)."""
+    mlp_f_ends = max(mlp_b + mlp_w, dispatch_f) + mlp_f
+    dispatch_b_ends = max(mlp_b, dispatch_f) + dispatch_b
+    return max(mlp_f_ends, dispatch_b_ends) - (mlp_b + mlp_w + mlp_f)
+
+
 def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
     """Two rules, applied until nothing is left; the order of going round does not matter."""
     ends: dict[tuple[str, int, int], float] = {}

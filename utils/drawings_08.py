@@ -112,7 +112,7 @@ def draw_streams(rows: dict[str, list[tuple[str, float, float]]], title: str) ->
             face, edge = tint(kind, 0.18 if sends else 0.6), COLORS[kind] if sends else "white"
             ax.add_patch(Rectangle((start, y - 0.36), end - start, 0.72, facecolor=face, edgecolor=edge))
             label = name.replace("(", "\n(") if end - start > 0 else ""
-            ax.text((start + end) / 2, y, label, ha="center", va="center", fontsize=6.5, color=INK)
+            ax.text((start + end) / 2, y, label, ha="center", va="center", fontsize=6, color=INK)
     end = max(piece[2] for pieces in rows.values() for piece in pieces)
     ax.set(xlim=(0, end), ylim=(-0.6, len(rows) - 0.4), xlabel="time")
     ax.set_yticks(range(len(rows)), list(reversed(rows)))
