@@ -193,6 +193,32 @@ def test_bfloat16_weights_are_read_as_the_same_numbers_in_float32(changes):
 
 
 @needs_kernels
+@pytest.mark.parametrize("changes", [{}, OPTIONS["narrow"], OPTIONS["wide"], V2], ids=["v3", "narrow", "wide", "v2"])
+def test_routers_in_float32_among_bfloat16_weights_are_read_as_they_are(changes):
+    """What transformers 5 saves; each layer for itself: the last one has its router in BF16."""
+    exact = make_model(changes)
+    kept, half = exact.layers[1].mlp.gate.weight.detach().clone(), exact.bfloat16()
+    half.layers[1].mlp.gate.weight.data = kept
+    assert not torch.equal(kept, kept.bfloat16().float())
+    wide, step = copy.deepcopy(half).float(), DecodeStep(half)
+    assert step.native.ready
+    ours, theirs = (LatentCache.dense(half.config, 2, 17) for _ in range(2))
+    tokens = torch.randint(0, 53, (2, 12))
+    found = [step(part, ours) for part in tokens.split([1, 4, 7], 1)]
+    wanted = [DecodeStep(wide)(part, theirs) for part in tokens.split([1, 4, 7], 1)]
+    assert all(torch.equal(a, b) and torch.equal(h, w.bfloat16()) for (h, a), (w, b) in zip(found, wanted))
+    with torch.no_grad():
+        assert (torch.cat([logits for _, logits in found], 1) - wide(tokens)).abs().max() <= TOLERANCE
+
+
+@needs_kernels
+def test_a_router_in_another_format_is_the_models_own_work():
+    model = make_model({}).bfloat16()
+    model.layers[1].mlp.gate.double()
+    assert not DecodeStep(model).native.ready
+
+
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_cache_in_bfloat16_is_rounded_and_no_more(dtype):
     model = make_model({}).to(dtype)

@@ -55,7 +55,7 @@ class LayerAddresses(ctypes.Structure):
     _fields_ = fields(
         pointers="input_norm query_norm latent_norm post_norm router bias",
         weights="query_down query_up latent_down key_value_up out expert_gate_up expert_down gate up down",
-        integers="dense_width",
+        integers="dense_width wide_router",
     )
 
 
@@ -110,6 +110,7 @@ class ModelAddresses:
         """`shapes` are what the config says: all that the kernel knows. Of others the model itself reads."""
         self.dtype = parts.lm_head.weight.dtype
         self.kept: list[Tensor] = []  # what is read stays allocated, even if the model turns to other tensors
+        self.routers: list[Tensor] = []  # in the model's dtype or in FP32, each as it likes
         self.biases: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.sizes = ModelSizes(
@@ -120,10 +121,11 @@ class ModelAddresses:
         for module in parts.modules:
             joined = {"embedding_norm": module.enorm, "hidden_norm": module.hnorm, "join": module.eh_proj}
             self.stacks.append(self._stack([module.block], norm=module.shared_head_norm, **joined))
-        weights = [*self.kept, *self.scales]
+        weights = [*self.kept, *self.routers, *self.scales]
         lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
         uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept if w.dtype != CODE)
-        self.ready = lies_well and uniform and shapes_of(parts) == shapes and have_kernels()
+        routers = all(w.dtype in (self.dtype, torch.float32) for w in self.routers)
+        self.ready = lies_well and uniform and routers and shapes_of(parts) == shapes and have_kernels()
 
     def _address(self, weight: nn.Module | Tensor | None) -> int | None:
         """Where a weight lies; it is kept from being freed."""
@@ -163,7 +165,9 @@ class ModelAddresses:
         dense = mlp
         if isinstance(mlp, MixtureOfExperts):
             dense = mlp.shared_experts
-            addresses["router"] = self._address(mlp.gate.weight)
+            router = mlp.gate.weight.detach()
+            self.routers.append(router)
+            addresses |= {"router": router.data_ptr(), "wide_router": router.dtype == torch.float32}
             addresses["expert_gate_up"] = self._weight(mlp.experts, "gate_up_proj")
             addresses["expert_down"] = self._weight(mlp.experts, "down_proj")
             if mlp.gate.sigmoid:  # FP32 whatever the model is

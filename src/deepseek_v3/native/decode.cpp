@@ -120,7 +120,7 @@ template <typename T, typename L> class Worker {
             for (int64_t n = 0; n < N; n++) apply_gate(shared.gate[n], shared.up[n], 1, range);
         }
         if (layer.router) {
-            multiply<false, T>(layer.router, share(m.E), m.D, normed, shared.score, N);
+            score_rows(layer);
             sync();
             for (int64_t n = 0; n < N; n++)
                 if (mine(n)) route(layer, n);
@@ -135,6 +135,11 @@ template <typename T, typename L> class Worker {
                                   plan.to.data() + run.begin, run.end - run.begin, scaled);
         if (layer.down.data) multiply<true, T>(layer.down, columns, layer.dense_width, shared.gate, shared.x, N, scaled);
         sync();
+    }
+
+    void score_rows(const Layer& layer) {
+        if (layer.wide_router) multiply<false, float>(layer.router, share(m.E), m.D, normed, shared.score, N);
+        else multiply<false, T>(layer.router, share(m.E), m.D, normed, shared.score, N);
     }
 
     // Choose a token's experts by biased score within the best groups, weigh them by the score itself.

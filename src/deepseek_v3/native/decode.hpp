@@ -9,6 +9,7 @@ struct Layer {  // addresses of weights; null where the layer has none
     const void *input_norm, *query_norm, *latent_norm, *post_norm, *router, *bias;
     Weight query_down, query_up, latent_down, key_value_up, out, expert_gate_up, expert_down, gate, up, down;
     int64_t dense_width;  // of gate, up and down: the dense layer's, or the shared experts'
+    int64_t wide_router;  // in FP32, whatever the model is in
 };
 
 struct Model {
