@@ -48,6 +48,18 @@ def check_uncovered_time(answer):
     assert got == 2, f"DISPATCH(B) runs from 6 to 14, where ATTN(B) could have started at 12; you say {got}"
 
 
+def check_training_hours(answer):
+    """A model of 7 weights, scores of 2 operations, 3,600 tokens, one operation a second: (42 + 6) hours."""
+    got = float(answer(7.0, 2.0, 3600.0, 1.0))
+    assert got != 16, "that is the forward pass alone; the backward pass costs twice as much again"
+    assert got != 44, "the scores have a backward pass as well: two products for one, like a weight"
+    assert got != 27, "a weight costs two operations, a multiplication and an addition"
+    assert abs(got - 48 * 3600) > 1e-6, "those are seconds; an hour has 3,600"
+    assert abs(got - 48) < 1e-9, (
+        f"with N = 7, scores of 2, 3,600 tokens at 1 operation a second: 48 hours; you say {got}"
+    )
+
+
 def check_finish_times(answer):
     """The simulation of the chapter, task by task."""
     for make in (gpipe_order, one_f_one_b_order):

@@ -53,6 +53,19 @@ def uncovered_time(mlp_b: float, mlp_w: float, mlp_f: float, dispatch_f: float, 
     raise NotImplementedError
 
 
+def training_hours(N: float, score_flops: float, tokens: float, flops_s: float) -> float:
+    """Compute the GPU hours of training: N weights that a token meets, `score_flops` forward operations of attention.
+
+    `score_flops` is what the scores of one token cost in a forward pass, all layers; `flops_s` the rate of one GPU.
+
+    Module cost_of_training.py.
+    Hint 1: a weight costs a multiplication and an addition in the forward pass.
+    Hint 2: the backward pass makes two products of each: for the inputs and for the weights (or both score factors).
+    Hint 3: 6 N + 3 scores a token; a rate is a second's, and an hour has 3,600 of them.
+    """
+    raise NotImplementedError
+
+
 def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
     """Simulate a pipeline: for each ("F" or "B", micro-batch, rank) say when it ends. One stage a rank.
 

@@ -24,6 +24,11 @@ def uncovered_time(mlp_b: float, mlp_w: float, mlp_f: float, dispatch_f: float, 
     return max(mlp_f_ends, dispatch_b_ends) - (mlp_b + mlp_w + mlp_f)
 
 
+def training_hours(N: float, score_flops: float, tokens: float, flops_s: float) -> float:
+    """Forward once, backward twice as much: three times 2 N and three times the scores."""
+    return tokens * 3 * (2 * N + score_flops) / flops_s / 3600
+
+
 def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
     """Two rules, applied until nothing is left; the order of going round does not matter."""
     ends: dict[tuple[str, int, int], float] = {}

@@ -69,3 +69,15 @@ def test_size_prints_the_released_figures(capsys):
         assert figure in text
     with pytest.raises(ValueError, match="--context 0"):
         run_size(SizeOptions(context=0))
+
+
+def test_the_count_of_the_chapter_on_cost_is_that_of_the_package():
+    from cost_of_training import ModelSizes, active_parameters, flops_per_token, total_parameters
+
+    v3, chapter = ModelConfig.preset("v3-671b"), ModelSizes()
+    count = sizing.count_parameters(v3)
+    assert (total_parameters(chapter), sum(active_parameters(chapter).values())) == (
+        count.main,
+        count.active - count.embedding,
+    )
+    assert flops_per_token(chapter, 4096) == pytest.approx(sizing.training_flops(v3, 4096), rel=1e-12)
