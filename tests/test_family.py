@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from family_configs import MODELS, PUBLISHED
 
 from deepseek_v3.cli import main
-from deepseek_v3.config import ModelConfig
+from deepseek_v3.config import ConfigError, ModelConfig
 from deepseek_v3.family import ARCHITECTURES
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.sizing import count_parameters
@@ -132,3 +132,27 @@ def test_a_tiny_member_speaks_as_in_transformers_and_comes_through_byte_for_byte
     assert all(torch.equal(after[key].view(torch.uint8), tensor.view(torch.uint8)) for key, tensor in before.items())
     for side_file in ("chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "b" / side_file).read_bytes() == (tmp_path / "a" / side_file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored"),
+    [
+        ("DeepSeek-V3", {"scoring_func": "softmax", "topk_method": "greedy"}),
+        ("DeepSeek-V2-Lite", {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}),
+        ("DeepSeek-V2-Lite", {"norm_topk_prob": True}),
+    ],
+)
+@torch.no_grad()
+def test_a_rule_of_routing_that_its_class_takes_no_notice_of_is_refused(name, ignored, tmp_path):
+    """transformers computes the same with and without the key; engines that honour it compute another model."""
+    theirs, tokens = build_tiny(name, tmp_path), torch.arange(41)[None]
+    said = json.loads((tmp_path / "config.json").read_text())
+    key = next(iter(ignored))
+    (tmp_path / "config.json").write_text(json.dumps({**said, key: ignored[key]}))
+    again = type(theirs).from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32).eval()
+    assert getattr(again.config, key) == ignored[key]
+    assert torch.equal(again(tokens).logits, theirs(tokens).logits)
+    with pytest.raises(ConfigError, match=f"{key}=.* takes no notice of the key"):
+        ModelConfig.from_dict({**said, **ignored})
+    with pytest.raises(ValueError, match=next(iter(ignored))):
+        load_model(tmp_path)

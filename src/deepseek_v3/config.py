@@ -254,16 +254,29 @@ def _check_experts(c: ModelConfig) -> None:
             f"num_experts_per_tok={c.num_experts_per_tok} exceeds the {c.topk_group * per_group} experts in "
             f"topk_group={c.topk_group} groups of {per_group}; keep more groups or activate fewer experts"
         )
-    methods = {"sigmoid": ("noaux_tc",), "softmax": ("greedy", "group_limited_greedy")}
-    if c.scoring_func not in methods:
-        raise ConfigError(f"scoring_func={c.scoring_func!r} must be 'sigmoid' (V3) or 'softmax' (V2)")
-    if c.topk_method not in methods[c.scoring_func]:
-        raise ConfigError(
-            f"topk_method={c.topk_method!r} does not go with {c.scoring_func!r}: choose {methods[c.scoring_func]}"
-        )
+    _check_routing(c)
     if c.topk_method == "noaux_tc" and c.n_group > 1 and per_group < 2:
         raise ConfigError(
             f"n_group={c.n_group} leaves {per_group} expert a group; a group's score is the sum of its best two"
         )
     if c.n_shared_experts is not None and c.n_shared_experts < 0:
         raise ConfigError(f"n_shared_experts={c.n_shared_experts} must be at least 0")
+
+
+def _check_routing(c: ModelConfig) -> None:
+    """Refuse rules that nobody has, and those that the class of this `model_type` in `transformers` does not read."""
+    methods = {"sigmoid": ("noaux_tc",), "softmax": ("greedy", "group_limited_greedy")}
+    if c.scoring_func not in methods:
+        raise ConfigError(f"scoring_func={c.scoring_func!r} must be 'sigmoid' (V3) or 'softmax' (V2)")
+    ignored = f"in model_type={c.model_type!r}, whose class in transformers takes no notice of the key"
+    rule = ARCHITECTURES[c.model_type].defaults["scoring_func"]
+    if c.scoring_func != rule:
+        other = "deepseek_v2" if rule == "sigmoid" else "deepseek_v3"
+        mend = f"take {rule!r}, or model_type={other!r} if that is what was trained"
+        raise ConfigError(f"scoring_func={c.scoring_func!r} {ignored}; {mend}")
+    if c.norm_topk_prob and c.model_type == "deepseek_v2":
+        raise ConfigError(f"norm_topk_prob=true {ignored}; set it to false if the weights are as released")
+    if c.topk_method not in methods[c.scoring_func]:
+        raise ConfigError(
+            f"topk_method={c.topk_method!r} does not go with {c.scoring_func!r}: choose {methods[c.scoring_func]}"
+        )

@@ -11,6 +11,7 @@ from tiny_checkpoints import random_model
 
 from deepseek_v3.cli import main
 from deepseek_v3.commands.rewriting import newest_of_run
+from deepseek_v3.training.training_state import STATE
 from deepseek_v3.weights.load import load_model
 from deepseek_v3.weights.save import save_model
 
@@ -66,7 +67,9 @@ def test_each_direction_has_one_command(words, line, capsys):
 
 
 def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
-    for step in (2, 10):
+    for step in (2, 10, 11):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+        if step != 11:  # a folder without a training state is no checkpoint of a run
+            (tmp_path / "checkpoints" / f"step-{step:08d}" / f"{STATE}.json").write_text("{}")
     assert newest_of_run(str(tmp_path)) == str(tmp_path / "checkpoints" / "step-00000010")
     assert newest_of_run(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints")

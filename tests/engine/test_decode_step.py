@@ -20,7 +20,10 @@ SIZES = {
     "initializer_range": 0.1, "num_nextn_predict_layers": 2,
 }  # fmt: skip
 YARN = {"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 0.7}
-V2 = {"scoring_func": "softmax", "topk_method": "group_limited_greedy", "norm_topk_prob": False}
+V2 = {
+    "model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": "group_limited_greedy",
+    "norm_topk_prob": False,
+}  # fmt: skip
 OPTIONS = {
     "v3": {},
     "yarn": {"rope_scaling": YARN},

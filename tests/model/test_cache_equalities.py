@@ -26,7 +26,8 @@ CONFIGS = {
         vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=3,
         num_attention_heads=5, q_lora_rank=None, kv_lora_rank=17, qk_nope_head_dim=11, qk_rope_head_dim=2,
         v_head_dim=13, initializer_range=0.1, n_routed_experts=7, n_group=1, topk_group=1, num_experts_per_tok=3,
-        scoring_func="softmax", topk_method="greedy", norm_topk_prob=False, num_nextn_predict_layers=0,
+        model_type="deepseek_v2", scoring_func="softmax", topk_method="greedy", norm_topk_prob=False,
+        num_nextn_predict_layers=0,
     ),
 }  # fmt: skip
 TOLERANCE = 1e-5  # FP32 sums in another order

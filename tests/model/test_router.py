@@ -103,8 +103,8 @@ def test_the_balance_loss_has_a_gradient_ignores_a_tokens_scale_and_is_taken_per
 
 def test_the_v2_gate_takes_softmax_probabilities_as_they_are():
     torch.manual_seed(3)
-    config = GOLDEN.replace(scoring_func="softmax", topk_method="group_limited_greedy", norm_topk_prob=False,
-                            routed_scaling_factor=16.0)  # fmt: skip
+    config = GOLDEN.replace(model_type="deepseek_v2", scoring_func="softmax", topk_method="group_limited_greedy",
+                            norm_topk_prob=False, routed_scaling_factor=16.0)  # fmt: skip
     router = Router(config)
     torch.nn.init.normal_(router.weight)
     x = torch.randn(17, 8)

@@ -177,7 +177,8 @@ def test_what_is_not_finite_stays_so(bad):
 def test_chosen_experts(groups, kept, rule, monkeypatch):
     from deepseek_v3.config import ModelConfig
 
-    v2 = {"scoring_func": "softmax", "topk_method": "group_limited_greedy", "norm_topk_prob": False}
+    v2 = {"model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": "group_limited_greedy"}
+    v2["norm_topk_prob"] = False
     sizes = {"n_routed_experts": 12, "n_group": groups, "topk_group": kept, "num_experts_per_tok": 3, "hidden_size": 20}
     router = Router(ModelConfig.preset("demo").replace(**sizes, **(v2 if rule == "v2" else {})))
     score = torch.rand(500, 12)

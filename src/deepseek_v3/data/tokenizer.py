@@ -239,8 +239,11 @@ class Tokenizer:
         """The tokenizer's own files come first, then the model's, then the released name."""
         named = (self.token_id(name) for name in self.side.names(role))
         numbered = (token for token in self.side.ids(role) if self._backend.id_to_token(token) is not None)
-        found = next((token for token in (*named, *numbered) if token is not None), None)
-        return self._required(released) if found is None else found
+        found = next((token for token in (*named, *numbered, self.token_id(released)) if token is not None), None)
+        if found is None:
+            mend = f"set {role}_token in tokenizer_config.json or {role}_token_id in config.json, beside tokenizer.json"
+            raise TokenizerError(f"the tokenizer has no {released}, and no file names another; {mend}")
+        return found
 
     def _required(self, name: str) -> int:
         token = self.token_id(name)
