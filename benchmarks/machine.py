@@ -1,6 +1,5 @@
 """What this machine can do: its matrix-product rate and its memory bandwidth, measured in the same run as the rest."""
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -57,17 +56,3 @@ def read_bandwidth(megabytes: int = 512, rounds: int = 7) -> float:
     matrix, vector = torch.randn(rows, 4096), torch.randn(4096)
     best = min(seconds(lambda: torch.mv(matrix, vector)) for _ in range(rounds))
     return matrix.nbytes / best
-
-
-def keep_freed_memory() -> bool:
-    """Tell the GNU C library to keep what is freed, for the rest of the process; False where there is no such library.
-
-    By default it hands large blocks back to the system, and the next step pays for mapping every page anew: a good
-    part of the time of code that makes large temporary arrays. Kept, all contenders are timed on computing alone.
-    """
-    trim_threshold, mmap_max = -1, -4  # the names are in malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))  # -1: never, however much is free

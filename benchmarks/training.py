@@ -17,10 +17,11 @@ from multiprocessing import get_context
 import torch
 from torch.nn import functional as F
 
-from benchmarks.machine import has_fast_bf16, interleave, keep_freed_memory, median_ratio, product_rates
+from benchmarks.machine import has_fast_bf16, interleave, median_ratio, product_rates
 from benchmarks.peers import make_peer, nano
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.native.heap import keep_freed_memory
 from deepseek_v3.sizing import attention_flops, count_parameters, training_flops
 from deepseek_v3.training.loss import IGNORED
 

@@ -61,6 +61,7 @@ def _demonstrate(options: DemoOptions) -> int:
     from deepseek_v3.commands.demo_facts import gather_facts, show_facts
     from deepseek_v3.commands.samples import continue_text
     from deepseek_v3.commands.train import STOPPED
+    from deepseek_v3.native.heap import keep_freed_memory
     from deepseek_v3.training.deadline import follow_clock
     from deepseek_v3.training.progress import choose_progress
     from deepseek_v3.training.record import record_steps
@@ -71,6 +72,7 @@ def _demonstrate(options: DemoOptions) -> int:
     console = Console(highlight=False)
     console.print("[bold]DeepSeek-V3 from scratch[/]: latent attention, routed experts, multi-token prediction\n")
     clear_former_demo(options.run)
+    keep_freed_memory()
     trainer = prepare_training(demo_recipe(options), sampler=continue_text, progress=choose_progress())
     deadline = started + 60 * options.minutes
     plan_steps(trainer, options, deadline, console)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.native.heap import users_choice
 from deepseek_v3.native.threads import cores_in_use, describe_waiting, threads_now, usable_cores
 
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vbmi", "amx_bf16", "sha_ni", "asimd", "bf16")
@@ -119,6 +120,7 @@ def describe_threads() -> dict[str, str]:
         "serve": f"{torch.get_num_threads()} of PyTorch and the kernels",
         "decode now": f"{threads_now(torch.get_num_threads())}: by the cores that others leave free, from step to step",
         "wait": describe_waiting(),
+        "freed memory": f"as {name} says" if (name := users_choice()) else "kept by train, demo, generate, evaluate",
         "cores busy elsewhere": "unknown" if busy == float("inf") else f"{busy:.1f}",
     }
 

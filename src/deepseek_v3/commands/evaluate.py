@@ -55,6 +55,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     import torch
 
     from deepseek_v3.model_io import load
+    from deepseek_v3.native.heap import keep_freed_memory
     from deepseek_v3.training.evaluate import measure_model
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
@@ -64,6 +65,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     if options.seq_len > model.config.max_position_embeddings:
         limit = model.config.max_position_embeddings
         raise ValueError(f"--seq-len {options.seq_len} exceeds the model's max_position_embeddings={limit}")
+    keep_freed_memory()
     with WindowBar(quiet=options.quiet) as advance:
         found = measure_model(model, tokenizer, texts, options.seq_len, advance=advance)
     assert found is not None  # nothing told it to stop

@@ -73,6 +73,7 @@ def run_generate(options: GenerateOptions) -> None:
 
     from deepseek_v3.model_io import load
     from deepseek_v3.native.build import have_kernels
+    from deepseek_v3.native.heap import keep_freed_memory
 
     if options.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
@@ -81,6 +82,7 @@ def run_generate(options: GenerateOptions) -> None:
     model, tokenizer = load(options.run, dtype=dtype, keep_fp8=keep_fp8, mtp=not options.without_mtp)
     if tokenizer is None:
         raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
+    keep_freed_memory()
     stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)
 
 

@@ -25,10 +25,12 @@ def run_train(options: TrainOptions) -> int:
 
 def _train(options: TrainOptions) -> int:
     from deepseek_v3.commands.samples import continue_text
+    from deepseek_v3.native.heap import keep_freed_memory
     from deepseek_v3.training.progress import choose_progress
     from deepseek_v3.training.report import write_report
     from deepseek_v3.training.session import prepare_training
 
+    keep_freed_memory()
     trainer = prepare_training(options, sampler=continue_text, progress=choose_progress())
     outcome = trainer.train()
     report = write_report(trainer.run)
