@@ -60,6 +60,18 @@ def check_training_hours(answer):
     )
 
 
+def check_count_copies(answer):
+    """Loads 9, 4, 1, 2 on seven slots, and 9, 4, 3."""
+    got = list(answer([9.0, 4.0, 1.0, 2.0], 7))
+    assert min(got) > 0, "every expert needs one slot, also the one that is hardly used: a token may choose it"
+    assert sum(got) == 7, f"seven slots are to be filled; you fill {sum(got)}"
+    assert got != [2, 2, 1, 2], "you copy the heaviest once each; the first's copies still have 4.5, the largest share"
+    assert got != [4, 1, 1, 1], "you look at the load of an expert; what a GPU has is its load / copies, which falls"
+    assert got == [3, 2, 1, 1], f"the largest share is 9, then 4.5, then 4 of the second: [3, 2, 1, 1]; you say {got}"
+    got = list(answer([9.0, 4.0, 3.0], 7))
+    assert got == [4, 2, 1], f"loads 9, 4, 3 on seven slots are [4, 2, 1]; you say {got}"
+
+
 def check_finish_times(answer):
     """The simulation of the chapter, task by task."""
     for make in (gpipe_order, one_f_one_b_order):

@@ -66,6 +66,20 @@ def training_hours(N: float, score_flops: float, tokens: float, flops_s: float) 
     raise NotImplementedError
 
 
+def count_copies(loads: list[float], n_slots: int) -> list[int]:
+    """Decide how many copies each expert gets: one each at first, then one after the other where it helps most.
+
+    The copies of an expert share its load equally; what is to become small is the largest load of a copy. Among equals
+    the first expert wins.
+
+    Source: arXiv:2412.19437, section 3.4; module deployment.py.
+    Hint 1: every expert needs a slot, however small its load.
+    Hint 2: an expert with load 9 and 3 copies burdens each GPU with 3, not with 9.
+    Hint 3: as long as slots are left, add a copy to the expert whose load / copies is the largest.
+    """
+    raise NotImplementedError
+
+
 def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
     """Simulate a pipeline: for each ("F" or "B", micro-batch, rank) say when it ends. One stage a rank.
 

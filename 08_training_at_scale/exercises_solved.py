@@ -29,6 +29,15 @@ def training_hours(N: float, score_flops: float, tokens: float, flops_s: float) 
     return tokens * 3 * (2 * N + score_flops) / flops_s / 3600
 
 
+def count_copies(loads: list[float], n_slots: int) -> list[int]:
+    """The largest share can only become smaller by a copy of the expert that has it: greedy is best."""
+    copies = [1] * len(loads)
+    while sum(copies) < n_slots:
+        shares = [load / n for load, n in zip(loads, copies)]
+        copies[shares.index(max(shares))] += 1
+    return copies
+
+
 def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
     """Two rules, applied until nothing is left; the order of going round does not matter."""
     ends: dict[tuple[str, int, int], float] = {}

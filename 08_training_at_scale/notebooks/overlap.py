@@ -53,6 +53,7 @@ NEEDS = {"MLP(B)": "COMBINE(B)", "MLP(F)": "DISPATCH(F)", "ATTN(B)": "DISPATCH(B
 NEEDS |= {"DISPATCH(F)": "ATTN(F)", "DISPATCH(B)": "MLP(B)", "COMBINE(F)": "MLP(F)", "COMBINE(B)": "ATTN(B)"}
 
 
+# %%
 def naive_block(compute, send, rounds=40):
     """Go round and round Fig. 4; a piece starts when its stream is free and what it needs has ended."""
     ends, free = dict.fromkeys(NEEDS, 0.0), {"compute": 0.0, "send": 0.0}

@@ -20,6 +20,19 @@ def waits_for_nobody(order, F, B):
     return ends
 
 
+def copy_by_load_alone(loads, n_slots):
+    """The heaviest expert gets every further slot, as its load never falls."""
+    copies = [1] * len(loads)
+    copies[loads.index(max(loads))] += n_slots - len(loads)
+    return copies
+
+
+def copy_once_each(loads, n_slots):
+    """The heaviest experts get one more slot each."""
+    top = sorted(range(len(loads)), key=lambda e: -loads[e])[: n_slots - len(loads)]
+    return [1 + (e in top) for e in range(len(loads))]
+
+
 @pytest.mark.parametrize(
     ("exercise", "wrong", "says"),
     [
@@ -53,6 +66,9 @@ def waits_for_nobody(order, F, B):
         ),
         ("training_hours", lambda N, s, tokens, rate: tokens * 3 * (N + s) / rate / 3600, "two operations"),
         ("training_hours", lambda N, s, tokens, rate: tokens * 3 * (2 * N + s) / rate, "those are seconds"),
+        ("count_copies", copy_by_load_alone, "load / copies, which falls"),
+        ("count_copies", copy_once_each, "copy the heaviest once each"),
+        ("count_copies", lambda loads, n: [round(n * x / sum(loads)) for x in loads], "every expert needs one slot"),
         ("finish_times", waits_for_nobody, "before what it waits for"),
         ("finish_times", lambda order, F, B: {}, "every task ends once"),
         ("finish_times", lambda o, F, B: {k: v + 1 for k, v in SOLVED.finish_times(o, F, B).items()}, "later than"),
