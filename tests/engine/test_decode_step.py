@@ -13,12 +13,8 @@ from deepseek_v3.engine.native_step import CallAddresses, LayerAddresses, ModelS
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
+from tests.tiny import SIZES
 
-SIZES = {
-    "vocab_size": 53, "hidden_size": 40, "intermediate_size": 56, "moe_intermediate_size": 24, "num_hidden_layers": 3,
-    "num_attention_heads": 3, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10,
-    "initializer_range": 0.1, "num_nextn_predict_layers": 2,
-}  # fmt: skip
 YARN = {"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 0.7}
 V2 = {
     "model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": "group_limited_greedy",
@@ -45,7 +41,7 @@ needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler h
 
 def make_model(changes: dict, seed: int = 4) -> DeepseekV3:
     torch.manual_seed(seed)
-    model = DeepseekV3(ModelConfig.preset("demo").replace(**{**SIZES, "q_lora_rank": 28, **changes}))
+    model = DeepseekV3(ModelConfig(**{**SIZES, "num_nextn_predict_layers": 2, **changes}))
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.normal_(1, 0.3)
@@ -93,7 +89,7 @@ def test_the_latent_norms_have_their_own_eps(form):
 def test_a_module_of_the_step_equals_the_model(form):
     model = make_model({})
     step, cache = DecodeStep(model), LatentCache.dense(model.config, 1, 19, layers=1)
-    hidden, embedding = torch.randn(1, 19, 40), torch.randint(0, 53, (1, 19))
+    hidden, embedding = torch.randn(1, 19, 38), torch.randint(0, 53, (1, 19))
     with torch.no_grad():
         rotation, _ = model.place_tokens(19, None)
         want = model.mtp[1](hidden, model.embed_tokens(embedding), rotation)
@@ -105,7 +101,7 @@ def test_a_module_of_the_step_equals_the_model(form):
 def test_a_module_reads_a_batch(form):
     model = make_model({"num_nextn_predict_layers": 1})
     step, cache = DecodeStep(model), LatentCache.dense(model.config, 3, 5, layers=1)
-    hidden, embedding = torch.randn(3, 5, 40), torch.randint(0, 53, (3, 5))
+    hidden, embedding = torch.randn(3, 5, 38), torch.randint(0, 53, (3, 5))
     with torch.no_grad():
         want = model.mtp[0](hidden, model.embed_tokens(embedding), model.place_tokens(5, None)[0])
         ours, logits = step.predict(0, hidden, embedding, cache)

@@ -7,20 +7,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.engine import Engine
 from deepseek_v3.engine.generate import generate, generate_batch
 from deepseek_v3.engine.request import EngineOptions, Request
 from deepseek_v3.engine.sampler import BrokenLogits, SamplingRule
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
+from tests.tiny import tiny_config
 
 needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
-TINY = ModelConfig.preset("demo").replace(
-    vocab_size=29, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,
-    num_attention_heads=3, q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10,
-    initializer_range=0.1, max_position_embeddings=97, num_nextn_predict_layers=2,
-)  # fmt: skip
+TINY = tiny_config(vocab_size=29, num_hidden_layers=2, max_position_embeddings=97, num_nextn_predict_layers=2)
 DRAWN = SamplingRule(0.9, top_k=20, top_p=0.95)
 
 

@@ -3,18 +3,14 @@
 import pytest
 import torch
 
-from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine import generate as generate_module
 from deepseek_v3.engine.generate import generate, generate_batch
 from deepseek_v3.engine.request import GenerationStatistics
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import SWITCH, have_kernels
+from tests.tiny import tiny_config
 
-TINY = ModelConfig.preset("demo").replace(
-    vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,
-    num_attention_heads=3, q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10,
-    initializer_range=0.1, max_position_embeddings=97,
-)  # fmt: skip
+TINY = tiny_config(num_hidden_layers=2, max_position_embeddings=97)
 
 
 @pytest.fixture

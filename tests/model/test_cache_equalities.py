@@ -10,6 +10,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.ops import choice
+from tests.tiny import tiny_config
 
 YARN = {
     "type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1,
@@ -17,11 +18,7 @@ YARN = {
 }  # fmt: skip
 # V3 in small, and V2-Lite in small: no query low-rank, softmax gate, no YaRN
 CONFIGS = {
-    "v3": ModelConfig.preset("demo").replace(
-        vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=3,
-        num_attention_heads=3, q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8,
-        v_head_dim=10, initializer_range=0.1, rope_scaling=YARN,
-    ),
+    "v3": tiny_config(rope_scaling=YARN),
     "v2-lite": ModelConfig.preset("demo").replace(
         vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=3,
         num_attention_heads=5, q_lora_rank=None, kv_lora_rank=17, qk_nope_head_dim=11, qk_rope_head_dim=2,
@@ -88,7 +85,7 @@ def test_absorbed_is_expanded(model, absorb_up_to, monkeypatch):
 def test_both_forms_are_plain_attention_over_joined_heads(model):
     """Scores of the joined key and query, one softmax, one scale; written out with no trick."""
     layer, config = model.layers[1].self_attn, model.config
-    x = torch.randn(1, 11, 40)
+    x = torch.randn(1, 11, model.config.hidden_size)
     rotation, _ = model.place_tokens(11, None)
     raw = layer.make_queries(x)
     content, rope = raw.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)

@@ -6,15 +6,11 @@ import sys
 import pytest
 import torch
 
-from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.model.transformer import DeepseekV3
+from tests.tiny import tiny_config
 
-TINY = ModelConfig.preset("demo").replace(
-    vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=3,
-    num_attention_heads=3, q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10,
-    initializer_range=0.07, num_nextn_predict_layers=1,
-)  # fmt: skip
+TINY = tiny_config(initializer_range=0.07)
 
 
 def test_a_new_model_is_drawn_from_the_generator_and_a_seed_repeats_it():

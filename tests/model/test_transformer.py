@@ -9,13 +9,9 @@ from torch.nn import functional as F
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.rope import mscale, rope_frequencies, rotation_at, softmax_scale
 from deepseek_v3.model.transformer import DeepseekV3
+from tests.tiny import tiny_config
 
-TINY = ModelConfig.preset("demo").replace(
-    vocab_size=53, hidden_size=40, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=3,
-    num_attention_heads=3, q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12,
-    qk_rope_head_dim=8, v_head_dim=10, initializer_range=0.1,
-    num_nextn_predict_layers=2,
-)  # fmt: skip
+TINY = tiny_config(num_nextn_predict_layers=2)
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def test_shifting_every_position_changes_nothing(model):
 
 def test_the_rope_key_is_one_for_all_heads():
     attention = DeepseekV3(TINY).layers[0].self_attn
-    assert attention.kv_a_proj_with_mqa.weight.shape == (20 + 8, 40)
+    assert attention.kv_a_proj_with_mqa.weight.shape == (22 + 10, 38)
 
 
 @torch.no_grad()
@@ -77,11 +73,11 @@ def test_every_mtp_parameter_has_a_gradient_and_the_loss_tells_the_input_token(m
 def test_the_embedding_comes_first_in_eh_proj(model):
     """With the embedding's columns of eh_proj at zero, the input token must not matter (the released order)."""
     tokens = torch.randint(0, 53, (1, 7))
-    hidden = torch.randn(1, 7, 40)
+    hidden = torch.randn(1, 7, 38)
     rotation, _ = model.place_tokens(7, None)
     module = model.mtp[0]
     with torch.no_grad():
-        module.eh_proj.weight[:, :40] = 0
+        module.eh_proj.weight[:, :38] = 0
         a = module(hidden, model.embed_tokens(tokens), rotation)
         b = module(hidden, model.embed_tokens((tokens + 1) % 53), rotation)
     assert torch.equal(a, b)
@@ -108,7 +104,7 @@ def test_far_positions_stay_exact_when_the_model_is_cast():
     model = DeepseekV3(TINY).to(torch.bfloat16)
     assert model.frequency_R.dtype == torch.float64
     cos = rotation_at(torch.tensor([160_000]), model.frequency_R).cos[0]
-    want = torch.tensor([math.cos(160_000 * 10000 ** (-i / 4)) for i in range(4)])
+    want = torch.tensor([math.cos(160_000 * 10000 ** (-i / 5)) for i in range(5)])
     assert torch.allclose(cos, want, atol=1e-6)
 
 

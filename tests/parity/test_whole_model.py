@@ -28,6 +28,7 @@ from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.trainer import Trainer
 from deepseek_v3.training.training_state import newest_checkpoint
 from deepseek_v3.weights.names import iterate_slots
+from tests.tiny import SIZES
 from utils.gradient_check import relative_error
 
 FLOAT64 = 1e-8  # relative: some hundred products in a row on both sides, summed in different orders
@@ -43,28 +44,7 @@ YARN = {
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
 }
-SMALL = {
-    "vocab_size": 101,
-    "hidden_size": 40,
-    "intermediate_size": 72,
-    "moe_intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "first_k_dense_replace": 1,
-    "num_attention_heads": 3,
-    "q_lora_rank": 28,
-    "kv_lora_rank": 20,
-    "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 6,
-    "n_routed_experts": 12,
-    "num_experts_per_tok": 3,
-    "n_group": 4,
-    "topk_group": 2,
-    "routed_scaling_factor": 2.5,
-    "num_nextn_predict_layers": 1,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.08,
-}
+SMALL = {**SIZES, "vocab_size": 101, "initializer_range": 0.08}
 CONFIGS = {
     "as released": {},
     "YaRN, two depths, plain queries": {
