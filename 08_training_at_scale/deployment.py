@@ -71,9 +71,10 @@ def pack_evenly(weight: np.ndarray, n_packs: int) -> list[list[int]]:
 
 
 def place_globally(load_E: np.ndarray, n_slots: int, n_gpus: int) -> Placement:
-    """Copy over all experts and pack over all GPUs, whatever the groups."""
+    """Copy over all experts and pack over all GPUs, whatever the groups; among equals the first slots go first."""
     copies_E = copy_experts(load_E, n_slots)
-    expert = np.repeat(np.arange(len(load_E)), copies_E)
+    first = np.arange(len(load_E))
+    expert = np.concatenate([first, np.repeat(first, copies_E - 1)])
     return [[int(expert[i]) for i in pack] for pack in pack_evenly((load_E / copies_E)[expert], n_gpus)]
 
 

@@ -162,7 +162,7 @@ print(f"step {end:.2f} s for {measured.step}, bubble {bubble:.2f} s for {measure
 # %%
 names = ["bubble, predicted", "bubble, measured", "step, predicted", "step, measured"]
 values = [round(v, 2) for v in (bubble, measured.bubble, end, measured.step)]
-title = f"Predicted {1 - end / measured.step:.0%} short: twice as much waiting was measured"
+title = f"Predicted {1 - end / measured.step:.0%} short: {measured.bubble / bubble:.1f} times the waiting was measured"
 plot_bars(names, values, ["content", "ink", "content", "ink"], title, "seconds")
 
 # %% [markdown]

@@ -74,6 +74,18 @@ def test_groups_decide_only_if_they_divide_over_the_nodes(rng):
     assert place_experts(load, 288, 144, 8, 18) == place_globally(load, 288, 144)
 
 
+def test_the_example_that_deepseek_published_comes_out():
+    """Two layers of 12 experts in 4 groups, 16 slots on 2 nodes of 4 GPUs: the readme of deepseek-ai/EPLB."""
+    loads = [
+        [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
+        [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
+    ]
+    want = [[5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1], [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1]]
+    for load, slots in zip(loads, want):
+        placement = place_experts(np.array(load, float), 16, 8, 4, 2)
+        assert [e for gpu in placement for e in gpu] == slots
+
+
 def test_copies_and_packing_even_out_the_load(rng):
     load = rng.lognormal(sigma=0.6, size=256)
     in_order = imbalance(gpu_loads([list(range(8 * g, 8 * g + 8)) for g in range(32)], load))
