@@ -77,7 +77,7 @@ def test_the_activations_held_at_once_are_those_of_table_2(name, want):
 
 
 def test_dualpipe_holds_one_more_than_its_stages_and_is_its_own_mirror():
-    slots = run_schedule(dualpipe_order(8, 20), 8, Times())
+    slots = run_schedule(dualpipe_order(8, 20), 8, Times())  # V3 Fig. 5
     assert measure_memory(slots) == [9] * 8
     assert draw_text(slots) == draw_text(slots)[::-1]
 
