@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_configs import MODELS, PUBLISHED
@@ -79,6 +79,7 @@ TINY = {
     "torch_dtype": "float32",
 }  # fmt: skip
 SAME = ("DeepSeek-R1", "DeepSeek-V3-0324", "DeepSeek-V3.1", "DeepSeek-V3.1-Terminus")  # as V3, but for stored scales
+BESIDE = ("chat_template.jinja", "generation_config.json")
 MEMBERS = [name for name in MODELS if name not in (*SAME, "Kimi-K2.5")]
 
 
@@ -112,26 +113,75 @@ def build_tiny(name: str, folder: Path):
     return theirs
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-@torch.no_grad()
-def test_a_tiny_member_speaks_as_in_transformers_and_comes_through_byte_for_byte(name, tmp_path):
-    theirs = build_tiny(name, tmp_path / "a")
+def speaks_as(theirs, folder: Path, **options) -> bool:
+    """Logits within 1e-5 of those of transformers, and every layer's choice of experts the same."""
     chosen: list[torch.Tensor] = []
     for layer in theirs.model.layers:
         if hasattr(layer.mlp, "gate"):
             layer.mlp.gate.register_forward_hook(lambda _module, _input, out: chosen.append(out[2]))
-    model, _ = load_model(tmp_path / "a")
+    model, _ = load_model(folder, **options)
     tokens, record = torch.arange(2 * 41).view(2, 41) * 7 % 131, RoutingRecord()
-    assert (model(tokens, record=record) - theirs(tokens).logits).abs().max() <= 1e-5
+    near = (model(tokens, record=record) - theirs(tokens).logits).abs().max() <= 1e-5
     assert len(record.choices) == len(chosen) == 2
-    for ours, wanted in zip(record.choices.values(), chosen):
-        assert torch.equal(ours.sort(-1).values, wanted.sort(-1).values)
-    convert_checkpoint(tmp_path / "a", tmp_path / "b")
-    before, after = (load_file(tmp_path / side / "model.safetensors") for side in "ab")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(after[key].view(torch.uint8), tensor.view(torch.uint8)) for key, tensor in before.items())
-    for side_file in ("chat_template.jinja", "generation_config.json"):
-        assert (tmp_path / "b" / side_file).read_bytes() == (tmp_path / "a" / side_file).read_bytes()
+    pairs = zip(record.choices.values(), chosen)
+    return bool(near) and all(torch.equal(a.sort(-1).values, b.sort(-1).values) for a, b in pairs)
+
+
+def comes_through(folder: Path, target: Path, prefix: str = "") -> bool:
+    """Every tensor and file beside them is in the target byte for byte; names lose their prefix."""
+    convert_checkpoint(folder, target)
+    before, after = (load_file(side / "model.safetensors") for side in (folder, target))
+    assert {name.removeprefix(prefix) for name in before} == after.keys()
+    assert all((target / name).read_bytes() == (folder / name).read_bytes() for name in BESIDE)
+    found = ((after[name.removeprefix(prefix)], tensor) for name, tensor in before.items())
+    return all(a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in found)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@torch.no_grad()
+def test_a_tiny_member_speaks_as_in_transformers_and_comes_through_byte_for_byte(name, tmp_path):
+    assert speaks_as(build_tiny(name, tmp_path / "a"), tmp_path / "a")
+    assert comes_through(tmp_path / "a", tmp_path / "b")
+
+
+@torch.no_grad()
+def test_a_tiny_k25_speaks_as_its_language_model_and_is_written_as_that(tmp_path):
+    theirs = build_tiny("Kimi-K2", tmp_path / "a")
+    inner, tensors = json.loads((tmp_path / "a" / "config.json").read_text()), tmp_path / "a" / "model.safetensors"
+    outer = {"model_type": "kimi_k25", "text_config": inner, "vision_config": {"hidden_size": 12}}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(outer))
+    save_file({f"language_model.{name}": tensor for name, tensor in load_file(tensors).items()}, tensors)
+    assert speaks_as(theirs, tmp_path / "a")
+    assert comes_through(tmp_path / "a", tmp_path / "b", "language_model.")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["model_type"] == "kimi_k2"
+
+
+@pytest.mark.parametrize("keep_fp8", [False, True])
+@torch.no_grad()
+def test_a_tiny_v31_with_scales_that_are_powers_of_two_speaks_as_in_transformers(keep_fp8, tmp_path):
+    """Codes by PyTorch's cast, one block a matrix; such a scale times a code is exact, in BF16 too."""
+    theirs = build_tiny("DeepSeek-V3.1", tmp_path / "a")
+    (tmp_path / "exact").mkdir()
+    codes, exact = {}, {}
+    for name, weight in load_file(tmp_path / "a" / "model.safetensors").items():
+        codes[name] = exact[name] = weight
+        if name.endswith(("_proj.weight", "_mqa.weight")):
+            scale = torch.exp2((weight.abs().max() / 448).log2().ceil())
+            codes[name] = (weight / scale).to(torch.float8_e4m3fn)
+            codes[f"{name}_scale_inv"] = scale.view(1, 1)
+            exact[name] = codes[name].float() * scale
+    assert sum(name.endswith("_scale_inv") for name in codes) == 3 * 5 + 3 + 2 * 3 * (24 + 1)
+    save_file(codes, tmp_path / "a" / "model.safetensors")
+    save_file(exact, tmp_path / "exact" / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "exact" / "config.json").write_text(json.dumps(said))
+    said["quantization_config"] = MODELS["DeepSeek-V3.1"]["quantization_config"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(said))
+    there = type(theirs).from_pretrained(tmp_path / "exact", attn_implementation="eager", dtype=torch.float32)
+    assert speaks_as(there.eval(), tmp_path / "a", dtype=torch.float32, keep_fp8=keep_fp8)
+    assert comes_through(tmp_path / "a", tmp_path / "b")
+    written = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert written["quantization_config"]["scale_fmt"] == "ue8m0"
 
 
 @pytest.mark.parametrize(
