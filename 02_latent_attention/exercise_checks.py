@@ -3,27 +3,27 @@
 import numpy as np
 from absorbed_attention import split_up_projection
 from cache_size import V3
-from decoupled_rope import MLAConfig
+from decoupled_rope import (
+    MLAConfig,
+    MLAWeights,
+    compress_tokens_backward,
+    compress_tokens_forward,
+    decoupled_attention_forward,
+)
+from exercise_words_02 import expect_parts, expect_shape, same
+from grouped_query_attention import share_heads_backward
+from kv_cache import attend_backward, attend_forward
 from rotary_embedding import (
     half_split_order,
     inverse_frequencies,
     rope_angles,
     rotate_halves_forward,
+    rotate_pairs_backward,
     rotate_pairs_forward,
 )
 from yarn import V3_SCALING, rotary_frequencies
 
 V3_LENGTH = V3_SCALING["original_max_position_embeddings"]
-
-
-def same(got, want) -> bool:
-    """Equal shape and equal to rounding."""
-    return np.shape(got) == np.shape(want) and bool(np.allclose(got, want, rtol=1e-9, atol=1e-9))
-
-
-def expect_shape(got, shape: tuple[int, ...], what: str) -> None:
-    """Complain about a wrong shape in words."""
-    assert np.shape(got) == shape, f"{what} has shape {np.shape(got)}, expected {shape}"
 
 
 def check_mask_with_past(answer) -> None:
@@ -36,11 +36,71 @@ def check_mask_with_past(answer) -> None:
     assert not same(got, ~want), "your mask is upside down: True must mean 'may see'"
     assert not same(got, np.arange(T) < np.arange(S)[:, None] + T - S), "a token must see itself: use <=, not <"
     future = np.asarray(got, dtype=bool) & ~want
-    assert not future.any(), (
-        f"query {np.argwhere(future)[0][0]} sees key {np.argwhere(future)[0][1]}, which is its future"
-    )
+    s, t = np.argwhere(future)[0] if future.any() else (0, 0)
+    assert not future.any(), f"query {s} sees key {t}, which is its future"
     assert same(got, want), "some keys of the past are hidden: every query sees all tokens up to itself"
     assert same(answer(4, 4), np.tri(4, dtype=bool)), "without a past (S = T) the mask must be the lower triangle"
+
+
+def check_attention_backward(answer) -> None:
+    """Gradients of one head whose queries are the last of the keys."""
+    rng = np.random.default_rng(5)
+    q, k, v, do = (rng.standard_normal(s) for s in ((3, 5), (7, 5), (7, 2), (3, 2)))
+    _, cache = attend_forward(q[None, None], k[None, None], v[None, None], 5**-0.5)
+    share = cache[-1][0, 0]
+    dq, dk, dv = (g[0, 0] for g in attend_backward(do[None, None], cache))
+    dshare = do @ v.T
+    flat, mean = share * dshare, share * (dshare - (share * dshare).mean(1, keepdims=True))
+    got = answer(do.copy(), q.copy(), k.copy(), v.copy(), share.copy())
+    usual = [
+        ("dq", 5**-0.5 * flat @ k, "the softmax gives share * (dshare - sum(share * dshare)); you left the sum out"),
+        (
+            "dq",
+            5**-0.5 * mean @ k,
+            "subtract the SUM of share * dshare over the keys, not its mean: shares weigh it already",
+        ),
+        ("dq", 5**0.5 * dq, "the score was divided by sqrt(K), so its gradient is divided too: one factor is missing"),
+        ("dk", 5**0.5 * dk, "dk carries the 1 / sqrt(K) of the score as well"),
+        ("dv", do.sum(0) * np.ones((7, 1)), "each value gets do in proportion to its share: share^T do"),
+    ]
+    expect_parts(got, {"dq": dq, "dk": dk, "dv": dv}, usual)
+
+
+def check_shared_key_backward(answer) -> None:
+    """Sum over the heads of a group."""
+    dk = np.random.default_rng(6).standard_normal((6, 5, 3))
+    got, want = answer(dk.copy(), 2), share_heads_backward(dk[None], 3)[0]
+    expect_shape(got, (2, 5, 3), "your answer")
+    assert not same(got, want / 3), "you average; a shared key gets the SUM of what its readers want"
+    assert not same(got, dk.reshape(3, 2, 5, 3).sum(0)), (
+        "you sum heads 0 2 4 and 1 3 5; neighbours share: 0 1 2 and 3 4 5"
+    )
+    assert not same(got, dk[::3]), "you take one head of each group; all of them read the key"
+    assert same(got, want), "wrong numbers: sum the gradients of the H / J neighbouring heads that read the same key"
+    assert same(answer(dk.copy(), 1), dk.sum(0, keepdims=True)), "right for 2 keys, but not for multi-query, J = 1"
+
+
+def check_expand_latent_backward(answer) -> None:
+    """What 2 H readers want of one latent."""
+    rng = np.random.default_rng(7)
+    dk, dv, c, uk, uv = (rng.standard_normal(s) for s in ((2, 7, 3), (2, 7, 5), (7, 4), (2, 3, 4), (2, 5, 4)))
+    key_part, value_part = np.einsum("htk,hkc->tc", dk, uk), np.einsum("htu,huc->tc", dv, uv)
+    want = {
+        "dlatent": key_part + value_part,
+        "dw_uk": np.einsum("htk,tc->hkc", dk, c),
+        "dw_uv": np.einsum("htu,tc->huc", dv, c),
+    }
+    usual = [
+        ("dlatent", key_part, "you count the latent as a key only; it is the value too"),
+        ("dlatent", value_part, "you count the latent as a value only; it is the key too"),
+        (
+            "dlatent",
+            (key_part + value_part) / 2,
+            "you average over the heads; what is shared forward is summed backward",
+        ),
+        ("dlatent", dk[0] @ uk[0] + dv[0] @ uv[0], "that is head 0 alone; every head reads the latent"),
+    ]
+    expect_parts(answer(dk.copy(), dv.copy(), c.copy(), uk.copy(), uv.copy()), want, usual)
 
 
 def check_rotate_neighbours(answer) -> None:
@@ -61,6 +121,19 @@ def check_rotate_neighbours(answer) -> None:
     assert same(got, want), "lengths are right, directions are not: pair i takes angle i of its own row"
 
 
+def check_rotate_neighbours_backward(answer) -> None:
+    """The turn back."""
+    rng = np.random.default_rng(8)
+    dy, angles = rng.standard_normal((5, 6)), rope_angles(np.arange(5), inverse_frequencies(6))
+    got, want = answer(dy.copy(), angles), rotate_pairs_backward(dy, angles)
+    expect_shape(got, dy.shape, "your answer")
+    assert not same(got, rotate_pairs_forward(dy, angles)[0]), (
+        "you turn forward again; the transpose of a turn turns BACK"
+    )
+    assert not same(got, rotate_halves_forward(dy, -angles)[0]), "back, but in halves; the pairs are neighbours"
+    assert same(got, want), "wrong numbers: the same turn by the opposite angles"
+
+
 def check_compress_hidden(answer) -> None:
     """The two cached vectors."""
     rng = np.random.default_rng(1)
@@ -77,9 +150,7 @@ def check_compress_hidden(answer) -> None:
     assert not same(latent, raw[:, :C]), "your latent is not normed; the cache holds RMSNorm(c)"
     assert not same(latent, unit), "your RMSNorm leaves out its weight kv_a_layernorm"
     joint = raw / np.sqrt(np.mean(raw**2, -1, keepdims=True) + 1e-6)
-    assert not same(latent, norm * joint[:, :C]), (
-        "you normed over C + R columns; the mean goes over the latent's C only"
-    )
+    assert not same(latent, norm * joint[:, :C]), "you normed over C + R columns; the mean is over C"
     assert not same(latent, norm * raw[:, R:] / np.sqrt(np.mean(raw[:, R:] ** 2, -1, keepdims=True) + 1e-6)), (
         "you took the latent from the last rows; in kv_a_proj_with_mqa the C latent rows come first"
     )
@@ -88,15 +159,37 @@ def check_compress_hidden(answer) -> None:
     assert not same(rope, raw[:, C:]), "your rope key is not turned; the cache holds it after RoPE"
     alone = raw[:, C:] / np.sqrt(np.mean(raw[:, C:] ** 2, -1, keepdims=True) + 1e-6)
     for normed in (joint[:, C:], alone):
-        assert not same(rope, rotate_pairs_forward(normed, angles)[0]), (
-            "you normed the rope key; only the latent is normed"
-        )
-    assert not same(rope, rotate_halves_forward(raw[:, C:], angles)[0]), (
-        "you turned halves; the weights pair neighbours"
-    )
-    assert same(rope, want), (
-        "your rope key is wrong: the last R columns of x W^T, turned by the angles of their position"
-    )
+        assert not same(rope, rotate_pairs_forward(normed, angles)[0]), "you normed the rope key"
+    assert not same(rope, rotate_halves_forward(raw[:, C:], angles)[0]), "you turned halves, not neighbours"
+    assert same(rope, want), "your rope key is wrong: the last R columns of x W^T, turned"
+
+
+def check_compress_hidden_backward(answer) -> None:
+    """Back through norm, turn and the one product."""
+    rng = np.random.default_rng(9)
+    config = MLAConfig(7, 2, kv_lora_rank=5, qk_nope_head_dim=3, qk_rope_head_dim=4, v_head_dim=3)
+    weights = MLAWeights.init(rng, config)
+    weights.kv_a_layernorm[:] = 1 + rng.random(5)
+    x, dlatent, drope = rng.standard_normal((3, 7)), rng.standard_normal((3, 5)), rng.standard_normal((3, 4))
+    angles, w, norm = config.angles(np.arange(3) + 2), weights.kv_a_proj_with_mqa, weights.kv_a_layernorm
+    cache = compress_tokens_forward(x[None], weights, config, angles)[2]
+    dx, grads = compress_tokens_backward(dlatent[None], drope[None], cache, weights, angles)
+    want = {"dx": dx[0], "dkv_a_proj_with_mqa": grads["kv_a_proj_with_mqa"], "dkv_a_layernorm": grads["kv_a_layernorm"]}
+    c = x @ w[:5].T
+    root = np.sqrt(np.mean(c**2, -1, keepdims=True) + 1e-6)
+    dunit, back = dlatent * norm, rotate_pairs_backward(drope, angles[0])
+    dc = (dunit - c / root * np.mean(dunit * c / root, -1, keepdims=True)) / root
+
+    def joined(latent_part, rope_part):
+        return np.concatenate([latent_part, rope_part], -1) @ w
+
+    usual = [
+        ("dx", joined(dunit / root, back), "the norm's root depends on c as well: subtract unit * mean(dunit * unit)"),
+        ("dx", joined(dc, drope), "the rotary part is not turned back"),
+        ("dx", joined(dc, rotate_pairs_forward(drope, angles[0])[0]), "the rotary part is turned forward, not back"),
+        ("dx", joined(dc, 0 * back), "the rotary key is missing: it was made from x too"),
+    ]
+    expect_parts(answer(dlatent.copy(), drope.copy(), x.copy(), w.copy(), norm.copy(), angles[0]), want, usual)
 
 
 def check_score_absorbed(answer) -> None:
@@ -111,17 +204,29 @@ def check_score_absorbed(answer) -> None:
     rope = q_rope @ k_rope.T
     expect_shape(got, (3, 11), "your score")
     assert not same(got, content + rope), "your scores are not scaled: multiply by (K + R) ** -0.5"
-    assert not same(got, (content + rope) * 9**-0.5), (
-        "you scale by (C + R) ** -0.5; absorbing changes no score, use K + R"
-    )
-    assert not same(got, content * 2**-0.5 + rope * 4**-0.5), (
-        "you scale content and rope apart; one scale covers the sum"
-    )
+    assert not same(got, (content + rope) * 9**-0.5), "you scale by (C + R) ** -0.5; use K + R"
+    assert not same(got, content * 2**-0.5 + rope * 4**-0.5), "one scale covers content and rope"
     assert not same(got, (content + rope) * 2**-0.5), "you scale by the content width; the joint width is K + R"
     assert not same(got, content * 6**-0.5), "the rotary part is missing"
-    assert same(got, (content + rope) * 6**-0.5), (
-        "wrong numbers: W_UK,h^T q_h per head, then the dot product with each c_t"
-    )
+    assert same(got, (content + rope) * 6**-0.5), "wrong numbers: W_UK,h^T q_h, then times each c_t"
+
+
+def check_score_absorbed_backward(answer) -> None:
+    """A product of three factors."""
+    rng = np.random.default_rng(10)
+    ds, q, c, w = (rng.standard_normal(s) for s in ((3, 11), (3, 2), (11, 5), (3, 2, 5)))
+    scale = 6**-0.5
+    want = {
+        "dq_nope": scale * np.einsum("ht,tc,hkc->hk", ds, c, w),
+        "dlatent": scale * np.einsum("ht,hk,hkc->tc", ds, q, w),
+        "dw_uk": scale * np.einsum("ht,tc,hk->hkc", ds, c, q),
+    }
+    usual = [
+        ("dq_nope", want["dq_nope"] / scale, "the scale of the scores is missing: (K + R) ** -0.5"),
+        ("dq_nope", want["dq_nope"] / scale * 9**-0.5, "you scale by (C + R) ** -0.5; the scores were scaled by K + R"),
+        ("dq_nope", want["dq_nope"] / scale * 2**-0.5, "you scale by K alone; the joint width is K + R"),
+    ]
+    expect_parts(answer(ds.copy(), q.copy(), c.copy(), w.copy(), 4), want, usual)
 
 
 def check_stretch_frequencies(answer) -> None:
@@ -141,7 +246,7 @@ def check_stretch_frequencies(answer) -> None:
     scaling = {**V3_SCALING, "factor": 8, "original_max_position_embeddings": 2048}
     other = rotary_frequencies(32, 5000.0, scaling)
     assert np.allclose(answer(inverse_frequencies(32, 5000.0), 8, 2048, 32, 1, 5000.0) / other, 1), (
-        "right for V3 only: take R = 2 P, L0 and theta from the arguments"
+        "right for V3 only: use the arguments"
     )
 
 
@@ -159,6 +264,33 @@ def check_cache_bytes(answer) -> None:
         4_997_120: "those are the expanded keys and values, with rope; only latent and rotary key are cached",
     }
     assert got == 70_272, means.get(got, f"you count {got} bytes; V3 keeps (512 + 64) * 61 * 2 = 70,272")
-    assert answer({**V3, "num_hidden_layers": 2, "qk_rope_head_dim": 32}, 1) == 1088, (
-        "use the config and bytes_per_value"
-    )
+    assert answer({**V3, "num_hidden_layers": 2, "qk_rope_head_dim": 32}, 1) == 1088, "use config and bytes_per_value"
+
+
+def check_mla_from_an_empty_file(answer) -> None:
+    """The layer, at sizes that no two axes share."""
+    rng = np.random.default_rng(11)
+    config = MLAConfig(11, 3, kv_lora_rank=5, qk_nope_head_dim=7, qk_rope_head_dim=4, v_head_dim=2, q_lora_rank=6)
+    weights, x = MLAWeights.init(rng, config), rng.standard_normal((8, 11))
+
+    def run(factor: float = 1.0, rotary: float = 1.0, positions=None):
+        rows = weights.q_b_proj.reshape(3, 11, 6) * factor
+        rows[:, 7:] *= rotary
+        changed = {**weights.arrays(), "q_b_proj": rows.reshape(33, 6)}
+        return decoupled_attention_forward(x[None], MLAWeights(**changed), config, positions)[0][0]
+
+    got = answer(x.copy(), {n: a.copy() for n, a in weights.arrays().items()}, 3, config.angles(np.arange(8))[0])
+    want = run()
+    expect_shape(got, (8, 11), "your output")
+    for words, wrong in {
+        "nothing turns: the queries' last R rows and the rotary key need RoPE": run(positions=np.zeros(8)),
+        "your scores are not scaled: (K + R) ** -0.5": run(11**0.5),
+        "you scale by K ** -0.5; the joint width is K + R": run((11 / 7) ** 0.5),
+        "you scale by (C + R) ** -0.5; the joint width is K + R": run((11 / 9) ** 0.5),
+        "the rotary part of the score is missing": run(rotary=0.0),
+    }.items():
+        assert not same(got, wrong), words
+    future = same(got[-1], want[-1]) and not same(got, want)
+    assert not future, "the last token is right, earlier ones are not: they see their future, the mask is missing"
+    assert same(got[0], want[0]), "not even token 0 is right, which sees only itself: look at latent, values and o_proj"
+    assert same(got, want), "token 0 is right, later ones are not: look at the scores, their rotary part and the mask"

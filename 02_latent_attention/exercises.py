@@ -1,39 +1,70 @@
-"""Write the six lines that make multi-head latent attention, and have them graded.
+"""Build multi-head latent attention, forward and backward, and have every step graded.
 
     make check CH=02            (or: python -m utils.exercises 02, from the root)
 
-Fill in the bodies; the letters are those of NOTATION.md. The chapter's own answers are in exercises_solved.py.
+Fill in the bodies, in any order: an exercise that calls another one is graded with the chapter's own version as long
+as yours is blank. Letters are those of NOTATION.md; there is one text, so no batch axis. Everything is float64 NumPy.
+Hints, folded one by one: hints.md. Answers with their reasons: exercises_solved.py.
 """
 
 import numpy as np
 
 
 def mask_with_past(n_queries: int, n_keys: int) -> np.ndarray:
-    """Return which keys each of the last `n_queries` of `n_keys` tokens may see.
+    """Return which keys each of the last `n_queries` of `n_keys` tokens may see: itself and everything before it.
 
-        visible[s, t] = t <= s + (T - S)
+    Returns: bool [S, T], True for "may see".
+    Notebook: kv_cache.
+    """
+    raise NotImplementedError
 
-    Returns: bool [S, T].
-    Source: kv_cache.py, attend_forward.
 
-    Hint 1: query 0 is not token 0. How many tokens were there before it?
-    Hint 2: token numbers of the queries are T - S, ..., T - 1.
-    Hint 3: compare np.arange(T) with a column of those numbers.
+def attention_backward(
+    do_SU: np.ndarray, q_SK: np.ndarray, k_TK: np.ndarray, v_TU: np.ndarray, share_ST: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return dq, dk, dv of one head, where share = softmax of q k^T / sqrt(K) under a mask, and o = share v.
+
+    Args: do is the gradient of o; share is what the forward pass kept.
+    Returns: dq [S, K], dk [T, K], dv [T, U].
+    Notebook: kv_cache.
+    """
+    raise NotImplementedError
+
+
+def shared_key_backward(dk_HTK: np.ndarray, n_kv_heads: int) -> np.ndarray:
+    """Return the gradient of the J keys that H heads read; head h read key h // (H / J).
+
+    Args: dk, for every head, of the key that it saw.
+    Returns: [J, T, K]. J = 1 is multi-query attention.
+    Notebooks: multi_query_attention, grouped_query_attention.
+    """
+    raise NotImplementedError
+
+
+def expand_latent_backward(
+    dk_HTK: np.ndarray, dv_HTU: np.ndarray, latent_TC: np.ndarray, w_uk_HKC: np.ndarray, w_uv_HUC: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Go back through k_h = W_UK,h c and v_h = W_UV,h c.
+
+    Returns: dlatent [T, C], dw_uk [H, K, C], dw_uv [H, U, C].
+    Notebook: latent_attention.
     """
     raise NotImplementedError
 
 
 def rotate_neighbours(x_SR: np.ndarray, angles_SP: np.ndarray) -> np.ndarray:
-    """Turn the pairs (2i, 2i + 1) of each row by its angle i, as the released weights expect.
+    """Turn the pairs (2i, 2i + 1) of each row counter-clockwise by its angle i, as the released weights expect.
 
-        (a, b) -> (a cos - b sin, a sin + b cos)
+    Args: x [S, R], angles [S, R / 2]. Returns: a new array [S, R], pairs where they were.
+    Notebook: rotary_embedding; arXiv:2104.09864, Eq. (34).
+    """
+    raise NotImplementedError
 
-    Args: x [S, R], angles [S, R / 2]. Returns: [S, R], pairs where they were.
-    Source: rotary_embedding.py; arXiv:2104.09864, Eq. (34).
 
-    Hint 1: x[:, 0::2] are all the a, x[:, 1::2] all the b.
-    Hint 2: write into an empty array at the same strides.
-    Hint 3: or view (a, b) as a + ib and multiply by exp(i angle).
+def rotate_neighbours_backward(dy_SR: np.ndarray, angles_SP: np.ndarray) -> np.ndarray:
+    """Return dx of y = rotate_neighbours(x, angles).
+
+    Notebook: rotary_embedding.
     """
     raise NotImplementedError
 
@@ -43,14 +74,24 @@ def compress_hidden(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what MLA caches for each token: the normed latent [S, C] and the one turned rotary key [S, R].
 
-        [c; k] = W h;   latent = RMSNorm(c) with eps 1e-6;   rope key = RoPE(k)
+    Args: x [S, D], kv_a_proj_with_mqa [C + R, D], kv_a_layernorm [C], angles [S, R / 2]. RMSNorm has eps 1e-6.
+    Notebook: decoupled_rope; arXiv:2412.19437, Eq. (1) and (3).
+    """
+    raise NotImplementedError
 
-    Args: x [S, D], kv_a_proj_with_mqa [C + R, D], kv_a_layernorm [C], angles [S, R / 2]; call your rotate_neighbours.
-    Source: arXiv:2412.19437, Eq. (1) and (3); decoupled_rope.py.
 
-    Hint 1: one product gives both; cut it after the first C columns. C is the length of kv_a_layernorm.
-    Hint 2: only one of the two parts is normed. Which one has a layernorm weight?
-    Hint 3: RMSNorm(c) = weight * c / sqrt(mean(c * c) + eps), the mean over the C columns.
+def compress_hidden_backward(
+    dlatent_SC: np.ndarray,
+    dk_rope_SR: np.ndarray,
+    x_SD: np.ndarray,
+    kv_a_proj_with_mqa: np.ndarray,
+    kv_a_layernorm: np.ndarray,
+    angles_SP: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Go back through compress_hidden, from the gradients of its two results.
+
+    Returns: dx [S, D], dkv_a_proj_with_mqa [C + R, D], dkv_a_layernorm [C].
+    Notebook: decoupled_rope.
     """
     raise NotImplementedError
 
@@ -60,14 +101,20 @@ def score_absorbed(
 ) -> np.ndarray:
     """Score one token's H queries against T cached tokens without building a key; before the softmax.
 
-        score[h, t] = (W_UK,h^T q_nope,h . c_t + q_rope,h . k_rope,t) / sqrt(K + R)
-
     Returns: [H, T].
-    Source: absorbed_attention.py; arXiv:2405.04434, Sec. 2.1.2.
+    Notebook: absorbed_attention; arXiv:2405.04434, Sec. 2.1.2.
+    """
+    raise NotImplementedError
 
-    Hint 1: first carry each query over to the latent: [H, K] with [H, K, C] gives [H, C].
-    Hint 2: np.einsum("hk,hkc->hc", ...).
-    Hint 3: the scores are the same numbers as with keys of width K + R, so the scale is too.
+
+def score_absorbed_backward(
+    dscore_HT: np.ndarray, q_nope_HK: np.ndarray, latent_TC: np.ndarray, w_uk_HKC: np.ndarray, R: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Go back through the content part of score_absorbed.
+
+    Args: R is the rotary width, which the scale needs.
+    Returns: dq_nope [H, K], dlatent [T, C], dw_uk [H, K, C].
+    Notebook: absorbed_attention.
     """
     raise NotImplementedError
 
@@ -75,17 +122,9 @@ def score_absorbed(
 def stretch_frequencies(
     frequencies_P: np.ndarray, factor: float, original_length: int, beta_fast: float, beta_slow: float, theta: float
 ) -> np.ndarray:
-    """Return the YaRN frequencies of the P pairs.
+    """Return the YaRN frequencies of the P pairs, with the ramp of the released code.
 
-        pair(turns) = R ln(L0 / (2 pi turns)) / (2 ln theta)
-        low = floor pair(beta_fast);   high = ceil pair(beta_slow);   ramp = clip((i - low) / (high - low), 0, 1)
-        f' = f (1 - ramp) + f / factor ramp
-
-    Source: yarn.py; arXiv:2309.00071; for V3 low is 10 and high is 23.
-
-    Hint 1: R = 2 P, and i counts pairs: 0 ... P - 1.
-    Hint 2: math.floor and math.ceil; the fast bound is the smaller pair.
-    Hint 3: the ramp is the share of f / factor, so the first pairs, with ramp 0, stay as they are.
+    Notebook: yarn; arXiv:2309.00071, but the ramp is linear in the number of the pair; V3's runs from 10 to 23.
     """
     raise NotImplementedError
 
@@ -95,10 +134,20 @@ def cache_bytes(config: dict, bytes_per_value: int = 2) -> int:
 
     Args: config has num_hidden_layers, num_attention_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and
     v_head_dim.
-    Source: cache_size.py; arXiv:2505.09343 (V3: 70,272).
+    Notebook: cache_size; arXiv:2505.09343 has V3's number.
+    """
+    raise NotImplementedError
 
-    Hint 1: two arrays are cached in each layer; see compress_hidden.
-    Hint 2: neither has a head axis, and the latent is key and value at once.
-    Hint 3: every layer has its own.
+
+def mla_from_an_empty_file(x_SD: np.ndarray, weights: dict[str, np.ndarray], H: int, angles_SP: np.ndarray):
+    """Compute the whole layer for one text without a cache, from nothing but NumPy and these letters.
+
+    Args:
+        weights: the released names. kv_a_proj_with_mqa [C + R, D], kv_a_layernorm [C], kv_b_proj [H (K + U), C] (each
+            head: K key rows, then U value rows), q_a_proj [Q, D], q_a_layernorm [Q], q_b_proj [H (K + R), Q] (each
+            head: K content rows, then R rotary ones), o_proj [D, H U].
+        angles: [S, R / 2], one row a token.
+    Returns: [S, D].
+    Source: arXiv:2412.19437, Eq. (1)-(11); no YaRN.
     """
     raise NotImplementedError

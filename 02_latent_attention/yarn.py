@@ -63,7 +63,10 @@ def ramp_bounds(R: int, theta: float, scaling: dict) -> tuple[int, int]:
 
 
 def stretch_ramp(R: int, theta: float, scaling: dict) -> np.ndarray:
-    """Share of stretching of each pair: 0 up to `low`, 1 from `high`, a straight line between."""
+    """Share of stretching of each pair: 0 up to `low`, 1 from `high`, a straight line over the pairs between.
+
+    So does the released code; the YaRN paper draws the line over the turns of a pair (docs/errata.md).
+    """
     low, high = ramp_bounds(R, theta, scaling)
     width = high - low if high != low else 0.001
     return np.clip((np.arange(R // 2) - low) / width, 0.0, 1.0)

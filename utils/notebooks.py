@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ["utils/whiteboard.py", "utils/figures.mplstyle"]
+HELPERS = ("drawings_", "plots_", "recall_")  # of utils: what a chapter draws with, and the task that it trains on
 
 
 def find_sources(stems: list[str] | None = None) -> list[Path]:
@@ -40,9 +41,10 @@ def notebook_path(source: Path) -> Path:
 def fingerprint(source: Path) -> str:
     """Hash what the notebook depends on: its source, what the source names of its chapter and of utils, the style."""
     text = source.read_text(encoding="utf-8")
-    beside = [*sorted(source.parent.parent.glob("*.py")), *sorted((ROOT / "utils").glob("drawings_*.py"))]
+    beside = sorted(source.parent.parent.glob("*.py"))
+    helpers = [m for m in sorted((ROOT / "utils").glob("*.py")) if m.stem.startswith(HELPERS)]
     digest = hashlib.sha256(text.encode())
-    for path in [*(p for p in beside if p.stem in text), *(ROOT / s for s in SHARED)]:
+    for path in [*(p for p in [*beside, *helpers] if p.stem in text), *(ROOT / s for s in SHARED)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -3,36 +3,35 @@
 #
 # **The question.** A score is content plus rope. Train the layer on a task that needs *what* and *where*, take one part
 # away, and see what is lost. The gradients are the ones derived by hand in this chapter; nothing else trains the layer.
+#
+# The task is a notebook with corrections. "b = 3", "a = 5", "a = 2", "a = 6": who asks for *a* wants the value written
+# *last*, 6. To find the lines about *a*, one must read them (content). To know which came last, one must know where
+# they stand (position). A reader who cannot see places finds 5, 2 and 6 and has to guess; a reader who sees places only
+# knows which line is newest, not which is about *a*.
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from decoupled_rope import MLAConfig, MLAWeights, decoupled_attention_backward, decoupled_attention_forward
 
-from utils.whiteboard import COLORS, arrow, board, box, note, use_style
+from utils.drawings_02 import draw_overwrites
+from utils.plots_02 import plot_lines
 
-use_style()
 N_KEYS, N_VALUES, S = 24, 8, 12
 D = N_KEYS + N_VALUES + 1
 
-# %% [markdown]
-# ## On the whiteboard: a store with overwrites
-#
-# Each token writes a value under a name; the last token asks for a name. Right is the value written *last*. Content
-# finds the name, position finds the latest.
-
 # %%
-fig, ax = board(20, 4.2)
 story = [("b", 3), ("a", 5), ("c", 1), ("a", 2), ("b", 7), ("a", 6), ("c", 4)]
-boxes = [
-    box(ax, 1.5 + 2.3 * i, 1.3, f"{name} = {value}", "content" if name == "a" else "ink", filled=(i == 5))
-    for i, (name, value) in enumerate(story)
-]
-ask = box(ax, 18.4, 1.3, "a = ?", "rope")
-for place, kind in [(1, "ink"), (3, "ink"), (5, "rope")]:
-    arrow(ax, (18.2, 1.75), (boxes[place].x, 1.75), kind=kind, bend=0.24, dashed=kind == "ink")
-note(ax, 13, 0.45, "the latest a: answer 6", "content")
-plt.show()
+draw_overwrites(story, "a", "Content finds the lines about a, position the latest of them")
+
+# %% [markdown]
+# ## Numbers to follow with a pencil
+#
+# In the drawing *a* was written three times, 5, 2 and 6. A reader without places gives each value the share 1/3; three
+# different values, so his best guess is right one time in three. Had it been 6, 2 and 6, he would say 6 and be right
+# two times in three. Count this over many stories, and you know what a layer without positions can reach *at best*,
+# before any training.
+#
+# A hidden state holds, one-hot, the name (24 places), the value (8 places), and +1 for a line or -1 for the question.
 
 
 # %%
@@ -94,6 +93,7 @@ def judge(y, target):
     return (logits.argmax(-1) == target).mean(), dy / len(y)
 
 
+# %%
 def adam(weights, grads, state, step, rate=5e-3):
     for name, array in weights.arrays().items():
         first, second = state.setdefault(name, (np.zeros_like(array), np.zeros_like(array)))
@@ -112,27 +112,36 @@ def train(without, steps=800, seed=0):
         score, dy = judge(y, target)
         adam(weights, decoupled_attention_backward(dy, cache)[1], state, step)
         right.append(score)
-    return np.array(right)
+    return np.array(right), weights
 
 
-curves = {name: train(name) for name in ("nothing", "rope", "content")}
+runs = {name: train(name) for name in ("nothing", "rope", "content")}
+curves, trained = ({name: run[i] for name, run in runs.items()} for i in (0, 1))
 
 # %% [markdown]
+# ## Predict, then look
+#
+# Write down three numbers before you read on: the share of right answers of the whole layer, of content alone, and of
+# rope alone (guessing blindly gives 1 in 8).
+#
 # ## The finding
 
 # %%
 smooth = {name: np.convolve(curve, np.ones(50) / 50, "valid") for name, curve in curves.items()}
 whole, no_rope, no_content = (100 * smooth[name][-1] for name in ("nothing", "rope", "content"))
+steps = np.arange(50, 801)
+shown = {"content and rope": smooth["nothing"], "content alone": smooth["rope"], "rope alone": smooth["content"]}
+lines = {name: (steps, curve) for name, curve in shown.items()}
+lines["best possible without order"] = ((50, 800), (blind, blind))
 assert no_rope < 100 * blind + 5 < no_content < whole - 20
-fig, ax = plt.subplots()
-for name, kind in [("nothing", "latent"), ("content", "rope"), ("rope", "content")]:
-    label = "whole layer" if name == "nothing" else f"without the {name} part"
-    ax.plot(np.arange(50, 801), smooth[name], color=COLORS[kind], label=label)
-ax.axhline(blind, color="#999999", lw=1, ls="--", label="best possible without order")
-ax.set(xlabel="step", ylabel="right answers (mean of 50 steps)", ylim=(0, 1.02))
-ax.set_title(f"Both parts: {whole:.0f}% right; content alone {no_rope:.0f}%, rope alone {no_content:.0f}%")
-ax.legend(loc="lower right")
-plt.show()
+plot_lines(
+    lines,
+    ["latent", "content", "rope", "#BBBBBB"],
+    f"Both parts: {whole:.0f}% right; content alone {no_rope:.0f}%, rope alone {no_content:.0f}%",
+    "step",
+    "right answers (mean of 50 steps)",
+    ylim=(0, 1.02),
+)
 
 # %% [markdown]
 # Content alone climbs to what is possible without order, and stops. Rope alone is not blind to content, for its key
@@ -142,9 +151,35 @@ plt.show()
 # the same `train` ends at 99.8% whole, 45.8% without rope and 99.2% without content: ordinary RoPE attention is a good
 # layer. It is the *cache* that pays for its width.
 #
+# ## Change this, predict, run
+#
+# The trained layer again, on stories in which every line stands 40 positions further apart than in training. The
+# content does not change, the clocks do. Predict: does it still answer like the whole layer, like content alone, or
+# worse? (Training saw distances up to 12.)
+#
+# <details><summary>Afterwards</summary>
+#
+# Two apart is nearly as good: the hands still stand in an order that training knew. Forty apart is *worse than content
+# alone*: the hands point anywhere, and the layer believes them. A position that was never seen is not neutral, it
+# misleads. The notebook `yarn` is about that.
+#
+# </details>
+
+# %%
+x, target, *_ = draw_stories(np.random.default_rng(2), 2000)
+for gap in (1, 2, 40):
+    y, _ = decoupled_attention_forward(x, trained["nothing"], config, positions=gap * np.arange(S + 1))
+    print(f"lines {gap:>2} apart: {judge(y, target)[0]:.1%} right")
+
+# %% [markdown]
+# ## What you can now do
+#
+# Train a layer by gradients that you derived; switch a part of it off so that it stays off; and compute, before any
+# training, what a model that lacks something can reach at best.
+#
 # ## Exercises
 #
-# 1. Why does the blue curve not fall below the dashed line, and can it ever rise above?
+# 1. Why does *content alone* settle at the grey line, and can it ever rise above?
 #
 # <details><summary>Solution</summary>
 #

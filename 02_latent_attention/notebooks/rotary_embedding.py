@@ -1,14 +1,19 @@
 # %% [markdown]
 # # Rotary position embedding
 #
-# **The question.** A score is a dot product. How can it know *how far apart* two tokens are, without being told where
-# each one is?
+# **The question.** A score is a dot product of a query and a key. How can it know *how far apart* two tokens are,
+# without being told where either of them is?
 #
-# Turn every query and key by an angle that grows with its position. A dot product depends on the angle *between* two
-# arrows, and that angle depends on the distance only.
+# *The dog bit the man* and *the man bit the dog* are the same five words. A layer that compares words and nothing else
+# cannot tell them apart (the last notebook ended on that). So each card needs a stamp. A page number would do, but it
+# asks too much: the reader would have to learn, for every pair of pages, how far apart they are. What grammar wants to
+# know is *two words back*, here or a thousand pages on.
+#
+# So stamp a **clock** on each card instead. The hand turns by a fixed angle with every token. Put two cards side by
+# side: the angle *between* their hands tells how many tokens lie between them, and nothing else. Early or late in the
+# book, two cards three tokens apart always show the same angle. And a dot product is a machine that measures angles.
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from rotary_embedding import (
     half_split_order,
@@ -19,113 +24,158 @@ from rotary_embedding import (
     rotate_pairs_forward,
 )
 
-from utils.whiteboard import COLORS, arrow, board, box, colormap, note, use_style
-
-use_style()
-
-# %% [markdown]
-# ## On the whiteboard: a pair is an arrow
-#
-# Left: one pair of a key at positions 0 to 5, thirty degrees per position. Middle and right: a query (orange) and a key
-# (blue) two positions apart, early and late in the text. Both arrows have moved; the angle between them has not.
-
-
-# %%
-def clock(ax, x, y, arrows, title):
-    ax.add_patch(plt.Circle((x, y), 1.6, fill=False, color="#CCCCCC", lw=1.2))
-    for position, kind, label in arrows:
-        (tip,) = 1.6 * rotate_pairs_forward(np.array([[1.0, 0.0]]), rope_angles([position], np.array([np.pi / 6])))[0]
-        arrow(ax, (x, y), (x + tip[0], y + tip[1]), kind=kind)
-        note(ax, x + (1.15 + 0.07 * len(label)) * tip[0], y + 1.25 * tip[1], label, kind, size=11)
-    note(ax, x, y + 2.45, title, size=11)
-
-
-# %%
-fig, ax = board(17, 5.4)
-clock(ax, 2.7, 2.4, [(m, "rope", str(m)) for m in range(6)], "one key, positions 0 to 5")
-clock(ax, 8.5, 2.4, [(3, "rope", "q at 3"), (1, "content", "k at 1")], "distance 2, early")
-clock(ax, 14.3, 2.4, [(7, "rope", "q at 7"), (5, "content", "k at 5")], "distance 2, later")
-plt.show()
+from utils.drawings_02 import draw_clocks, draw_seats
+from utils.plots_02 import draw_diagonals, plot_lines
 
 # %% [markdown]
-# ## Derivation
+# ## Begin with two numbers and one angle
 #
-# 1. Write a pair as a complex number: $z = a + ib$. Turning by $\varphi$ is multiplying by $e^{i\varphi}$.
-# 2. The dot product of two pairs is $\mathrm{Re}(z\,\bar w)$.
-# 3. Turn the query by $m\theta$ and the key by $n\theta$:
-#    $\mathrm{Re}(z e^{im\theta}\,\overline{w e^{in\theta}}) = \mathrm{Re}(z \bar w\, e^{i(m-n)\theta})$. Only $m-n$ is
-#    left.
-# 4. One angle comes round again and again; so each of the $R/2$ pairs gets its own speed, $\theta_i = 10000^{-2i/R}$,
-#    from one radian per token to nearly none. Fast pairs tell neighbours apart, slow ones tell chapters apart.
-# 5. As a matrix, a turn is orthogonal: $R(\varphi)^\top = R(-\varphi)$. The backward pass multiplies by the transpose:
-#    it turns back.
-#
-# ## Check in numbers
+# Two numbers $(a, b)$ are an arrow in the plane. To turn it by an angle $\varphi$ (phi), multiply by the $2 \times 2$
+# matrix
+# $$R(\varphi) = \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix},
+# \qquad (a, b) \to (a \cos\varphi - b \sin\varphi,\; a \sin\varphi + b \cos\varphi).$$
+# Check it on the arrow $(1, 0)$: it becomes $(\cos\varphi, \sin\varphi)$, the point of the unit circle at that angle.
+
 
 # %%
+def turn(pair, angle):
+    """Turn one arrow counter-clockwise."""
+    a, b = pair
+    return np.array([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)])
+
+
+for m in range(4):
+    print(f"(1, 0) turned {m} times by 30 degrees:", turn((1, 0), m * np.pi / 6).round(3))
+
+# %% [markdown]
+# ## Numbers to follow with a pencil
+#
+# Let query and key be the same arrow $(1, 0)$. The query stands at position $m$ and is turned by $m\theta$; the key at
+# position $n$, by $n\theta$ ($\theta$, theta, is the angle per token; here 30 degrees). Their dot product is
+# $\cos m\theta \cos n\theta + \sin m\theta \sin n\theta$. School knows this sum: it is $\cos((m - n)\theta)$.
+#
+# Positions 3 and 1: $\cos 60° = 0.5$. Positions 7 and 5: $\cos 60° = 0.5$. Positions 1 and 3: $\cos(-60°) = 0.5$.
+# Positions 3 and 2: $\cos 30° = 0.866$.
+
+# %%
+for m, n in [(3, 1), (7, 5), (1, 3), (3, 2)]:
+    score = turn((1, 0), m * np.pi / 6) @ turn((1, 0), n * np.pi / 6)
+    print(f"query at {m}, key at {n}: score {score:.3f}, cos((m - n) 30°) = {np.cos((m - n) * np.pi / 6):.3f}")
+
+# %%
+draw_clocks()
+
+# %% [markdown]
+# One clock cannot tell *three before* from *three behind* for these arrows, as the third line shows. Query and key are
+# usually different arrows, and then it can: a key that points 90 degrees ahead of the query gets
+# $\cos((m - n)\theta - 90°)$, which has another value on each side.
+#
+# ## Many clocks
+#
+# One clock has a second fault: after a full turn it shows the same angle again. At 30 degrees, twelve tokens apart
+# looks like no tokens apart. The remedy is the remedy of every wall clock: a fast hand *and* slow ones. Cut a vector of
+# width $R$ into $R/2$ pairs, each with an angle of its own per token. Pair $i$ takes $\theta_i = 10000^{-2i/R}$ radian:
+# pair 0 one radian per token (about 57 degrees), the last pair nearly nothing. Fast pairs tell neighbours apart, slow
+# pairs tell chapters apart.
+
+
+# %%
+def turn_all(vector, position):
+    """RoPE of one vector: pair i = (2i, 2i + 1) is turned by position * 10000^(-2i/R)."""
+    R, out = len(vector), np.empty(len(vector))
+    for i in range(R // 2):
+        out[2 * i : 2 * i + 2] = turn(vector[2 * i : 2 * i + 2], position * 10000 ** (-2 * i / R))
+    return out
+
+
 rng = np.random.default_rng(0)
-q, k = rng.standard_normal((2, 1, 8))
-f = inverse_frequencies(8)
-for m, n in [(5, 2), (105, 102), (5005, 5002), (5, 4)]:
-    turned = [rotate_pairs_forward(x, rope_angles([p], f))[0] for x, p in ((q, m), (k, n))]
-    print(f"m = {m:>4}, n = {n:>4}: score {np.sum(turned[0] * turned[1]):+.6f}")
-
-# %%
-x, dy = rng.standard_normal((2, 3, 8))
-angles = rope_angles(np.arange(3), f)
-print("turning back undoes it:", np.allclose(rotate_pairs_backward(rotate_pairs_forward(x, angles)[0], angles), x))
+q, k = rng.standard_normal((2, 8))
+for m, n in [(5, 2), (105, 102), (5005, 5002), (5, 4), (2, 5)]:
+    print(f"m = {m:>4}, n = {n:>4}: score {turn_all(q, m) @ turn_all(k, n):+.6f}")
 
 # %% [markdown]
-# ## The finding: the score matrix has one value per diagonal
+# The first three lines are one number: distance 3, wherever it is. The last line is distance $-3$: another number.
 #
-# The same query and the same key at every position; every diagonal of the matrix is one distance.
+# ## The derivation
+#
+# 1. Turning by $\varphi$ and then by $\psi$ is turning by $\varphi + \psi$: $R(\psi) R(\varphi) = R(\psi + \varphi)$.
+# 2. The transpose of $R(\varphi)$ has the two sines exchanged, which is $R(-\varphi)$: it turns back. So
+#    $R(\varphi)^\top R(\varphi)$ is no turn at all, and lengths stay what they were.
+# 3. Score of a turned pair: $(R(m\theta) q) \cdot (R(n\theta) k) = q^\top R(m\theta)^\top R(n\theta)\, k$.
+# 4. By 2 and 1: $= q^\top R((n - m)\theta)\, k$. Only $n - m$ is left. Write it out for $q = (a, b)$, $k = (c, d)$:
+#    $(ac + bd) \cos((m-n)\theta) + (ad - bc) \sin((n-m)\theta)$: a cosine for how well they agree, a sine for which of
+#    them is ahead.
+# 5. A vector is many pairs and a dot product is their sum, so the whole score depends on $m - n$ only.
+# 6. Backward. $y = R(\varphi) x$, so $dx = R(\varphi)^\top dy = R(-\varphi)\, dy$: **the gradient is turned back**, by
+#    the same angles.
+#
+# (With complex numbers steps 1 to 4 are one line: $z = a + ib$, a turn is a product with $e^{i\varphi}$, a dot product
+# is $\mathrm{Re}(z \bar w)$, and $\mathrm{Re}(z e^{im\theta}\, \overline{w e^{in\theta}}) =
+# \mathrm{Re}(z \bar w\, e^{i(m-n)\theta})$. It says the same.)
+#
+# ## The module agrees
+
+# %%
+x = rng.standard_normal((5, 8))
+angles = rope_angles(np.arange(5), inverse_frequencies(8))  # [position, pair]
+y, _ = rotate_pairs_forward(x, angles)
+assert np.allclose(y, [turn_all(row, m) for m, row in enumerate(x)], rtol=0, atol=1e-14)
+
+dy = rng.standard_normal((5, 8))
+naive_dx = np.array([turn_all(row, -m) for m, row in enumerate(dy)])  # step 6
+assert np.allclose(rotate_pairs_backward(dy, angles), naive_dx, rtol=0, atol=1e-14)
+assert np.allclose((y**2).sum(1), (x**2).sum(1))
+print("naive and module agree, forward and backward; lengths are unchanged")
+
+# %% [markdown]
+# The module has no loop: `x[..., 0::2]` is every $a$ at once, `x[..., 1::2]` every $b$.
+#
+# ## The experiment: one value on every diagonal
+#
+# Put the same query and the same key at every position. In the square of scores, row $m$ and column $n$, a diagonal is
+# one distance.
 
 
 # %%
-def turned(x, start=0):
-    return rotate_pairs_forward(np.repeat(x, 24, 0), rope_angles(np.arange(start, start + 24), f))[0]
+def turned(vector, start=0):
+    rows = np.repeat(vector[None], 24, axis=0)
+    return rotate_pairs_forward(rows, rope_angles(np.arange(start, start + 24), inverse_frequencies(8)))[0]
 
 
 score = turned(q) @ turned(k).T
 assert max(np.ptp(np.diagonal(score, d)) for d in range(-23, 24)) < 1e-10
 by_distance = {start: turned(q, start) @ turned(k, start)[0] for start in (0, 1000)}
+assert np.allclose(by_distance[0], by_distance[1000], atol=1e-9)
+draw_diagonals(score, by_distance, "Every diagonal has one value: only the distance counts")
+
+# %% [markdown]
+# The curve on the right is a sum of four waves, one for each pair. It is not a smooth "nearer is stronger": RoPE lets
+# the score *depend* on distance, and training chooses how.
+#
+# What does each clock contribute? For $q = k$ the cosine is all that is left. Here are the four of width 8.
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), width_ratios=[1, 1.25])
-left.imshow(score - score.min(), cmap=colormap("rope"))
-left.set(xlabel="key position n", ylabel="query position m", xticks=range(0, 24, 6), yticks=range(0, 24, 6))
-left.grid(visible=False)
-right.plot(by_distance[0], color=COLORS["ink"], lw=6, alpha=0.35, label="key at 0")
-right.plot(by_distance[1000], color=COLORS["rope"], lw=2, label="key at 1000")
-right.set(xlabel="distance m − n", ylabel="score")
-right.legend()
-fig.suptitle("Every diagonal has one value: only the distance counts", x=0.02, ha="left", weight="bold")
-fig.tight_layout()
-plt.show()
+distance = np.arange(60)
+waves = {f"pair {i}": (distance, np.cos(distance * f)) for i, f in enumerate(inverse_frequencies(8))}
+period = 2 * np.pi / inverse_frequencies(8)
+kinds = ["#F3C397", "#E69A55", "rope", "ink"]
+title = f"Pair 0 repeats after {period[0]:.0f} tokens, pair 3 after {period[-1]:,.0f}"
+plot_lines(waves, kinds, title, "distance m − n", "score of the pair, q = k")
 
 # %% [markdown]
 # ## Two layouts, and the permutation between them
 #
-# The released weights pair neighbours (0,1), (2,3), ...; many libraries pair halves (0,4), (1,5), ... of eight. Same
-# pairs, other places. Move the elements first, by the arrows below, and both rules give the same scores. Forget it, and
-# they do not.
+# *Which* two numbers form a pair is a convention, and there are two. The released DeepSeek weights pair **neighbours**,
+# (0,1), (2,3), and so on; many libraries pair **halves**, (0,4), (1,5), and so on of eight. The pairs are the same,
+# they only sit elsewhere. Move the elements first, by the arrows below, and both rules give the same scores. Forget it,
+# and every shape still fits, the model runs, and what it writes is nonsense.
 
 # %%
 order = half_split_order(8)
-fig, ax = board(16, 4.6)
-for place in range(8):
-    pair = ["rope", "content", "latent", "shared"][place // 2]
-    x, seat = 3.4 + 1.6 * place, 3.4 + 1.6 * int(np.flatnonzero(order == place)[0])
-    box(ax, x, 3.7, str(place), pair, width=1.3)
-    box(ax, seat, 0.8, str(place), pair, width=1.3)
-    arrow(ax, (x, 3.3), (seat, 1.2), kind=pair)
-note(ax, 2.3, 3.7, "pairs", align="right", size=12)
-note(ax, 2.3, 0.8, "halves", align="right", size=12)
-plt.show()
+draw_seats(order, "The same four pairs, seated in two ways")
 
 # %%
 q, k = rng.standard_normal((2, 5, 8))
-angles = rope_angles(np.arange(5), f)
 
 
 def scores(rotate, pick):
@@ -133,28 +183,47 @@ def scores(rotate, pick):
 
 
 want = scores(rotate_pairs_forward, slice(None))
-print("halves after the permutation: equal", np.allclose(scores(rotate_halves_forward, order), want))
-forgotten = scores(rotate_halves_forward, slice(None))
-print(f"halves without it: wrong by up to {np.abs(forgotten - want).max():.2f}")
+assert np.allclose(scores(rotate_halves_forward, order), want)
+forgotten = np.abs(scores(rotate_halves_forward, slice(None)) - want)
+print(f"halves after the permutation: equal; without it: wrong by up to {forgotten.max():.2f}")
+print(f"at position 0, where nothing turns, the mistake is invisible: {forgotten[0, 0]:.0e}")
 
 # %% [markdown]
-# The keys that a cache holds are in the layout of the code that wrote them: two programs that agree on every score may
-# still not share a cache.
+# The keys in a cache are in the layout of the code that wrote them: two programs that agree on every score may still
+# not share a cache.
 #
-# ## What changed since the last notebook
+# ## Change this, predict, run
 #
-# Scores know distances, and no position was learned. But a turn now stands between $W_Q$ and $W_K$, different for every
-# pair of tokens. The trick at the end of the last notebook, to move $W_{UK}$ over to the query, needs them side by
-# side.
+# The cell turns the *query only*, by $m - n$, and leaves the key alone. Predict: is the score the same as when both are
+# turned? Then change `m - n` to `n - m` and predict again. Which of the two is step 4?
+
+# %%
+one_query, one_key, m, n = q[0], k[0], 11, 4
+both = turn_all(one_query, m) @ turn_all(one_key, n)
+print(f"both turned {both:+.6f}, query alone by m - n {turn_all(one_query, m - n) @ one_key:+.6f}")
+
+# %% [markdown]
+# ## What changed, and what comes next
+#
+# Scores know distances, and no position was learned. But a turn now stands between $W_Q$ and $W_K$, another one for
+# every distance. The gift at the end of the last notebook, to move $W^{UK}$ over to the query, needs the two side by
+# side. That conflict is the next notebook.
+#
+# ## What you can now do
+#
+# Turn a vector by RoPE in five lines; prove that only the distance counts; say why the backward pass turns back; and
+# recognise weights that were made for the other layout.
 #
 # ## Exercises
 #
-# 1. Turn the query only, by $(m - n)\theta$. Is that the same? Why does nobody do it?
+# Graded: `rotate_neighbours` and `rotate_neighbours_backward` (`make check CH=02`). By thought alone:
+#
+# 1. Turning the query only gives the same scores. Why does nobody do it?
 #
 # <details><summary>Solution</summary>
 #
-# The scores are the same, but every query would have to be turned once for every key. Turning both needs one turn per
-# token, and the turned key can be cached.
+# Every query would have to be turned once for every key. Turning both needs one turn per token, and the turned key can
+# be cached.
 #
 # </details>
 #
@@ -171,7 +240,16 @@ print(f"halves without it: wrong by up to {np.abs(forgotten - want).max():.2f}")
 #
 # <details><summary>Solution</summary>
 #
-# At position 0, and for slow pairs everywhere, the angle is nearly zero and turning forward or back is nearly the same.
-# The gradient is right in part and wrong where it matters: far from the start, in the fast pairs.
+# At position 0, and for slow pairs everywhere, the angle is nearly zero, and turning forward or back is nearly the
+# same. The gradient is right in part, and wrong where it matters: far from the start, in the fast pairs.
+#
+# </details>
+#
+# 4. Give the query arrow $(1, 0)$ and the key arrow $(0, 1)$ at one angle $\theta$ per token. What is their score at
+#    distance $m - n$, and why does this pair know which of the two came first?
+#
+# <details><summary>Solution</summary>
+#
+# Step 4 with $a = 1, b = 0, c = 0, d = 1$: $\sin((n - m)\theta)$. Exchange $m$ and $n$ and the sign changes.
 #
 # </details>

@@ -1,123 +1,214 @@
 # %% [markdown]
 # # YaRN: a longer context
 #
-# **The question.** A model was trained on 4,096 tokens. What must change so that it can read 163,840?
+# **The question.** A model was trained on texts of 4,096 tokens. What must change so that it can read forty times as
+# much?
+#
+# The clock on each card has 32 hands (notebook `rotary_embedding`). In 4,096 tokens the fastest hand goes round 652
+# times; the slowest makes a tenth of one turn, like the hour hand of a clock that was only ever watched from twelve to
+# one. The model has learned to read these hands. Now show it a clock at half past eight. The fast hand is no news: it
+# has pointed everywhere, thousands of times. But the slow hand stands where it has never stood, and nobody knows what
+# the model makes of that.
+#
+# The cure follows from the picture. **Slow the slow hands down**, so that at the end of the long text they stand where
+# they stood at the end of the short one. **Leave the fast hands alone**: they are known everywhere, and they are what
+# tells neighbours apart. Between the two, do something in between. That is YaRN, "yet another RoPE extension".
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
-from rotary_embedding import inverse_frequencies
+from rotary_embedding import inverse_frequencies, rope_angles, rotate_pairs_forward
 from yarn import V3_SCALING, magnitude, pair_at_rotations, ramp_bounds, rotary_frequencies, softmax_scale, stretch_ramp
 
-from utils.whiteboard import COLORS, use_style
+from utils.plots_02 import draw_seen_angles, plot_lines, plot_ramp
 
-use_style()
-plain, stretched = inverse_frequencies(64), rotary_frequencies(64, 10000.0, V3_SCALING)
+plain = inverse_frequencies(64)  # radians per token of the 32 pairs
+
+# %%
+draw_seen_angles(plain, (12, 24, 31), 4096)
 
 # %% [markdown]
-# ## On the whiteboard: which angles has a pair ever seen?
+# ## Numbers to follow with a pencil
 #
-# Three pairs over 4,096 tokens of training (orange), and what 163,840 tokens would add without any change (pale). The
-# fast pair has been round hundreds of times: no angle is new to it. The slow pair has seen a tenth of its circle;
-# beyond, every angle is unknown land.
-
-# %%
-fig, axes = plt.subplots(1, 3, figsize=(9, 3.3), subplot_kw={"projection": "polar"})
-for ax, pair in zip(axes, (4, 20, 31)):
-    seen, asked = (min(n * plain[pair], 2 * np.pi) for n in (4096, 163840))
-    ax.bar((seen + asked) / 2, 1, width=asked - seen, color=COLORS["draft"], alpha=0.18)
-    ax.bar(seen / 2, 1, width=seen, color=COLORS["rope"], alpha=0.7)
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(f"pair {pair}: {4096 * plain[pair] / (2 * np.pi):,.2f} turns", loc="center", fontsize=11)
-axes[2].text(0.28, 0.55, "seen", ha="center", va="center")
-axes[2].text(3.6, 0.5, "never seen", ha="center", va="center")
-fig.tight_layout()
-plt.show()
-
-# %% [markdown]
-# ## Derivation
+# A pair with angle $\theta$ (in radians) per token makes $n\,\theta / 2\pi$ turns in $n$ tokens. Pair 0 has
+# $\theta = 1$: $4096 / 6.283 = 652$ turns. Pair 16 has $\theta = 10000^{-16/32} = 1/100$: 6.52 turns. Pair 31 has
+# $\theta = 10000^{-31/32} = 0.000133$: 0.087 turns, 31 degrees.
 #
-# 1. Pair $i$ makes $n_i = L_0\,\theta_i / 2\pi$ turns in the training length $L_0 = 4096$. It falls from 652 (pair 0)
-#    to 0.09 (pair 31).
-# 2. More than $\beta_{fast} = 32$ turns: every angle is known, and neighbours must stay apart. **Leave it.**
-# 3. Less than $\beta_{slow} = 1$ turn: new positions would make new angles. **Divide its speed by $s = 40$**: position
-#    163,840 then has the angle that 4,096 had.
-# 4. Between them, a straight ramp. Solve $n_i = \beta$ for the pair:
-#    $i(\beta) = R \ln(L_0 / 2\pi\beta) / (2 \ln 10000)$, that is 10.47 and 22.51, rounded outwards to 10 and 23. These
-#    are *pairs*; to read them as dimensions is row P of the common mistakes.
-# 5. With 40 times more keys the softmax flattens. YaRN multiplies all scores by $m^2$, $m = 0.1 \ln s + 1$. The whole
-#    score, content too; and only once: either in cos and sin (as the paper writes it) or in the scale (as DeepSeek
-#    does), not both.
+# Forty times as many tokens, 163,840, would take pair 31 to 1,252 degrees: three and a half turns where a twelfth of
+# one is known. Divide its $\theta$ by 40, and position 163,840 shows the 31 degrees that position 4,096 has shown.
+
+# %%
+for i in (0, 10, 16, 22, 23, 31):
+    print(f"pair {i:>2}: {4096 * plain[i] / (2 * np.pi):>7.2f} turns in 4,096 tokens")
+
+# %% [markdown]
+# ## Build it
 #
-# ## Check in numbers
+# Which pairs count as fast? YaRN names two limits: more than $\beta_{fast} = 32$ turns in the training length, leave
+# it; fewer than $\beta_{slow} = 1$ turn, stretch it in full. Solve "turns of pair $i$ = $\beta$" for $i$, with $R$ the
+# rotary width (64), $L_0$ the training length (4,096):
+# $$\frac{L_0\, 10000^{-2i/R}}{2\pi} = \beta \quad\Rightarrow\quad
+# i(\beta) = \frac{R \ln(L_0 / 2\pi\beta)}{2 \ln 10000}.$$
+
 
 # %%
-for beta in (32, 1):
-    print(f"{beta:>2} turns of 4096 tokens at pair {pair_at_rotations(beta, 64, 10000.0, 4096):.3f}")
-print("stays up to, stretched from:", ramp_bounds(64, 10000.0, V3_SCALING))
-for pair in (10, 11, 16, 22, 23, 31):
-    print(f"pair {pair}: {plain[pair]:.8e} -> {stretched[pair]:.8e}")
-print(f"scale: {softmax_scale(192):.7f} -> {magnitude(40):.6f}^2 / sqrt(192) = {softmax_scale(192, V3_SCALING):.7f}")
+def pair_with_turns(beta, R=64, L0=4096, theta=10000.0):
+    """The (fractional) number of the pair that makes beta turns in L0 tokens."""
+    return R * np.log(L0 / (2 * np.pi * beta)) / (2 * np.log(theta))
+
+
+low, high = np.floor(pair_with_turns(32)), np.ceil(pair_with_turns(1))
+print(f"32 turns at pair {pair_with_turns(32):.2f}, 1 turn at pair {pair_with_turns(1):.2f}: {low:.0f} and {high:.0f}")
 
 # %% [markdown]
-# ## The finding: the ramp
+# Rounded outwards, 10 and 23. Pairs 0 to 10 stay, pairs 23 to 31 are divided by the factor $s = 40$, and between them a
+# straight **ramp** says how much of each.
+
 
 # %%
-low, high = ramp_bounds(64, 10000.0, V3_SCALING)
-assert np.allclose(stretched[: low + 1], plain[: low + 1])
-assert np.allclose(stretched[high:], plain[high:] / 40)
-curves = {
-    "trained": (plain, {"color": COLORS["ink"]}),
-    "all divided by 40 (plain interpolation)": (plain / 40, {"color": COLORS["draft"], "ls": "--", "lw": 1.5}),
-    "YaRN": (stretched, {"color": COLORS["rope"], "marker": "o"}),
-}
+def stretch(plain, low, high, s):
+    """YaRN: ramp 0 keeps the frequency, ramp 1 divides it by s."""
+    ramp = np.clip((np.arange(len(plain)) - low) / (high - low), 0, 1)
+    return plain * (1 - ramp) + plain / s * ramp
 
-# %%
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[1, 1.3])
-top.plot(stretch_ramp(64, 10000.0, V3_SCALING), "o-", color=COLORS["rope"])
-top.set(ylabel="share of stretching", yticks=[0, 0.5, 1])
-top.set_title(f"Pairs 0 to {low} stay, {high} to 31 turn 40 times slower")
-for name, (frequencies, look) in curves.items():
-    bottom.semilogy(2 * np.pi / frequencies, label=name, **look)
-bottom.axhline(4096, color="#BBBBBB", lw=1)
-bottom.text(0, 5000, "4,096 tokens", color="#888888")
-bottom.set(xlabel="pair", ylabel="tokens per full turn")
-bottom.legend(loc="lower right")
-fig.tight_layout()
-plt.show()
+
+ours, module = stretch(plain, low, high, 40), rotary_frequencies(64, 10000.0, V3_SCALING)
+assert np.allclose(ours, module, rtol=1e-14, atol=0)
+assert np.isclose(pair_with_turns(32), pair_at_rotations(32, 64, 10000.0, 4096))
+for i in (10, 11, 16, 22, 23, 31):
+    print(f"pair {i}: {plain[i]:.8e} -> {ours[i]:.8e}, {plain[i] / ours[i]:.2f} times slower")
 
 # %% [markdown]
-# ## A consequence: no slow pair meets an angle it does not know
+# These are the numbers of the released model, to the last digit shown.
+#
+# ## The derivation
+#
+# 1. Pair $i$ makes $n_i = L_0\,\theta_i / 2\pi$ turns in training, from 652 down to 0.09.
+# 2. $n_i > 32$: every angle is known, and neighbours must stay apart. **Leave it.**
+# 3. $n_i < 1$: new positions would make new angles. **Divide the speed by $s$**: position $s L_0$ then has the angle
+#    that $L_0$ had.
+# 4. Between them a ramp, by the number of the *pair*. (The bounds are numbers of pairs; to read them as numbers of
+#    dimensions is one of the common mistakes, see the exercises.)
+# 5. With forty times more keys, a softmax spreads over more of them and gets flatter. YaRN sharpens it: all scores,
+#    content too, are multiplied by $m^2$ with $m = 0.1 \ln s + 1$. The square, because the paper multiplies queries
+#    *and* keys by $m$; and only once: either in cos and sin (as the paper writes it) or in the scale (as DeepSeek
+#    does), never in both.
+#
+# For V3, $m = 0.1 \ln 40 + 1 = 1.368888$, and the scale becomes $m^2 / \sqrt{192} = 0.1352338$.
+
+# %%
+m = 0.1 * np.log(40) + 1
+assert np.isclose(m, magnitude(40))
+assert np.isclose(m**2 / np.sqrt(192), softmax_scale(192, V3_SCALING))
+print(f"scale without YaRN {softmax_scale(192):.7f}, with YaRN {softmax_scale(192, V3_SCALING):.7f}")
+
+# %%
+curves = {"trained": plain, "all divided by 40": plain / 40, "YaRN": module}
+title = f"Pairs 0 to {low:.0f} stay, {high:.0f} to 31 turn 40 times slower"
+plot_ramp(stretch_ramp(64, 10000.0, V3_SCALING), curves, 4096, title)
+
+# %% [markdown]
+# ## No pair meets an angle that it does not know
 #
 # The largest angle of each pair at position 163,840, against what training has shown (a full turn counts as
-# everything):
+# everything). Plain RoPE fails for the slow pairs. YaRN does not, *and* neither would the simpler cure, to divide every
+# frequency by 40 (called position interpolation). So why the ramp?
 
 # %%
 known = np.minimum(4096 * plain, 2 * np.pi)
-asked = {"unchanged": 163840 * plain, "YaRN": 163840 * stretched}
-for name, angle in asked.items():
-    fresh = np.minimum(angle, 2 * np.pi) > known * (1 + 1e-12)
-    pairs = np.flatnonzero(fresh)
-    print(f"{name:<10} pairs with unknown angles: {f'{pairs[0]} to {pairs[-1]}' if len(pairs) else 'none'}")
+for name, frequencies in [("unchanged", plain), ("all divided by 40", plain / 40), ("YaRN", module)]:
+    fresh = np.flatnonzero(np.minimum(163840 * frequencies, 2 * np.pi) > known * (1 + 1e-12))
+    print(f"{name:<18} pairs with unknown angles: {f'{fresh[0]} to {fresh[-1]}' if len(fresh) else 'none'}")
 
 # %% [markdown]
-# And what plain interpolation loses: the angle between *neighbours* in the fastest pair is $1/40$ radian instead of
-# one. Two adjacent words become nearly one.
+# ## The experiment: can the previous word still be found?
 #
-# ## What changed
+# Take a head that looks for *the token just before me*: every key is the arrow $(1, 0)$ in each pair, the query is the
+# same arrow turned back by one token under the trained frequencies. That is what a head has learned; its weights do not
+# change when the frequencies do. Now give it a text of 200 tokens under each of the three rules, and look at which
+# distance it pays attention to.
+
+
+# %%
+def attention_by_distance(frequencies, n=200, sharpness=2.0):
+    """Softmax shares over the distances 0 ... n - 1 of a head that was trained to find distance 1."""
+    key = np.tile([1.0, 0.0], (n, 32))
+    query = rotate_pairs_forward(key[:1], rope_angles([-1], plain))[0]  # learned: one token back
+    turned_query = rotate_pairs_forward(query, rope_angles([n - 1], frequencies))[0]
+    turned_keys = rotate_pairs_forward(key, rope_angles(np.arange(n), frequencies))[0]
+    score = sharpness * (turned_keys @ turned_query[0])[::-1]  # entry d: the key d tokens back
+    share = np.exp(score - score.max())
+    return share / share.sum()
+
+
+shares = {name: attention_by_distance(f) for name, f in curves.items()}
+
+# %%
+for name, share in shares.items():
+    print(f"{name:<18} largest share at distance {share.argmax()}: {share.max():.2f}; on distance 1: {share[1]:.2f}")
+assert shares["trained"].argmax() == shares["YaRN"].argmax() == 1
+astray = shares["all divided by 40"].argmax()
+title = f"All divided by 40, the head looks {astray} tokens back; under YaRN, 1"
+near = {name: (range(90), share[:90]) for name, share in shares.items()}
+plot_lines(near, ["ink", "wrong", "rope"], title, "distance to the key, in tokens", "share of attention")
+
+# %% [markdown]
+# With every hand slowed down forty times, *one token back* has become forty tokens back, and so blurred that no key
+# gets more than a few percent. YaRN leaves the hands that tell neighbours apart, and the previous word is found as
+# before: the grey curve lies under the orange one. (A head built by hand. Training on repairs position interpolation;
+# YaRN needs less of it.)
 #
-# 21 of 32 numbers and one scale. No weight is new; V3 then trains 1,000 steps at 32K and 1,000 at 128K to get used to
-# them (V3 4.3).
+# ## Where the paper and the released code differ
+#
+# The YaRN paper draws its ramp over the number of *turns*: a pair with $n$ turns keeps the share
+# $(n - 1)/(32 - 1)$, without rounding. DeepSeek's released code (and this book) draws it over the number of the *pair*,
+# from 10 to 23. The ends agree, the middle does not, for turns fall by powers and pairs by ones:
+
+# %%
+turns = 4096 * plain / (2 * np.pi)
+keep = np.clip((turns - 1) / (32 - 1), 0, 1)
+paper = plain * keep + plain / 40 * (1 - keep)
+for i in (11, 13, 16, 19, 22):
+    print(f"pair {i}: the released code turns it {module[i] / paper[i]:.1f} times faster than the paper's formula")
+
+# %% [markdown]
+# A checkpoint must be run with the frequencies that it was trained with, so the released code decides
+# ([errata](../docs/errata.md)).
+#
+# ## How far?
+#
+# $40 \cdot 4096 = 163{,}840$ is the length for which the frequencies are made; the report trained V3 in two phases of
+# 1,000 steps, at 32K and at 128K tokens, and tested it to 128K (section 4.3). Beyond that, nothing has been shown.
+# What changed in the model is 21 of 32 numbers and one scale.
+#
+# ## Change this, predict, run
+#
+# The cell stretches by 40 with the bounds read as *dimension indices*, 20 and 46 (each pair has two dimensions), but
+# used on pairs. Predict: which pairs stay by mistake? Does the head still find the previous word? What will break, and
+# at which length would you notice?
+
+# %%
+mistaken = stretch(plain, 20, 46, 40)
+share = attention_by_distance(mistaken)
+fresh = np.flatnonzero(np.minimum(163840 * mistaken, 2 * np.pi) > known * (1 + 1e-12))
+print(f"largest share at distance {share.argmax()}: {share.max():.2f}; unknown angles in pairs {fresh}")
+
+# %% [markdown]
+# ## What you can now do
+#
+# Compute the rotary frequencies of DeepSeek-V3 with a pencil; say why fast pairs stay and slow ones are stretched;
+# place the temperature once; and recognise five wrong ways to extend a context.
 #
 # ## Exercises
 #
-# 1. Read the bounds as dimension indices, 20 and 46 (of 64), and use them on pairs. Which pairs stay unstretched by
-#    mistake?
+# Graded: `stretch_frequencies` (`make check CH=02`). By thought alone:
+#
+# 1. Bounds 20 and 46 on pairs, as above: how far is pair 31 stretched?
 #
 # <details><summary>Solution</summary>
 #
-# The ramp would start at pair 20 and reach only 0.42 at pair 31. Pairs 11 to 20 would stay as they were, and pairs
-# 23 to 31, the ones that need the full stretch, get less than half of it.
+# The ramp reaches only $(31 - 20)/26 = 0.42$ there. Pairs 11 to 20 stay as they were, and pairs 23 to 31, the ones that
+# need the full stretch, get less than half of it. Neighbours are found, short texts are fine; beyond the training
+# length the slow pairs show unknown angles.
 #
 # </details>
 #
@@ -136,5 +227,14 @@ for name, angle in asked.items():
 #
 # No: the cached rotary keys were turned at the old speeds. They would have to be turned on by the difference of the
 # angles, or computed again.
+#
+# </details>
+#
+# 4. YaRN has no weights. Is there anything to derive backward?
+#
+# <details><summary>Solution</summary>
+#
+# Frequencies are constants, so nothing here has a gradient of its own. The turn that uses them has: back by the same,
+# stretched, angles. The module's script checks that.
 #
 # </details>
