@@ -13,6 +13,8 @@ from typing import Any
 
 import tyro
 
+from deepseek_v3.device import choose_device
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -25,6 +27,7 @@ class EvaluateOptions:
         kilobytes: read so much of the texts, evenly from their beginnings; 0 for all.
         seq_len: tokens a window; windows overlap by half.
         dtype: float32 or bfloat16; by default as stored.
+        device: auto, cpu or cuda; auto takes a GPU where PyTorch sees one.
         without_mtp: leave the multi-token prediction layers out.
         json: print one JSON object instead of lines.
         quiet: no progress bar.
@@ -36,6 +39,7 @@ class EvaluateOptions:
     kilobytes: int = 0
     seq_len: int = 256
     dtype: str | None = None
+    device: str = "auto"
     without_mtp: bool = False
     json: bool = False
     quiet: bool = False
@@ -51,6 +55,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
         raise ValueError(f"--seq-len {options.seq_len} must be at least 2, --kilobytes {options.kilobytes} at least 0")
     if options.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
+    device = choose_device(options.device)
     texts = read_texts(options)
     import torch
 
@@ -67,7 +72,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
         raise ValueError(f"--seq-len {options.seq_len} exceeds the model's max_position_embeddings={limit}")
     keep_freed_memory()
     with WindowBar(quiet=options.quiet) as advance:
-        found = measure_model(model, tokenizer, texts, options.seq_len, advance=advance)
+        found = measure_model(model.to(device), tokenizer, texts, options.seq_len, advance=advance)
     assert found is not None  # nothing told it to stop
     print(json.dumps(dataclasses.asdict(found), indent=2) if options.json else describe_figures(found))
 

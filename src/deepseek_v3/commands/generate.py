@@ -13,6 +13,8 @@ from typing import IO, Any
 
 import tyro
 
+from deepseek_v3.device import choose_device
+
 
 @dataclass
 class GenerateOptions:
@@ -42,6 +44,8 @@ class GenerateOptions:
     """leave the multi-token prediction layers out, where a checkpoint holds only a part of them"""
     dtype: str | None = None
     """float32 or bfloat16; by default as stored: FP8 weights then stay FP8 in memory"""
+    device: str = "auto"
+    """auto, cpu or cuda; auto takes a GPU where PyTorch sees one"""
 
 
 def read_prompt_text(options: GenerateOptions) -> str:
@@ -68,7 +72,7 @@ def run_generate(options: GenerateOptions) -> None:
         ValueError: no tokenizer beside the model, or options that cannot work.
         OSError: no such folder or file.
     """
-    prompt = read_prompt_text(options)
+    prompt, device = read_prompt_text(options), choose_device(options.device)
     import torch
 
     from deepseek_v3.model_io import load
@@ -78,12 +82,12 @@ def run_generate(options: GenerateOptions) -> None:
     if options.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    keep_fp8 = dtype is None and have_kernels()  # PyTorch's operations would decode FP8 in every step
+    keep_fp8 = dtype is None and device == "cpu" and have_kernels()  # else decoded anew in every step
     model, tokenizer = load(options.run, dtype=dtype, keep_fp8=keep_fp8, mtp=not options.without_mtp)
     if tokenizer is None:
         raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
     keep_freed_memory()
-    stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)
+    stream_text(model.to(device), tokenizer, prompt, options, sys.stdout, sys.stderr)
 
 
 def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOptions, out: IO[str], log: IO[str]) -> None:

@@ -186,7 +186,7 @@ class NativeStep:
         self.parts = parts
         with torch.device("meta"):
             self.shapes = shapes_of(ModelParts.of(DeepseekV3(parts.config)))
-        self.rotation_TR = Rotation(torch.empty(0, 0), torch.empty(0, 0))
+        self.rotation_TR = Rotation(*torch.empty(2, 0, 0, device="cpu"))
         self.refresh()
 
     def refresh(self) -> None:
