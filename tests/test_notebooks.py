@@ -5,7 +5,9 @@ import pytest
 from utils import notebooks
 from utils.notebooks import ROOT, execute, find_sources, fingerprint, stale
 
+SECOND_EDITION = ("02_",)  # chapters rebuilt as lessons; the others follow
 SOURCES = find_sources()
+LESSONS = [s for s in SOURCES if s.parent.parent.name.startswith(SECOND_EDITION)]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: f"{s.parent.parent.name}-{s.stem}")
@@ -37,3 +39,18 @@ def test_a_changed_drawing_makes_the_notebooks_that_use_it_old_and_no_others(tmp
     before = [fingerprint(s) for s in sources]
     (tmp_path / "utils" / "drawings_08.py").write_text("changed = True")
     assert [fingerprint(s) == old for s, old in zip(sources, before)] == [False, True]
+
+
+@pytest.mark.parametrize("source", LESSONS, ids=lambda s: s.stem)
+def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive_code(source):
+    import jupytext
+
+    cells = jupytext.read(source, fmt="py:percent").cells
+    code = [c.source for c in cells if c.cell_type == "code"]
+    prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    long = [c for c in code if len(c.splitlines()) > 15]
+    assert not long, f"a cell of {len(long[0].splitlines())} lines: {long[0][:60]}"
+    for heading in ("Numbers to follow with a pencil", "Change this, predict, run", "What you can now do"):
+        assert f"## {heading}" in prose, heading
+    assert any("assert " in c for c in code)
+    assert "plt." not in "".join(code), "drawings live in utils/drawings_*.py and plots_*.py"

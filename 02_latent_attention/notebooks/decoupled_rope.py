@@ -138,8 +138,9 @@ assert np.allclose(past.rooms[1][0], tags)
 print(f"naive and module agree to 1e-12; kept per token: {past.nbytes // 8 // 12} = {C} + {R} numbers")
 
 # %% [markdown]
-# You have just written the attention layer of DeepSeek-V3. With the released weights in these six arrays, `look_back`
-# would compute what the released model computes (at its sizes, and with YaRN's frequencies, notebook `yarn`).
+# You have just written the attention layer of DeepSeek-V3. With the released weights in these seven arrays,
+# `look_back` would compute what the released model computes (at its sizes, and with YaRN's frequencies and scale,
+# notebook `yarn`).
 #
 # ## The derivation
 #

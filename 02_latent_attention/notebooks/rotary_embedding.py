@@ -66,7 +66,7 @@ for m, n in [(3, 1), (7, 5), (1, 3), (3, 2)]:
 draw_clocks()
 
 # %% [markdown]
-# One clock cannot tell *three before* from *three behind* for these arrows, as the third line shows. Query and key are
+# One clock cannot tell *two before* from *two behind* for these arrows, as the third line shows. Query and key are
 # usually different arrows, and then it can: a key that points 90 degrees ahead of the query gets
 # $\cos((m - n)\theta - 90°)$, which has another value on each side.
 #
