@@ -22,8 +22,9 @@ DOING = LEARNING | {"training", "post_training", "engine", "serving"}
 ARROWS = {
     "family": set(),
     "device": set(),
-    "config_keys": {"family"},
-    "config": {"family", "config_keys"},
+    "config_values": set(),
+    "config_keys": {"family", "config_values"},
+    "config": {"family", "config_keys", "config_values"},
     "sizing": {"config"},
     "memory": set(),
     "data": {"config"},

@@ -104,6 +104,9 @@ def suggest_command(word: str) -> str:
 def run_command(name: str, words: list[str]) -> int:
     """Parse the options of a sub-command and call it, turning expected errors into one line."""
     command = COMMANDS[name]
+    if garbled := next((word for word in words if not is_text(word)), None):
+        print(f"deepseek-v3 {name}: {garbled!r} is not UTF-8 text; convert it, or rename the file", file=sys.stderr)
+        return 2
     home = import_module(f"deepseek_v3.commands.{command.module}")
     try:
         kind = getattr(home, command.options)
@@ -127,6 +130,15 @@ def run_command(name: str, words: list[str]) -> int:
         print(f"deepseek-v3 {name}: {type(error).__name__}: {describe_error(error)}; {OURS}", file=sys.stderr)
         return 1
     return int(code or 0)
+
+
+def is_text(word: str) -> bool:
+    """Whether a word of the command line was UTF-8; Python keeps other bytes as lone surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_options(kind: type, prog: str, words: list[str]) -> Any:

@@ -9,13 +9,21 @@ Source: deepseek-ai/DeepSeek-V3 config.json; arXiv:2412.19437, section 4.2.
 
 import dataclasses
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_v3.config_keys import ConfigError, check_quantization, check_rope_scaling, read_keys, suggest
+from deepseek_v3.config_keys import check_quantization, check_rope_scaling, read_keys
+from deepseek_v3.config_values import (
+    FP32_LARGEST,
+    FP32_SMALLEST,
+    ConfigError,
+    clip_number,
+    refuse_constant,
+    refuse_twins,
+    suggest,
+)
 from deepseek_v3.family import ARCHITECTURES
 
 if sys.version_info >= (3, 11):
@@ -24,6 +32,7 @@ else:
     import tomli as tomllib
 
 __all__ = ["ConfigError", "ModelConfig", "preset_names"]
+LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
 PRESETS = Path(__file__).with_name("presets")
 
 
@@ -112,13 +121,17 @@ class ModelConfig:
         """
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(
+                path.read_text(encoding="utf-8"), object_pairs_hook=refuse_twins, parse_constant=refuse_constant
+            )
         except OSError as error:
             problem = (error.strerror or str(error)).lower()
             raise ConfigError(
                 f"{path} cannot be read: {problem}; give the config.json of a DeepSeek-V3 model"
             ) from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits too
             raise ConfigError(f"{path} is not JSON ({error}); give the config.json of a DeepSeek-V3 model") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
@@ -187,6 +200,7 @@ def check_config(c: ModelConfig) -> None:
     for key in [*sizes.split(), "qk_rope_head_dim", "v_head_dim", "max_position_embeddings"]:
         if getattr(c, key) < 1:
             raise ConfigError(f"{key}={getattr(c, key)} must be at least 1")
+    _check_not_huge(c)
     if c.qk_rope_head_dim % 2:
         raise ConfigError(f"qk_rope_head_dim={c.qk_rope_head_dim} must be even: dimensions turn in pairs")
     if c.q_lora_rank is not None and c.q_lora_rank < 1:
@@ -196,8 +210,8 @@ def check_config(c: ModelConfig) -> None:
     if c.num_nextn_predict_layers < 0:
         raise ConfigError(f"num_nextn_predict_layers={c.num_nextn_predict_layers} must be at least 0")
     for key in ("rms_norm_eps", "rope_theta", "initializer_range", "routed_scaling_factor"):
-        if not (getattr(c, key) > 0 and math.isfinite(getattr(c, key))):
-            raise ConfigError(f"{key}={getattr(c, key)} must be a positive number")
+        if not FP32_SMALLEST <= getattr(c, key) <= FP32_LARGEST:
+            raise ConfigError(f"{key}={clip_number(getattr(c, key))} must be a positive number that FP32 can hold")
     if c.torch_dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise ConfigError(f"torch_dtype={c.torch_dtype!r} must be float32, bfloat16, float16 or float64")
     if c.model_type not in ARCHITECTURES:
@@ -209,9 +223,20 @@ def check_config(c: ModelConfig) -> None:
                 f"{key}={value} is not a token of vocab_size={c.vocab_size}; set it to null or enlarge the vocabulary"
             )
     check_rope_scaling(c.rope_scaling)
+    if c.rope_scaling is not None and c.rope_theta <= 1:
+        raise ConfigError(f"rope_theta={c.rope_theta} must be above 1 for YaRN: it divides by its logarithm")
     check_quantization(c.quantization_config)
     if c.n_routed_experts is not None:
         _check_experts(c)
+
+
+def _check_not_huge(c: ModelConfig) -> None:
+    """Refuse sizes that no memory holds: what counts or builds such a model would run for hours, or overflow."""
+    for f in dataclasses.fields(c):
+        value, layers = getattr(c, f.name), "layers" in f.name
+        limit = MOST_LAYERS if layers else LARGEST_SIZE
+        if str(f.type).replace("<class '", "").startswith("int") and isinstance(value, int) and value > limit:
+            raise ConfigError(f"{f.name}={clip_number(value)} must be at most {limit:,}")
 
 
 KINDS = {

@@ -3,10 +3,10 @@
 Each key is applied as `transformers` applies it, has no meaning for what the model computes, or is refused by name.
 """
 
-import difflib
 import re
 from typing import Any
 
+from deepseek_v3.config_values import FP32_LARGEST, ConfigError, is_number, spell, suggest
 from deepseek_v3.family import ARCHITECTURES, FOREIGN_KEYS, REFUSED, WRAPPED, Architecture
 
 # Keys of real config.json files that change no number that the model computes.
@@ -70,16 +70,6 @@ DENSE: dict[str, Any] = {
 }
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot work; the message names the key, the value and the mend."""
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """Return ' (did you mean X?)' when a known word is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
 def read_keys(values: dict[str, Any], known: list[str]) -> dict[str, Any]:
     """Return the released keys of a config.json as one value for each name in `known`.
 
@@ -123,6 +113,10 @@ def choose_architecture(values: dict[str, Any]) -> Architecture:
         ConfigError: another one, with the reason where it is known.
     """
     names = values.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"architectures={names!r} must be a list of names")
+    if not isinstance(values.get("model_type", ""), str | None):
+        raise ConfigError(f"model_type={values['model_type']!r} must be a word")
     by_name = {architecture.name: kind for kind, architecture in reversed(ARCHITECTURES.items())}
     kind = values.get("model_type") or next((by_name[name] for name in names if name in by_name), None)
     if kind is None and names:
@@ -247,11 +241,11 @@ def check_rope_scaling(scaling: dict[str, Any] | None) -> None:
         if key not in YARN_KEYS:
             raise ConfigError(f"rope_scaling: unknown key {key!r}{suggest(key, YARN_KEYS)}")
     for key in ("factor", "original_max_position_embeddings"):
-        if not is_number(scaling.get(key)) or scaling[key] < 1:
-            raise ConfigError(f"rope_scaling.{key}={scaling.get(key)!r} must be a number of at least 1")
+        if not is_number(scaling.get(key)) or not 1 <= scaling[key] <= FP32_LARGEST:
+            raise ConfigError(f"rope_scaling.{key}={spell(scaling.get(key))} must be a number of at least 1 (FP32)")
     for key in YARN_NUMBERS:
-        if scaling.get(key) is not None and not (is_number(scaling[key]) and scaling[key] >= 0):
-            raise ConfigError(f"rope_scaling.{key}={scaling[key]!r} must be a number of at least 0")
+        if scaling.get(key) is not None and not (is_number(scaling[key]) and 0 <= scaling[key] <= FP32_LARGEST):
+            raise ConfigError(f"rope_scaling.{key}={spell(scaling[key])} must be a number of at least 0 (FP32)")
     if not isinstance(scaling.get("truncate", True), bool):
         raise ConfigError(f"rope_scaling.truncate={scaling['truncate']!r} must be true or false")
     fast, slow = scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1
@@ -273,8 +267,3 @@ def check_quantization(found: dict[str, Any] | None) -> None:
                 f"quantization_config.{key}={value!r} must be {allowed[0]!r}: other stored forms are not read; "
                 "take the BF16 or the FP8 files"
             )
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number (true and false are not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

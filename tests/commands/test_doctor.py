@@ -53,3 +53,9 @@ def test_switched_off_kernels_serve_nowhere_and_it_says_why(capsys, monkeypatch)
 def test_a_compiler_that_does_not_run_is_told_and_not_a_traceback(capsys, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler --fast")
     assert "does not run" in ask_doctor(capsys)["compiler"]["version"]
+
+
+@pytest.mark.parametrize("word", ["0", "false", "No", "off"])
+def test_kernels_are_switched_off_by_any_word_that_says_so(word, monkeypatch):
+    monkeypatch.setenv(SWITCH, word)
+    assert not have_kernels()

@@ -64,3 +64,11 @@ def test_the_same_seed_draws_the_same():
 def test_a_rule_that_cannot_work_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingRule(**wrong)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"temperature": 1e-46}, {"temperature": 1.0, "top_p": 1e-46}, {"temperature": 1e-46, "top_p": 1e-46}]
+)
+def test_the_smallest_temperature_and_share_take_the_likeliest_token(rule):
+    probability = SamplingRule(**rule, top_k=10**20).probabilities(torch.tensor([[1.0, 7.0, 3.0]]))
+    assert probability.tolist() == [[0, 1, 0]]

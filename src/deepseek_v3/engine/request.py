@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.engine.sampler import SamplingRule
+from deepseek_v3.engine.sampler import SEEDS, SamplingRule
 from deepseek_v3.model.transformer import DeepseekV3
 
+MOST_DRAFTS = 256  # far beyond what is ever accepted
 GREEDY = SamplingRule()
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -33,6 +34,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 0")
+        if self.seed is not None and self.seed not in SEEDS:
+            raise ValueError(f"seed={self.seed} must be a number of 64 bits, from {SEEDS[0]} to {SEEDS[-1]}")
 
     def limit(self, config: ModelConfig) -> int:
         """Tokens to generate at most: what was asked for, or what the context has room for."""
@@ -191,6 +194,8 @@ def count_drafts(model: DeepseekV3, speculative: bool | int) -> int:
     drafts = len(model.mtp) if speculative is True else int(speculative)
     if drafts < 0:
         raise ValueError(f"speculative={speculative} must be False, True or the number of drafts")
+    if drafts > MOST_DRAFTS:
+        raise ValueError(f"speculative={speculative} must be at most {MOST_DRAFTS} drafts a step")
     if speculative and not len(model.mtp):
         raise ValueError(
             "speculative decoding needs MTP modules and this model has none (num_nextn_predict_layers=0); pass "

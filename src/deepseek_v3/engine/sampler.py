@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-30  # below, FP32 would divide by 0 and keep no token; what it means is the same: the likeliest one
+SEEDS = range(-(2**63), 2**63)
+
 
 class BrokenLogits(ValueError):
     """Logits that no token can be chosen by: NaN, or an infinity at the top."""
@@ -65,19 +68,19 @@ class SamplingRule:
         if self.greedy:
             return torch.zeros_like(logits_V).scatter_(-1, logits_V.argmax(-1, keepdim=True), 1.0)
         top = logits_V.amax(-1, keepdim=True)  # so that a tiny temperature cannot overflow
-        probability_V = ((logits_V - top) / self.temperature).softmax(-1)
+        probability_V = ((logits_V - top) / max(self.temperature, SMALLEST)).softmax(-1)
         if self.top_k in range(1, logits_V.shape[-1]) or self.top_p < 1:
             probability_V = self._cut_tail(probability_V)
         return probability_V
 
     def _cut_tail(self, probability_V: Tensor) -> Tensor:
         sorted_V, order_V = probability_V.sort(dim=-1, descending=True, stable=True)
-        if self.top_k:
+        if 0 < self.top_k < sorted_V.shape[-1]:
             sorted_V[..., self.top_k :] = 0
             sorted_V /= sorted_V.sum(-1, keepdim=True)
         if self.top_p < 1:
             before_V = sorted_V.cumsum(-1) - sorted_V  # mass of the likelier tokens: the first one always stays
-            sorted_V = sorted_V.masked_fill(before_V >= self.top_p, 0)
+            sorted_V = sorted_V.masked_fill(before_V >= max(self.top_p, SMALLEST), 0)
         kept_V = torch.zeros_like(probability_V).scatter_(-1, order_V, sorted_V)
         return kept_V / kept_V.sum(-1, keepdim=True)
 

@@ -37,6 +37,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 FLAGS += ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall")
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
 DIGEST_BYTES = hashlib.sha256().digest_size
+OFF = ("0", "false", "no", "off")
 SWITCH, MORE_FLAGS = "DEEPSEEK_V3_NATIVE", "DEEPSEEK_V3_NATIVE_FLAGS"
 
 
@@ -53,9 +54,14 @@ def have_kernels() -> bool:
     return why_no_kernels() is None
 
 
+def is_switched_off() -> bool:
+    """Whether the environment says to do without: 0, false, no or off."""
+    return os.environ.get(SWITCH, "1").strip().lower() in OFF
+
+
 def why_no_kernels() -> str | None:
     """What keeps the kernels from serving here; None where they serve. Compiles them at the first call."""
-    return f"switched off by {SWITCH}=0" if os.environ.get(SWITCH, "1") == "0" else _load().why_not
+    return f"switched off by {SWITCH}={os.environ[SWITCH]}" if is_switched_off() else _load().why_not
 
 
 def kept_library() -> Path | None:

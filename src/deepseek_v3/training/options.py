@@ -125,6 +125,10 @@ class TrainOptions:
         return dataclasses.replace(self, **changes)
 
 
+LARGEST, FP32_SMALLEST = 10**9, 2.0**-126
+MOST = {"lanes": 10**6, "threads": 4096, "eval_kilobytes": 10**6}
+
+
 class OptionsError(ValueError):
     """A flag that cannot work; the message names it, its value and the mend."""
 
@@ -144,9 +148,16 @@ def check_options(o: TrainOptions) -> None:
     for name in ("batch_size_start", "warmup_steps", "eval_every", "save_every", "threads", "seed"):
         if getattr(o, name) < 0:
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must not be negative")
+    for name in ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "threads", "eval_kilobytes"):
+        if getattr(o, name) > MOST.get(name, LARGEST):
+            raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at most {MOST.get(name, LARGEST):,}")
+    if o.seed >= 2**63:
+        raise OptionsError(f"--seed {o.seed} must be below 2^63")
     for name in ("lr", "clip_norm", "adam_eps"):
         if not (getattr(o, name) > 0 and math.isfinite(getattr(o, name))):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be a positive number")
+    if o.adam_eps < FP32_SMALLEST:  # it divides a gradient of 0 by 0
+        raise OptionsError(f"--adam-eps {o.adam_eps} is 0 in FP32; take one above {FP32_SMALLEST:.1e}")
     for name in ("mtp_weight", "mtp_weight_final", "balance_alpha", "bias_speed", "weight_decay", "init_std"):
         if not (getattr(o, name) >= 0 and math.isfinite(getattr(o, name))):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be 0 or more")

@@ -44,7 +44,11 @@ class PlainLines:
     def update(self, step: int, steps: int, row: dict[str, Any]) -> None:
         """Print the step if it is one of those."""
         if step % self.every == 0 or step == steps:
-            print(f"step {step:>6,}/{steps:,}  {describe_row(row)}", file=self.stream, flush=True)
+            print(
+                f"step {step:>6,}/{steps:,}  {describe_row(row)}  {describe_left(row)}".rstrip(),
+                file=self.stream,
+                flush=True,
+            )
 
     def note(self, text: str) -> None:
         """Print a note."""
@@ -63,6 +67,7 @@ class LiveBar:
         from rich.progress import Progress as Bar
 
         columns = (TextColumn("[bold]learning"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())
+        columns += (TextColumn("{task.description}"),)  # what is left, where 80 columns have room for it
         self.console = Console()
         self.bar = Bar(*columns, console=self.console, refresh_per_second=4, expand=True)
         self.figures = Bar(TextColumn("{task.description}"), console=self.console)
@@ -80,7 +85,7 @@ class LiveBar:
 
     def update(self, step: int, steps: int, row: dict[str, Any]) -> None:
         """Move the bar."""
-        self.bar.update(self.task, completed=step, total=steps)
+        self.bar.update(self.task, completed=step, total=steps, description=describe_left(row))
         self.figures.update(self.text, description=describe_row(row))
 
     def note(self, text: str) -> None:
@@ -103,13 +108,16 @@ def describe_row(row: dict[str, Any]) -> str:
     """Write a step's figures in one line."""
     parts = [f"loss {row['loss']:.3f}"]
     if row.get("mtp_loss") is not None:
-        parts.append(f"MTP loss {row['mtp_loss']:.3f}")
+        parts.append(f"MTP {row['mtp_loss']:.3f}")
     parts += [f"bits per byte {row['bits_per_byte']:.3f}", f"{row['tokens_per_s']:,.0f} tokens/s"]
     if row.get("share_of_peak") is not None:
-        parts.append(f"{row['share_of_peak']:.0%} of the matrix-product peak")
-    if row.get("left_s") is not None:
-        parts.append(f"{format_seconds(row['left_s'])} left")
+        parts.append(f"{row['share_of_peak']:.0%} of peak")
     return "  ".join(parts)
+
+
+def describe_left(row: dict[str, Any]) -> str:
+    """Write the time that is left, if it is known."""
+    return f"{format_seconds(row['left_s'])} left" if row.get("left_s") is not None else ""
 
 
 def format_seconds(seconds: float) -> str:

@@ -85,11 +85,12 @@ def describe_step(
     """Return the figures of a step that a person watches."""
     rate = clock.tokens_per_second()
     per_token = flops_per_token(config, options.seq_len)
+    share = rate * per_token / arithmetic.peak if arithmetic.peak else None
     return {
         "loss": result.loss,
         "mtp_loss": result.mtp_losses[0] if result.mtp_losses else None,
         "bits_per_byte": result.bits_per_byte,
         "tokens_per_s": rate,
-        "share_of_peak": rate * per_token / arithmetic.peak if arithmetic.peak else None,
+        "share_of_peak": share if share is not None and share <= 1 else None,  # above: the peak was measured too low
         "left_s": clock.seconds_per_step() * (options.steps - step),
     }
