@@ -30,10 +30,12 @@ OTHERS = {"native/build.py", "commands/doctor.py", "cli.py"}  # of compilers; of
 
 def texts_of(path: Path) -> Iterator[str]:
     """Every string of a file, docstrings and the fixed parts of f-strings; a part that is filled in is ~."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "~" for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
             yield node.value
 
 
@@ -42,7 +44,7 @@ def find_wrong(path: Path) -> list[str]:
     home = OF_FILE.get(place) or ("train" if place.startswith("training/") else None)
     known = FLAGS[home] if home else set.union(*FLAGS.values())
     for text in texts_of(path):
-        for flag in re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", text):
+        for flag in re.findall(r"(?<![\w-])--([a-z][a-z_-]*[a-z])(?!-)\b", text):
             if place not in OTHERS and flag.replace("-", "_") not in known | EVERYWHERE and not named(text, flag):
                 wrong.append(f"{place}: --{flag} in {text[:80]!r}")
         for command in re.findall(r"deepseek-v3 ([a-z]+)\b", text):
