@@ -19,9 +19,9 @@ from deepseek_v3.config_values import (
     FP32_LARGEST,
     FP32_SMALLEST,
     ConfigError,
+    check_not_huge,
     clip_number,
-    refuse_constant,
-    refuse_twins,
+    read_json,
     suggest,
 )
 from deepseek_v3.family import ARCHITECTURES
@@ -32,7 +32,6 @@ else:
     import tomli as tomllib
 
 __all__ = ["ConfigError", "ModelConfig", "preset_names"]
-LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
 PRESETS = Path(__file__).with_name("presets")
 
 
@@ -121,9 +120,7 @@ class ModelConfig:
         """
         path = Path(path)
         try:
-            values = json.loads(
-                path.read_text(encoding="utf-8"), object_pairs_hook=refuse_twins, parse_constant=refuse_constant
-            )
+            values = read_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             problem = (error.strerror or str(error)).lower()
             raise ConfigError(
@@ -200,7 +197,7 @@ def check_config(c: ModelConfig) -> None:
     for key in [*sizes.split(), "qk_rope_head_dim", "v_head_dim", "max_position_embeddings"]:
         if getattr(c, key) < 1:
             raise ConfigError(f"{key}={getattr(c, key)} must be at least 1")
-    _check_not_huge(c)
+    check_not_huge(c)
     if c.qk_rope_head_dim % 2:
         raise ConfigError(f"qk_rope_head_dim={c.qk_rope_head_dim} must be even: dimensions turn in pairs")
     if c.q_lora_rank is not None and c.q_lora_rank < 1:
@@ -228,15 +225,6 @@ def check_config(c: ModelConfig) -> None:
     check_quantization(c.quantization_config)
     if c.n_routed_experts is not None:
         _check_experts(c)
-
-
-def _check_not_huge(c: ModelConfig) -> None:
-    """Refuse sizes that no memory holds: what counts or builds such a model would run for hours, or overflow."""
-    for f in dataclasses.fields(c):
-        value, layers = getattr(c, f.name), "layers" in f.name
-        limit = MOST_LAYERS if layers else LARGEST_SIZE
-        if str(f.type).replace("<class '", "").startswith("int") and isinstance(value, int) and value > limit:
-            raise ConfigError(f"{f.name}={clip_number(value)} must be at most {limit:,}")
 
 
 KINDS = {

@@ -1,8 +1,11 @@
 """What a value in a config.json may be, and how one that cannot work is told."""
 
+import dataclasses
 import difflib
+import json
 from typing import Any
 
+LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
 FP32_SMALLEST, FP32_LARGEST = 2.0**-126, 2.0**127  # of normal numbers: what is computed with them stays finite
 
 
@@ -31,6 +34,24 @@ def refuse_constant(word: str) -> Any:
         ConfigError: always.
     """
     raise ConfigError(f"{word} is not JSON; give a finite number, or leave the key out")
+
+
+def read_json(text: str) -> Any:
+    """Read JSON in which no key occurs twice and every number is finite.
+
+    Raises:
+        ValueError: it is not JSON; a ConfigError where it is, but no configuration.
+    """
+    return json.loads(text, object_pairs_hook=refuse_twins, parse_constant=refuse_constant)
+
+
+def check_not_huge(c: Any) -> None:
+    """Refuse sizes that no memory holds: what counts or builds such a model would run for hours, or overflow."""
+    for f in dataclasses.fields(c):
+        value, layers = getattr(c, f.name), "layers" in f.name
+        limit = MOST_LAYERS if layers else LARGEST_SIZE
+        if str(f.type).replace("<class '", "").startswith("int") and isinstance(value, int) and value > limit:
+            raise ConfigError(f"{f.name}={clip_number(value)} must be at most {limit:,}")
 
 
 def clip_number(value: float) -> str:
