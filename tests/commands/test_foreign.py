@@ -88,3 +88,15 @@ def test_generate_goes_on_without_an_mtp_layer_and_names_a_flag_that_it_has_for_
     code, said = generate(capsys, folder)
     assert code == 0
     assert "tokens/s" in said
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_generate_from_weights_that_hold_nan_is_an_error_that_says_where(tmp_path, capsys, temperature):
+    folder = saved(tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.input_layernorm.weight"][3] = float("nan")
+    save_file(tensors, path)
+    code, said = generate(capsys, folder, "--temperature", temperature)
+    assert code == 1
+    assert "layers.1.input_layernorm.weight holds NaN" in said
