@@ -92,9 +92,10 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
         inspect_checkpoint(tmp_path / "a", verify=True)
 
 
-def test_a_config_that_claims_a_billion_layers_does_not_hang(tmp_path):
+@pytest.mark.parametrize("claimed", ["num_hidden_layers", "num_nextn_predict_layers"])
+def test_a_config_that_claims_a_billion_layers_does_not_hang(tmp_path, claimed):
     save_model(random_model(), tmp_path / "a")
-    edit_json(tmp_path / "a" / "config.json", num_hidden_layers=10**9)
+    edit_json(tmp_path / "a" / "config.json", **{claimed: 10**9})
     assert inspect_checkpoint(tmp_path / "a").problems[-1].startswith("... and more")
 
 

@@ -26,6 +26,7 @@ from deepseek_v3.weights.stored import CONFIG, FP8, StoredTensors
 
 FLOATS = ("F32", "BF16", "F16", "F64")
 WIDE = ("F32", "F64")
+COPIES = ("embed_tokens", "shared_head.head")  # of embedding and head, in an MTP layer
 WITHOUT_MTP = "load without it: mtp=False, --without-mtp, or train with --set num_nextn_predict_layers=0"
 
 
@@ -38,28 +39,40 @@ class Checkpoint(StoredTensors):
         Copies of embedding and head that an MTP layer leaves out are none: memory holds them once anyway. A router in
         FP32 among weights of another format stays FP32, whatever they become.
         """
-        narrow = self.config.torch_dtype not in ("float32", "float64")
+        wide = set(self._wide_routers())
         for slot in iterate_slots(self.config):  # lazily: a wrong config may claim billions
             entry = self.entries.get(slot.name)
             if slot.copy and entry is None:
                 continue
-            router = entry is not None and entry.dtype == "F32" and slot.name.endswith("mlp.gate.weight")
-            yield replace(slot, fp32=True) if router and narrow else slot
+            yield replace(slot, fp32=True) if slot.name in wide else slot
+
+    def _wide_routers(self) -> list[str]:
+        """Routers in FP32 where the other weights are not."""
+        if self.config.torch_dtype in ("float32", "float64"):
+            return []
+        return [n for n, entry in self.entries.items() if entry.dtype == "F32" and n.endswith("mlp.gate.weight")]
+
+    def _missing_copies(self) -> int:
+        """Count the copies of embedding and head that the MTP layers in the files leave out."""
+        names = [name for name in self.entries if mtp_layer_of(name, self.config)]
+        layers = {".".join(name.split(".")[:3]) for name in names if self.config.num_nextn_predict_layers}
+        return sum(f"{layer}.{copy}.weight" not in self.entries for layer in layers for copy in COPIES)
 
     def notes(self) -> list[str]:
-        """Say what is ignored, shared and widened in reading this folder, a line for each kind."""
+        """Say what is ignored, shared and widened in reading this folder, a line for each kind.
+
+        From what the files hold: a wrong config may claim billions of layers.
+        """
         found = [f"{count:,} {kind}: ignored" for kind, count in sorted(self.ignored.items())]
         if self.lost_mtp:
             counted = self.keys.get("num_nextn_predict_layers", self.keys.get("num_mtp_layers", 1))
             found.append(f"the config counts {counted} MTP layer(s), the files have none: drafting is off")
-        left_out = [s.name for s in iterate_slots(self.config) if s.copy and s.name not in self.entries]
-        if left_out:
-            found.append(f"{len(left_out)} copies of embedding and head are left out of the MTP layer: shared")
+        if left_out := self._missing_copies():
+            found.append(f"{left_out} copies of embedding and head are left out of the MTP layer: shared")
         biases = Counter(e.dtype for n, e in self.entries.items() if n.endswith("e_score_correction_bias"))
         for dtype in sorted(biases.keys() - {*WIDE}):
             found.append(f"{biases[dtype]:,} selection biases are stored in {dtype}: widened to F32, exactly")
-        routers = sum(slot.fp32 and slot.name.endswith("mlp.gate.weight") for slot in self.slots())
-        if routers:
+        if routers := len(self._wide_routers()):
             found.append(f"{routers:,} routers are stored in F32, other weights are not: they stay F32")
         return found
 
