@@ -46,7 +46,7 @@ struct Shared {
     std::vector<float> chosen_weight;
     std::vector<int64_t> row, position;   // [N]
     std::vector<int64_t> first, reading;  // the first token of each row [B + 1], and the rows that have any
-    int64_t most = 0, longest = 0;        // new tokens of a row, and positions
+    int64_t most = 0;                     // new tokens of a row
 
     Shared(const Model& m, const Call& call)
         : x(call.N, m.D), query_latent(call.N, m.Q), query(call.N, m.H * (m.K + m.R)), latent(call.N, m.C + m.R), attended(call.N, m.H * m.U),
@@ -59,7 +59,6 @@ struct Shared {
             if (!count) continue;
             reading.push_back(b);
             most = std::max(most, count);
-            longest = std::max(longest, call.lengths[b] + count);
         }
     }
 };

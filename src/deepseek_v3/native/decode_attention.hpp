@@ -6,8 +6,9 @@
 // Source: arXiv:2412.19437, Eqs. (1) to (11); arXiv:2405.04434, section 2.1.
 #pragma once
 #include "decode.hpp"
+#include "latent_tiles.hpp"
 
-constexpr int HEADS = 8;  // that read the latents together, at most
+constexpr int HEADS = 16;  // that read the latents together, at most
 
 inline void rotate(const float* x, const float* cos, const float* sin, float* y, int64_t width) {
     for (int64_t i = 0; i < width / 2; i++) {
@@ -23,15 +24,15 @@ template <typename T, typename L> class LatentAttention {
     const Call& call;
     Shared& shared;
     const int64_t W, group;  // heads that read the latents together: as many as leave work for every thread
-    Buffer query, score, context;
+    Attending attending;
     Scratch lines;  // some rows of W_UK or W_UV, decoded
-    std::vector<float*> at, part;
+    std::vector<float*> at;
 
   public:
     LatentAttention(const Model& m, const Call& call, Shared& shared, int64_t threads)
         : m(m), call(call), shared(shared), W(m.C + m.R),
-          group(std::min<int64_t>(HEADS, std::max<int64_t>(1, m.H * (int64_t)shared.reading.size() / threads))), query(group * shared.most, W),
-          score(group * shared.most, shared.longest), context(group * shared.most, m.C), lines(sizeof(float) * std::max(m.K, m.U) * m.C) {}
+          group(std::min<int64_t>(HEADS, std::max<int64_t>(1, m.H * (int64_t)shared.reading.size() / threads))),
+          attending(group * shared.most, W, m.C, (float)m.softmax_scale), lines(sizeof(float) * std::max(m.K, m.U) * m.C) {}
 
     // Units of work: some heads of one row.
     int64_t units() const { return (m.H + group - 1) / group * (int64_t)shared.reading.size(); }
@@ -43,7 +44,7 @@ template <typename T, typename L> class LatentAttention {
     // The normed latent and the rotated key of one token, into its slot.
     void write_latent(const Layer& layer, L* cache, int64_t n) {
         const int64_t position = shared.position[n], size = call.block_size;
-        float *raw = shared.latent[n], *y = query[0];
+        float *raw = shared.latent[n], *y = attending.query[0];
         L* slot = cache + (call.tables[shared.row[n]][position / size] * size + position % size) * W;
         normalise_row<T>(raw, layer.latent_norm, m.latent_eps, y, m.C);
         for (int64_t i = 0; i < m.C; i++) store(slot + i, y[i]);
@@ -68,12 +69,12 @@ template <typename T, typename L> class LatentAttention {
             at.clear();
             for (int64_t s = 0; s < S; s++) {
                 at.push_back(shared.query[from + s] + (first + h) * (m.K + m.R));
-                turn(at[s] + m.K, query[h * S + s] + m.C, shared.position[from + s]);
+                turn(at[s] + m.K, attending.query[h * S + s] + m.C, shared.position[from + s]);
             }
             with_rows(layer.key_value_up, (first + h) * (m.K + m.U), m.K,
-                      [&](auto up_key) { combine_rows(up_key, m.K, m.C, m.C, at.data(), 0, query + h * S, S); });
+                      [&](auto up_key) { combine_rows(up_key, m.K, m.C, m.C, at.data(), 0, attending.query + h * S, S); });
         }
-        attend_latents(cache, row, heads * S);
+        Rows context = attend_latents(cache, row, heads * S);
         for (int64_t h = 0; h < heads; h++) {
             at.clear();
             for (int64_t s = 0; s < S; s++) at.push_back(shared.attended[from + s] + (first + h) * m.U);
@@ -83,22 +84,36 @@ template <typename T, typename L> class LatentAttention {
         }
     }
 
-    // What the queries of a row see, block by block: f(its first position, how many, where they lie).
-    template <typename F> void for_each_block(const L* cache, int64_t row, F f) const {
-        const int64_t seen = call.lengths[row] + call.counts[row], size = call.block_size;
-        for (int64_t p = 0; p < seen; p += size) f(p, std::min(size, seen - p), cache + call.tables[row][p / size] * size * W);
+    // Some latents of a row, from a position on, as FP32 numbers.
+    void widen_latents(const L* cache, int64_t row, int64_t start, int64_t n) {
+        const int64_t size = call.block_size, *table = call.tables[row];
+        for (int64_t t = 0, run; t < n; t += run) {
+            const int64_t in_block = (start + t) % size;
+            const L* from = cache + (table[(start + t) / size] * size + in_block) * W;
+            run = std::min(n - t, size - in_block);
+            for (int64_t i = t; i < t + run; i++, from += W) widen_row(from, attending.tile[i]);
+        }
     }
 
-    void attend_latents(const L* cache, int64_t row, int64_t queries) {
+    void widen_row(const L* from, float* to) const {
+        constexpr int LINE = 64 / sizeof(L);
+        int64_t i = 0;
+        for (; i + LINE <= W; i += LINE) {
+            read_ahead(from + i);
+            for (int v = 0; v < LINE; v += LANES) store_vec(to + i + v, load_vec(from + i + v));
+        }
+        for (; i + LANES <= W; i += LANES) store_vec(to + i, load_vec(from + i));
+        for (; i < W; i++) to[i] = to_float(from[i]);
+    }
+
+    Rows attend_latents(const L* cache, int64_t row, int64_t queries) {
         const int64_t S = call.counts[row], seen = call.lengths[row] + S;
-        part.resize(queries);
-        for_each_block(cache, row, [&](int64_t p, int64_t n, const L* latent) {
-            for (int64_t i = 0; i < queries; i++) part[i] = score[i] + p;
-            multiply<false, L>(latent, {0, n}, W, query, part.data(), queries);
-        });
-        for (int64_t i = 0; i < queries; i++) softmax_row(score[i], call.lengths[row] + i % S + 1, seen, (float)m.softmax_scale);
-        for_each_block(cache, row, [&](int64_t p, int64_t n, const L* latent) {
-            combine_rows(latent, n, W, m.C, score, p, context, queries);  // V3 Eq. (10)
-        });
+        attending.begin(queries);
+        for (int64_t start = 0; start < seen; start += TILE) {
+            const int64_t n = std::min<int64_t>(TILE, seen - start);
+            widen_latents(cache, row, start, n);
+            attending.read(n, [&](int64_t q) { return call.lengths[row] + q % S + 1 - start; });  // V3 Eq. (10)
+        }
+        return attending.finish();
     }
 };

@@ -47,6 +47,15 @@ INLINE Vec sum_four(Vec a, Vec b, Vec c, Vec d) {
     return sum;
 }
 
+// Loaded once: GCC would do so for each product.
+INLINE Vec keep_loaded(const float* from) {
+    Vec number = load_vec(from);
+#if defined(__AVX2__)
+    asm("" : "+v"(number));
+#endif
+    return number;
+}
+
 // Sums over the lanes of the products of R rows of W with N rows x_n: in the order of the columns, one sum each. As many as
 // do not wait for each other.
 template <int R, int N> struct Sums {
@@ -54,10 +63,7 @@ template <int R, int N> struct Sums {
 
     INLINE void add(const Vec (&w)[R], Rows x, int64_t i) {
         for (int n = 0; n < N; n++) {
-            Vec number = load_vec(x[n] + i);
-#if defined(__AVX2__)
-            asm("" : "+v"(number));  // loaded once: GCC would do so for each row
-#endif
+            const Vec number = keep_loaded(x[n] + i);
             for (int r = 0; r < R; r++) of[r][n] = add_product(of[r][n], w[r], number);
         }
     }
