@@ -8,7 +8,7 @@ Blue is content, orange is position, green is the latent, grey is everything els
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Arc
+from matplotlib.patches import Arc, Circle, Rectangle
 
 from utils.plots_02 import color_of
 from utils.whiteboard import arrow, board, box, matrix, note
@@ -48,7 +48,7 @@ def draw_masks(masks: dict[str, np.ndarray], kinds: list[str], title: str) -> No
 
 def _clock(ax: Axes, x: float, y: float, hands: list[tuple[float, str, str, float]], title: str) -> None:
     """Draw a circle with hands (angle in turns of 30 degrees, colour, label, how far out the label stands)."""
-    ax.add_patch(plt.Circle((x, y), 1.6, fill=False, color="#CCCCCC", lw=1.2))
+    ax.add_patch(Circle((x, y), 1.6, fill=False, color="#CCCCCC", lw=1.2))
     for position, kind, label, out in hands:
         tip = 1.6 * np.array([np.cos(position * np.pi / 6), np.sin(position * np.pi / 6)])
         arrow(ax, (x, y), (x + tip[0], y + tip[1]), kind=kind)
@@ -78,7 +78,7 @@ def draw_seats(order: np.ndarray, title: str) -> None:
         arrow(ax, (x, 3.35), (seat, 1.25), kind="ink")
         for at, y in ((x, 3.8), (seat, 0.8)):
             face = shades[place // 2]
-            ax.add_patch(plt.Rectangle((at - 0.65, y - 0.45), 1.3, 0.9, facecolor=face, edgecolor="white"))
+            ax.add_patch(Rectangle((at - 0.65, y - 0.45), 1.3, 0.9, facecolor=face, edgecolor="white"))
             ax.text(at, y, str(place), ha="center", va="center", color="#222222")
     note(ax, 2.3, 3.8, "neighbours", align="right", size=12)
     note(ax, 2.3, 0.8, "halves", align="right", size=12)
@@ -88,7 +88,7 @@ def draw_seats(order: np.ndarray, title: str) -> None:
 def draw_mla_layer() -> None:
     """The whole layer: two latents, content in blue, positions in orange; filled boxes are kept in the cache."""
     fig, ax = board(21.4, 11.4, "Words are compared through the latent, places through one small key beside it")
-    tall = {"height": 1.3}
+    tall: dict = {"height": 1.3}
     hidden = box(ax, 10.6, 10.4, "hidden state h, 7168", "ink", width=5)
     query = box(ax, 3.9, 8.0, "query latent\n(RMSNorm) 1536", "latent", width=4, **tall)
     rope = box(ax, 10.6, 8.0, "rotary key\n(RoPE) 64", "rope", width=3.2, filled=True, **tall)
@@ -164,7 +164,7 @@ def draw_absorption() -> None:
 
 def draw_cells() -> None:
     """One cell is 64 numbers: what a token leaves behind in one layer under four kinds of attention."""
-    look = {"cell": 0.36, "limit": 1.4}
+    look: dict = {"cell": 0.36, "limit": 1.4}
     fig, ax = board(27, 7.6, "One token, one layer: 512 cells of multi-head attention against 9")
     note(ax, 6.4, 6.9, "multi-head: 512 cells", size=12)
     matrix(ax, 0.6, 6.4, np.ones((16, 32)), "content", **look)
