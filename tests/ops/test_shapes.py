@@ -1,7 +1,6 @@
 """Tensors that do not fit: every operation raises, as PyTorch's operations do, or computes what they compute."""
 
 import os
-import random
 import subprocess
 import sys
 
@@ -12,13 +11,16 @@ from torch import nn
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.decode_step import DecodeStep
+from deepseek_v3.engine.generate import generate
+from deepseek_v3.engine.sampler import BrokenLogits
 from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.head import sum_nats
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import SWITCH, have_kernels
 from deepseek_v3.ops import dense, normalization
+from tests.ops.fuzz import WRONG, hold_in_fp8, run_decode_fuzz, run_fuzz
 
 needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
-WRONG = (ValueError, IndexError, RuntimeError)
 
 
 @pytest.fixture
@@ -78,64 +80,14 @@ def test_a_weight_elsewhere_or_of_another_dtype_is_not_given_to_a_kernel():
             ops.linear(x, torch.empty(5, 7, device="meta"))
 
 
-def draw_call(r: random.Random):
-    """An operation with shapes of which some may be wrong."""
-
-    torch.manual_seed(r.randrange(10**6))
-
-    def size(right: int) -> int:
-        return right if r.random() < 0.85 else r.choice([1, 2, right + 1, right + 64, max(1, right - 1)])
-
-    dtype = r.choice([torch.float32, torch.float32, torch.bfloat16, torch.float64])
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*map(size, shape), dtype=dtype)
-
-    n, d, f, e, a = r.randint(33, 50), 2 * r.randint(3, 20), 2 * r.randint(3, 20), r.randint(2, 6), 2
-    index = torch.randint(0, size(e), (size(n), size(a)))
-    s, h, k, rot, u = r.randint(33, 40), 3, 6, 4, 5
-    rotation = ops.Rotation(torch.rand(size(s), size(rot // 2)), torch.rand(size(s), size(rot // 2)))
-    return r.choice(
-        [
-            lambda: ops.linear(draw(n, d), draw(f, d)),
-            lambda: ops.swiglu(draw(n, d), draw(f, d), draw(f, d), draw(d, f)),
-            lambda: ops.rms_norm(draw(n, d), draw(d), 1e-6),
-            lambda: ops.run_experts(draw(n, d), draw(n, a).float(), index, draw(e, 2 * f, d), draw(e, d, f)),
-            lambda: (
-                ops.choose_experts(draw(n, 12).float(), draw(12).float(), size(2), size(3), size(2), best_two=True)
-                .sort(-1)
-                .values
-            ),
-            lambda: ops.sum_nats(draw(n, d), draw(f, d), torch.randint(0, size(f), (size(n),)), -100),
-            lambda: ops.attend_expanded(draw(1, s, h, k + rot), draw(1, s, h, k + u), draw(1, s, rot), rotation, 0.3),
-        ]
-    )
-
-
-def outcome(call, seed: int):
-    torch.manual_seed(seed)
-    try:
-        return call()
-    except WRONG as error:
-        return error
-
-
-def run_fuzz(seeds: range) -> None:
-    """Every call raises, or equals PyTorch's operations."""
-    for seed in seeds:
-        with pytest.MonkeyPatch.context() as patch:
-            got = outcome(draw_call(random.Random(seed)), seed)
-            patch.setenv(SWITCH, "0")
-            want = outcome(draw_call(random.Random(seed)), seed)
-        if isinstance(got, torch.Tensor):
-            assert isinstance(want, torch.Tensor), f"seed {seed}: {want}"
-            assert got.shape == want.shape
-            assert torch.allclose(got.double(), want.double(), rtol=0.05, atol=0.05 * float(want.abs().max())), seed
-
-
 @needs_kernels
 def test_random_shapes_raise_or_equal_pytorch():
     run_fuzz(range(400))
+
+
+@needs_kernels
+def test_decoding_steps_of_random_models_equal_the_model():
+    run_decode_fuzz(range(12))
 
 
 @needs_kernels
@@ -166,15 +118,18 @@ def test_a_cache_of_another_model_is_refused(model, change):
         DecodeStep(model)(torch.tensor([[1, 2]]), cache)
 
 
-@needs_kernels
-@pytest.mark.parametrize(
-    "name", ["embed_tokens.weight", "layers.1.mlp.gate.weight", "layers.1.mlp.gate.e_score_correction_bias"]
-)
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_decoding_with_what_is_not_finite_says_where(model, name, value):
+WEIGHTS = ["embed_tokens.weight", "layers.1.mlp.gate.weight", "norm.weight", "lm_head.weight"]
+BIAS = "layers.1.mlp.gate.e_score_correction_bias"
+
+
+@pytest.mark.parametrize("name", [*WEIGHTS, BIAS])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kernel", ["0", pytest.param("1", marks=needs_kernels)])
+def test_generating_with_what_is_not_finite_says_where(model, name, value, kernel, monkeypatch):
+    monkeypatch.setenv(SWITCH, kernel)
     dict([*model.named_parameters(), *model.named_buffers()])[name].data.fill_(value)
-    with pytest.raises(FloatingPointError, match=name.replace(".", r"\.")):
-        DecodeStep(model)(torch.tensor([[1, 2]]), LatentCache.dense(model.config, 1, 7))
+    with pytest.raises((BrokenLogits, FloatingPointError), match=name.replace(".", r"\.")):
+        list(generate(model, [1, 2], max_new_tokens=3))
 
 
 @needs_kernels
@@ -184,6 +139,89 @@ def test_scores_that_are_not_finite_choose_experts_that_exist(value):
     for score_NE, bias_E in ((torch.full_like(scores, value), bias), (scores, torch.full_like(bias, value))):
         index_NA = ops.choose_experts(score_NE, bias_E, 4, 3, 2, best_two=True)
         assert 0 <= int(index_NA.min()) <= int(index_NA.max()) < 12
+
+
+def test_a_frozen_head_hands_the_gradient_on(model):
+    """Its weight wants none; the gradient of a sum arrives as one number, spread."""
+    hidden = torch.randn(64, model.config.hidden_size, requires_grad=True)
+    model.lm_head.requires_grad_(False)
+    model.lm_head(hidden).sum().backward()
+    assert hidden.grad is not None
+    assert model.lm_head.weight.grad is None
+    want = model.lm_head.weight.sum(0).expand(64, -1)
+    assert torch.allclose(hidden.grad, want, atol=1e-5)
+    hidden.grad = None
+    model.lm_head.sum_nats(hidden, torch.zeros(64, dtype=torch.long)).backward()
+    assert hidden.grad is not None
+    assert model.lm_head.weight.grad is None
+
+
+def swap_linear(model: DeepseekV3, name: str, *, bias: bool) -> nn.Linear:
+    """Put PyTorch's own layer in a matrix's place, with the same numbers."""
+    old = model.get_submodule(name)
+    out, width = old.weight.shape
+    swapped = nn.Linear(width, out, bias=bias)
+    swapped.weight.data.copy_(old.weight.data)
+    owner, _, key = name.rpartition(".")
+    setattr(model.get_submodule(owner), key, swapped)
+    return swapped
+
+
+MATRICES = ["lm_head", "layers.0.mlp.up_proj", "layers.1.mlp.shared_experts.down_proj"]
+MATRICES += [
+    f"layers.1.self_attn.{key}" for key in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+]
+
+
+@pytest.mark.parametrize("name", [*MATRICES, "mtp.0.eh_proj"])
+def test_a_layer_of_pytorchs_own_serves_in_every_form(model, name):
+    tokens = torch.randint(0, 131, (2, 41))
+
+    def run() -> list[torch.Tensor]:
+        cache, step = LatentCache.dense(model.config, 2, 50, layers=3), DecodeStep(model)
+        model.zero_grad()
+        hidden = model.hidden_states(tokens)
+        ahead = model.mtp_hidden_states(tokens, hidden)
+        loss = sum_nats(model.lm_head, hidden, tokens) + sum_nats(model.lm_head, ahead[0], tokens)
+        loss.backward()
+        grad = model.embed_tokens.weight.grad
+        assert grad is not None
+        read, logits = step(tokens[:, :3], cache)
+        one, more = step(tokens[:, 3:4], cache)
+        drafted = step.predict(0, read, tokens[:, 1:4], cache.module(0))
+        long = model(tokens[:, 4:], cache=cache)
+        return [loss.detach(), grad.clone(), read, logits, one, more, *drafted, long.detach()]
+
+    want = run()
+    swapped = swap_linear(model, name, bias=True)
+    nn.init.zeros_(swapped.bias)
+    for a, b in zip(run(), want):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+    nn.init.ones_(swapped.bias)
+    assert all(
+        (a - b).abs().max() > 1e-4 for a, b in zip(run(), want) if a.numel() > 1 and name.startswith("layers.")
+    ), "its bias was left out"
+
+
+@needs_kernels
+def test_codes_where_the_decoding_kernel_reads_numbers_are_left_to_the_model(model):
+    """Of them the kernel would read four bytes each: beyond their end."""
+    for name in ("mtp.0.eh_proj", "lm_head"):
+        changed = DeepseekV3(model.config).requires_grad_(False)
+        hold_in_fp8(changed, [name])
+        assert not DecodeStep(changed).native.ready
+        cache = LatentCache.dense(model.config, 1, 7)
+        got = DecodeStep(changed)(torch.tensor([[1, 2]]), cache)[1]
+        assert torch.allclose(got, changed(torch.tensor([[1, 2]])), atol=1e-4)
+
+
+@needs_kernels
+def test_scales_that_do_not_cover_their_codes_are_refused(model):
+    hold_in_fp8(model.requires_grad_(False), ["layers.0.mlp.up_proj"])
+    layer = model.get_submodule("layers.0.mlp.up_proj")
+    layer.weight_scale_inv = layer.weight_scale_inv[:2]
+    with pytest.raises(ValueError, match="do not cover"):
+        DecodeStep(model)
 
 
 @pytest.mark.slow
@@ -197,6 +235,6 @@ def test_no_kernel_reads_or_writes_beyond_its_tensors(tmp_path):
         **os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path),
         "DEEPSEEK_V3_NATIVE_FLAGS": "-fsanitize=address -O1", "OMP_NUM_THREADS": "2",
     }  # fmt: skip
-    code = "from tests.ops.test_shapes import run_fuzz; run_fuzz(range(1000, 1300)); print('clean')"
+    code = "from tests.ops.fuzz import *; run_fuzz(range(1000, 1400)); run_decode_fuzz(range(100, 112)); print('clean')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)
     assert "clean" in done.stdout, done.stderr[-3000:]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepseek_v3.engine.model_parts import ModelParts
+from deepseek_v3.engine.model_parts import ModelParts, refuse_broken_biases
 from deepseek_v3.engine.native_step import NativeStep
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
@@ -42,10 +42,12 @@ class DecodeStep:
 
     def __init__(self, model: DeepseekV3) -> None:
         self.model = model
+        refuse_broken_biases(model)
         self.native = NativeStep(ModelParts.of(model))
 
     def refresh(self) -> None:
         """Take over where the weights lie now; whoever is reading in another thread ends with those it began with."""
+        refuse_broken_biases(self.model)
         self.native.refresh()
 
     @torch.inference_mode()
@@ -86,9 +88,8 @@ class DecodeStep:
         self, rows: Rows, cache: LatentCache, depth: int, below_ND: Tensor | None, wanted: list[int]
     ) -> tuple[Tensor, Tensor]:
         """Read what is read together, one after the other, and put the results in their places."""
-        weight = self.model.lm_head.weight
-        hidden_ND = weight.new_empty(len(rows.tokens), self.model.config.hidden_size)
-        logits_MV = weight.new_empty(len(wanted), weight.shape[0], dtype=at_least_float32(weight.dtype))
+        hidden_ND = self.model.norm.weight.new_empty(len(rows.tokens), self.model.config.hidden_size)
+        order, pieces = [], []
         for chosen, indices in split_rows(rows.counts):
             counts = [len(indices)] if len(chosen) == 1 else [rows.counts[row] for row in chosen]
             piece, part = Rows([rows.tokens[i] for i in indices], counts), cache.rows(chosen)
@@ -97,16 +98,18 @@ class DecodeStep:
             below = None if below_ND is None else below_ND[indices]
             form = self.native.run if max(counts) <= SERVES_UP_TO and self.native.serves(cache) else self._read_padded
             hidden, logits = form(piece, part, depth, below, [place[wanted[i]] for i in places])
-            hidden_ND[indices], logits_MV[places] = hidden, logits.to(logits_MV.dtype)
+            hidden_ND[indices] = hidden
+            order += places
+            pieces.append(logits.to(at_least_float32(logits.dtype)))
             for row, length in zip(chosen, part.lengths):
                 cache.lengths[row] = length
-        return hidden_ND, logits_MV
+        return hidden_ND, torch.cat(pieces)[torch.tensor(order).argsort()]
 
     def _read_padded(
         self, rows: Rows, cache: LatentCache, depth: int, below_ND: Tensor | None, wanted: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Let the model read the rows as a rectangle."""
-        model, device = self.model, self.model.lm_head.weight.device
+        model, device = self.model, self.model.frequency_R.device
         counts = torch.tensor(rows.counts, device=device)
         real_BS = torch.arange(max(rows.counts), device=device) < counts[:, None]
         tokens_BS = torch.zeros_like(real_BS, dtype=torch.int64)

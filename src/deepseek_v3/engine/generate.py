@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.engine.engine import Engine, Event
+from deepseek_v3.engine.model_parts import find_broken_weight
 from deepseek_v3.engine.request import (
     EngineOptions,
     GenerationStatistics,
@@ -96,7 +97,7 @@ def generate_batch(
     engine = open_engine(model, requests, cache_dtype)
     sequences = [engine.admit(request) for request in requests]
     while engine.sequences:
-        raise_errors(engine.step())
+        raise_errors(engine.step(), model)
     return [sequence.text for sequence in sequences]
 
 
@@ -125,22 +126,23 @@ def stream_tokens(
     def stream() -> Iterator[int]:
         while engine.sequences:
             events = engine.step()
-            raise_errors(events)
+            raise_errors(events, model)
             for event in events:
                 yield from event.tokens
 
     return stream()
 
 
-def raise_errors(events: Sequence[Event]) -> None:
-    """Raise the first error of a step.
+def raise_errors(events: Sequence[Event], model: DeepseekV3) -> None:
+    """Raise the first error of a step, and name the weight that is to blame.
 
     Raises:
         BrokenLogits: which sequence, if there are several.
     """
     for event in events:
         if event.error:
-            raise BrokenLogits(event.error)
+            name = find_broken_weight(model)
+            raise BrokenLogits(event.error + (f": {name} holds NaN or infinity" if name else ""))
 
 
 def end_tokens(model: DeepseekV3) -> frozenset[int]:

@@ -1,6 +1,6 @@
-"""What a decoding step reads of a model, and what must hold of it: shapes as the config says, and numbers.
+"""What a decoding step reads of a model, and what must hold of it: parts as the config says, and numbers.
 
-A kernel knows only the config's sizes; a part of another shape is for the model itself to read or refuse.
+A kernel knows only the config's sizes; a part of another kind or shape is for the model itself to read or refuse.
 """
 
 from typing import NamedTuple
@@ -37,19 +37,29 @@ class ModelParts(NamedTuple):
         return cls(model.config, model.embed_tokens, layers, model.norm, model.lm_head, modules, *place)
 
 
-def shapes_of(parts: ModelParts) -> list[dict[str, torch.Size]]:
-    """The shape of every weight, part by part."""
-    modules = [parts.embed_tokens, parts.norm, parts.lm_head, *parts.layers, *parts.modules]
-    return [{name: weight.shape for name, weight in module.named_parameters()} for module in modules]
+def describe_parts(parts: ModelParts) -> list[tuple[str, type, dict[str, torch.Size]]]:
+    """Every module by name, its class, and the shapes of its own weights."""
+    whole = nn.ModuleList([parts.embed_tokens, parts.norm, parts.lm_head, *parts.layers, *parts.modules])
+    return [
+        (name, type(module), {key: weight.shape for key, weight in module._parameters.items() if weight is not None})
+        for name, module in whole.named_modules()
+    ]
 
 
-def refuse_what_is_not_finite(parts: ModelParts) -> None:
-    """Name the weight that holds NaN or infinity, once hidden states do."""
-    modules = {"embed_tokens": parts.embed_tokens, "norm": parts.norm, "lm_head": parts.lm_head}
-    modules |= {f"layers.{i}": layer for i, layer in enumerate(parts.layers)}
-    modules |= {f"mtp.{i}": module for i, module in enumerate(parts.modules)}
-    for prefix, module in modules.items():
-        for name, tensor in [*module.named_parameters(prefix), *module.named_buffers(prefix)]:
-            if tensor.dtype != CODE and not tensor.isfinite().all():
-                raise FloatingPointError(f"decoding gives no numbers: {name} holds NaN or infinity")
-    raise FloatingPointError("decoding gives no numbers, though every weight is finite: a value grew beyond FP32")
+def find_broken_weight(model: nn.Module) -> str | None:
+    """Name the first weight or buffer that holds NaN or infinity."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.dtype != CODE and not tensor.isfinite().all():
+            return name
+    return None
+
+
+def refuse_broken_biases(model: nn.Module) -> None:
+    """Refuse what no logit would show: a router whose biases are not finite chooses anything.
+
+    Raises:
+        FloatingPointError: the name of the bias.
+    """
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias") and not buffer.is_meta and not buffer.isfinite().all():
+            raise FloatingPointError(f"no expert can be chosen: {name} holds NaN or infinity")

@@ -11,7 +11,6 @@ Letters: B rows, N new tokens, M of which logits are wanted, D width, V vocabula
 """
 
 import ctypes
-import math
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.engine.model_parts import ModelParts, refuse_what_is_not_finite, shapes_of
-from deepseek_v3.fp8.quantize import CODE
+from deepseek_v3.engine.model_parts import ModelParts, describe_parts
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
@@ -32,6 +30,7 @@ from deepseek_v3.model.rope import Rotation, rotation_at, softmax_scale
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
 from deepseek_v3.native.threads import threads_now
+from deepseek_v3.ops.checks import check_scales
 
 DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INTEGER, FRACTION = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -106,10 +105,15 @@ class ModelAddresses:
         ready: whether the kernel can read this model here.
     """
 
-    def __init__(self, parts: ModelParts, shapes: list[dict[str, torch.Size]]) -> None:
-        """`shapes` are what the config says: all that the kernel knows. Of others the model itself reads."""
+    def __init__(self, parts: ModelParts) -> None:
+        """Note where all lies; classes and shapes are what the config says, which is all that the kernel knows.
+
+        Raises:
+            ValueError: scales that do not cover their codes.
+        """
         self.dtype = parts.lm_head.weight.dtype
         self.kept: list[Tensor] = []  # what is read stays allocated, even if the model turns to other tensors
+        self.codes: list[Tensor] = []  # of matrices that are held in FP8
         self.routers: list[Tensor] = []  # in the model's dtype or in FP32, each as it likes
         self.biases: list[Tensor] = []
         self.scales: list[Tensor] = []
@@ -121,11 +125,11 @@ class ModelAddresses:
         for module in parts.modules:
             joined = {"embedding_norm": module.enorm, "hidden_norm": module.hnorm, "join": module.eh_proj}
             self.stacks.append(self._stack([module.block], norm=module.shared_head_norm, **joined))
-        weights = [*self.kept, *self.routers, *self.scales]
+        weights = [*self.kept, *self.codes, *self.routers, *self.biases, *self.scales]
         lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
-        uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept if w.dtype != CODE)
+        uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept)
         routers = all(w.dtype in (self.dtype, torch.float32) for w in self.routers)
-        self.ready = lies_well and uniform and routers and shapes_of(parts) == shapes and have_kernels()
+        self.ready = lies_well and uniform and routers and have_kernels()
 
     def _address(self, weight: nn.Module | Tensor | None) -> int | None:
         """Where a weight lies; it is kept from being freed."""
@@ -141,12 +145,15 @@ class ModelAddresses:
         addresses = {name: self._address(weight) for name, weight in weights.items()}
         return StackAddresses(layers=ctypes.addressof(layers), count=len(blocks), **addresses), layers
 
-    def _weight(self, module: HoldsFP8, name: str = "weight") -> WeightAddress:
+    def _weight(self, module: HoldsFP8, name: str = "weight", parts: int = 1) -> WeightAddress:
         """Where a matrix lies, and its block scales if it is held in FP8."""
-        scale = module.scales(name)
-        if scale is not None:
-            self.scales.append(scale)
-        return WeightAddress(self._address(getattr(module, name)), None if scale is None else scale.data_ptr())
+        weight, scale = getattr(module, name).detach(), module.scales(name)
+        if scale is None:
+            return WeightAddress(self._address(weight))
+        check_scales(weight, scale, parts)
+        self.codes.append(weight)
+        self.scales.append(scale)
+        return WeightAddress(weight.data_ptr(), scale.data_ptr())
 
     def _layer(self, block: Block) -> LayerAddresses:
         a, mlp = block.self_attn, block.mlp
@@ -168,7 +175,7 @@ class ModelAddresses:
             router = mlp.gate.weight.detach()
             self.routers.append(router)
             addresses |= {"router": router.data_ptr(), "wide_router": router.dtype == torch.float32}
-            addresses["expert_gate_up"] = self._weight(mlp.experts, "gate_up_proj")
+            addresses["expert_gate_up"] = self._weight(mlp.experts, "gate_up_proj", parts=2)
             addresses["expert_down"] = self._weight(mlp.experts, "down_proj")
             if mlp.gate.sigmoid:  # FP32 whatever the model is
                 self.biases.append(mlp.gate.e_score_correction_bias)
@@ -185,20 +192,19 @@ class NativeStep:
     def __init__(self, parts: ModelParts) -> None:
         self.parts = parts
         with torch.device("meta"):
-            self.shapes = shapes_of(ModelParts.of(DeepseekV3(parts.config)))
+            self.described = describe_parts(ModelParts.of(DeepseekV3(parts.config)))
         self.rotation_TR = Rotation(*torch.empty(2, 0, 0, device="cpu"))
         self.refresh()
 
     def refresh(self) -> None:
         """Take over where the weights lie now."""
-        self.addresses = ModelAddresses(self.parts, self.shapes)
-        if self.ready and not all(bias.isfinite().all() for bias in self.addresses.biases):
-            refuse_what_is_not_finite(self.parts)
+        fits = describe_parts(self.parts) == self.described
+        self.addresses = ModelAddresses(self.parts) if fits else None
 
     @property
     def ready(self) -> bool:
         """Whether the kernel can read this model here; `refresh` looks again."""
-        return self.addresses.ready
+        return self.addresses is not None and self.addresses.ready
 
     def serves(self, cache: LatentCache) -> bool:
         """Whether the kernel can read this model, and this cache."""
@@ -219,6 +225,7 @@ class NativeStep:
             IndexError: a table names a block that the store does not have.
         """
         addresses, (tokens, counts) = self.addresses, rows
+        assert addresses is not None, "ask serves() first"
         store, first = cache.store, cache.first_layer
         self._check_cache(cache, addresses.stacks[depth + 1][0].count, below_ND, len(tokens), depth)
         rotation_TR = self._rotation(max(map(int.__add__, cache.lengths, counts)))
@@ -241,8 +248,6 @@ class NativeStep:
         run_kernel("decode_step", *(ctypes.addressof(block) for block in (addresses.sizes, stack, call)))
         if call.foreign:
             raise IndexError(f"{call.foreign} blocks of the cache's tables are not below n_blocks={store.n_blocks}")
-        if not math.isfinite(float(hidden_ND.sum())):
-            refuse_what_is_not_finite(self.parts)
         cache.advance(counts)
         return hidden_ND, logits_MV
 

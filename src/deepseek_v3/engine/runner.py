@@ -38,7 +38,7 @@ class Runner:
     """Reads rows of any length together; knows no requests, only their tokens and blocks."""
 
     def __init__(self, model: DeepseekV3, options: EngineOptions) -> None:
-        weight, config = model.lm_head.weight, model.config
+        weight, config = model.norm.weight, model.config
         self.modules = len(model.mtp) if options.modules is None else min(options.modules, len(model.mtp))
         self.main_layers = config.num_hidden_layers
         self.step = DecodeStep(model)

@@ -55,7 +55,7 @@ class MultiHeadLatentAttention(nn.Module):
         latent_BTW = self.make_latent(x_BSD, rotation)
         if past is not None:
             latent_BTW = past.append(latent_BTW)
-        absorb = past is not None and ops.absorbs(x_BSD.shape[1])
+        absorb = past is not None and ops.absorbs(x_BSD.shape[1]) and type(self.kv_b_proj) is Linear
         attend = self.attend_absorbed if absorb else self.attend_expanded
         out_BSHU = attend(query_BSHW, rotation, latent_BTW, None if past is None else past.mask_ST)
         return self.o_proj(out_BSHU.flatten(2))  # V3 Eq. (11)

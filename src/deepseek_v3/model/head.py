@@ -5,7 +5,9 @@
 Letters: B batch, S positions, D width, V vocabulary.
 """
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import deepseek_v3.ops as ops
 from deepseek_v3.model.linear import Linear
@@ -19,3 +21,12 @@ class Head(Linear):
     def sum_nats(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         """Return the sum of -log P of the labels that are not IGNORED, in FP32 (or FP64)."""
         return ops.sum_nats(hidden_BSD, self.weight, labels_BS, IGNORED, self.scales("weight"))
+
+
+def sum_nats(head: nn.Module, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+    """`Head.sum_nats` of whatever stands in the head's place: any module that gives logits."""
+    if isinstance(head, Head):
+        return head.sum_nats(hidden_BSD, labels_BS)
+    logits_NV = head(hidden_BSD).flatten(0, -2)
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return F.cross_entropy(wide_NV, labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")

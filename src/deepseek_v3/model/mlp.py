@@ -4,6 +4,7 @@ Source: arXiv:2002.05202; the experts of arXiv:2412.19437 have the same form.
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import deepseek_v3.ops as ops
 from deepseek_v3.model.linear import Linear
@@ -21,5 +22,7 @@ class SwiGLU(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Apply to every token."""
         projections = (self.gate_proj, self.up_proj, self.down_proj)
+        if any(type(p) is not Linear for p in projections):  # somebody's own: its weight may not be all that it is
+            return self.down_proj(F.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))
         weights, scales = [p.weight for p in projections], [p.scales("weight") for p in projections]
         return ops.swiglu(x_BSD, *weights, *scales)

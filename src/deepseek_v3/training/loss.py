@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deepseek_v3.model.head import IGNORED, Head
+from deepseek_v3.model.head import IGNORED, sum_nats
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
 def pretraining_loss(
     hidden_BSD: Tensor,
     mtp_hiddens: list[Tensor],
-    head: Head,
+    head: nn.Module,
     tokens: Tensor,
     documents: Tensor,
     *,
@@ -74,8 +74,8 @@ def pretraining_loss(
         balance_share: the micro-batch's part of the step's sequences.
     """
     labels = [make_labels(tokens, documents, k) for k in range(len(mtp_hiddens) + 1)]
-    main_nats = head.sum_nats(hidden_BSD, labels[0])
-    mtp_nats = [head.sum_nats(depth_BSD, depth_labels) for depth_BSD, depth_labels in zip(mtp_hiddens, labels[1:])]
+    main_nats = sum_nats(head, hidden_BSD, labels[0])
+    mtp_nats = [sum_nats(head, depth_BSD, depth_labels) for depth_BSD, depth_labels in zip(mtp_hiddens, labels[1:])]
     total = main_nats / step_rows
     for nats in mtp_nats:
         total = total + mtp_weight / len(mtp_nats) * nats / step_rows  # V3 Eq. (25)
