@@ -1,18 +1,23 @@
 """Decoding against transformers: python -m benchmarks.decode
 
 Each timing is 16 steps of one token a row, behind a prompt of 128 tokens, on the `nano` model with random weights; the
-contenders take turns, and a ratio is the median over the rounds. Every setting of the peer is timed and the fastest
-one counts. Ours is the decoding step of `deepseek_v3.generate`, and beside it the model's own forward pass.
+contenders take turns, and a ratio is the median over the rounds. Every eager setting of
+the peer is timed and the fastest one counts. Ours is the decoding step of `deepseek_v3.generate`, and beside it the
+model's own forward pass.
 
 What bounds a step is shown by two figures beside it: the share of the memory bandwidth (bytes of weights and cache that
 a step must read, by time, by the bandwidth measured in this run; more than all of it means that weights stay in the
 processor's cache from step to step), and the time of a step on a model so narrow that there is next to nothing to read:
 what remains then is the call, and the threads' waiting for each other.
 
+Then the same through `generate`, beside a process that keeps one core busy (benchmarks/neighbour.py).
+
 Last, FP8 weights: a checkpoint of 0.7 billion parameters (that of benchmarks/loading.py, larger than any processor's
 cache), kept in FP8 and decoded to BF16 when it was loaded.
 """
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +27,7 @@ import torch
 
 from benchmarks.loading import write_checkpoint
 from benchmarks.machine import interleave, median_ratio, read_bandwidth
-from benchmarks.peers import make_peer, nano
+from benchmarks.peers import Setting, make_peer, nano
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.decode_step import DecodeStep
 from deepseek_v3.model.cache import LatentCache
@@ -32,7 +37,12 @@ from deepseek_v3.weights.load import load_model
 
 PROMPT, STEPS = 128, 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SETTINGS = [("sdpa", "batched_mm"), ("sdpa", "grouped_mm"), ("sdpa", "eager"), ("eager", "batched_mm")]
+SETTINGS = [
+    Setting("sdpa", "batched_mm"),
+    Setting("sdpa", "grouped_mm"),
+    Setting("sdpa", "eager"),
+    Setting("eager", "batched_mm"),
+]
 NARROW = {
     "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 16,
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "vocab_size": 64,
@@ -110,9 +120,8 @@ def contenders(dtype: torch.dtype, batch: int) -> dict[str, Callable[[], None]]:
         "ours": our_steps(model, batch, lambda tokens, cache: step(tokens, cache)[1]),
         "model": our_steps(model, batch, lambda tokens, cache: model(tokens, cache=cache)),
     }
-    for attention, experts in SETTINGS:
-        peer = make_peer(nano(), dtype, attention=attention, experts=experts).eval()
-        found[f"peer {attention}+{experts}"] = peer_steps(peer, batch)
+    for setting in SETTINGS:
+        found[f"peer {setting}"] = peer_steps(make_peer(nano(), dtype, setting).eval(), batch)
     return found
 
 
@@ -201,6 +210,7 @@ def main(rounds: int = 9) -> None:
     form = "the C++ kernel" if DecodeStep(nano()).native.ready else "the model (no compiler, or switched off)"
     print(f"  our step is {form}; bound by reading the weights: see the share of the bandwidth")
     print_prompts(rounds)
+    subprocess.run([sys.executable, "-m", "benchmarks.neighbour"], check=True)
     print_fp8(rounds)
 
 

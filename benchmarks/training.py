@@ -2,8 +2,9 @@
 
 One step is forward, cross-entropy and backward on 8 rows of 512 tokens of the `nano` model without MTP modules (the
 peer trains none). Prefill is 2,048 tokens into an empty cache, the logits of the last token only. Every setting of the
-peer that could be the fastest is tried and the fastest one counts; that one and ours are then timed in turns, in a
-process of their own: beside a dozen other models in one heap the peer's step took a third longer.
+peer that could be the fastest is tried, for training torch.compile among them, and the fastest one counts; that one and
+ours are then timed in turns, in a process of their own: beside a dozen other models in one heap the peer's step took a
+third longer.
 
 Three formats: `fp32`; `auto`, bf16 products over fp32 weights (autocast); `bf16`, the weights themselves in bf16, which
 a recipe for training rarely is. Where PyTorch has no instructions for bf16, a step of the peer in it takes minutes, and
@@ -18,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.machine import has_fast_bf16, interleave, median_ratio, product_rates
-from benchmarks.peers import make_peer, nano
+from benchmarks.peers import Setting, make_peer, nano, tell_compiling
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.heap import keep_freed_memory
@@ -28,7 +29,10 @@ from deepseek_v3.training.loss import IGNORED
 ROWS, LENGTH, PROMPT = 8, 512, 2048
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCTS = {"fp32": "fp32", "auto": "bf16", "bf16": "bf16"}  # the format in which each multiplies
-SETTINGS = [("sdpa", "grouped_mm"), ("sdpa", "eager"), ("eager", "grouped_mm"), ("eager", "eager")]
+SETTINGS = [
+    *(Setting(attention, experts) for attention in ("sdpa", "eager") for experts in ("grouped_mm", "eager")),
+    Setting("sdpa", "grouped_mm", compiled=True),
+]
 
 
 def training_step(
@@ -57,7 +61,7 @@ def peer_loss(peer: torch.nn.Module, tokens: torch.Tensor, labels_BS: torch.Tens
     return F.cross_entropy(logits_NV, labels_BS.flatten(), ignore_index=IGNORED)
 
 
-def peer_settings(name: str, bf16: bool) -> list[tuple[str, str]]:
+def peer_settings(name: str, bf16: bool) -> list[Setting]:
     """The settings in which the peer's step in this format is timed."""
     return SETTINGS if name == "fp32" or bf16 else []
 
@@ -70,10 +74,10 @@ def training_contenders(bf16: bool) -> dict[str, Callable]:
         dtype, autocast = DTYPES["bf16" if name == "bf16" else "fp32"], name == "auto"
         model = nano(dtype)
         contenders[f"ours {name}"] = training_step(model, our_loss, tokens, autocast=autocast)
-        for attention, experts in peer_settings(name, bf16):
-            peer = make_peer(nano(), dtype, attention=attention, experts=experts)
+        for setting in peer_settings(name, bf16):
+            peer, title = make_peer(nano(), dtype, setting), f"peer {name} {setting}"
             step = training_step(peer, peer_loss, tokens, autocast=autocast)
-            contenders[f"peer {name} {attention}+{experts}"] = step
+            contenders[title] = tell_compiling(title, step) if setting.compiled else step
     return contenders
 
 
@@ -90,14 +94,14 @@ def prefill_contenders(bf16: bool) -> dict[str, Callable]:
             model.lm_head(model.hidden_states(tokens, cache=cache)[:, -1:])
 
         contenders[f"ours {name}"] = ours
-        for attention, experts in peer_settings(name, bf16):
-            peer = make_peer(nano(), dtype, attention=attention, experts=experts).eval()
+        for setting in (s for s in peer_settings(name, bf16) if not s.compiled):
+            peer = make_peer(nano(), dtype, setting).eval()
 
             @torch.inference_mode()
             def theirs(peer=peer) -> None:
                 peer(tokens, use_cache=True, logits_to_keep=1)
 
-            contenders[f"peer {name} {attention}+{experts}"] = theirs
+            contenders[f"peer {name} {setting}"] = theirs
     return contenders
 
 
@@ -126,7 +130,7 @@ def report(title: str, job: str, keep_memory: bool, flops: float, rounds: int) -
     tried, _ = apart(time_contenders, job, keep_memory, None, 3)
     best = {name: min(seconds) for name, seconds in tried.items()}
     for name in (n for n in best if n.startswith("peer")):
-        print(f"  tried: {name:<28} {best[name] * 1e3:8.1f} ms at best")
+        print(f"  tried: {name:<36} {best[name] * 1e3:8.1f} ms at best")
     ours = [name for name in best if name.startswith("ours")]
     peers = {n: min(same, key=best.get) for n in ours if (same := [p for p in best if p.startswith(f"peer {n[5:]} ")])}
     times, peaks = apart(time_contenders, job, keep_memory, [*ours, *peers.values()], rounds)
@@ -134,7 +138,7 @@ def report(title: str, job: str, keep_memory: bool, flops: float, rounds: int) -
     for name, seconds in middle.items():
         product = PRODUCTS[name.split()[1]]
         share = flops / seconds / peaks[product]
-        print(f"  {name:<28} {seconds * 1e3:8.1f} ms   {share:5.1%} of the {product} matrix-product rate")
+        print(f"  {name:<36} {seconds * 1e3:8.1f} ms   {share:5.1%} of the {product} matrix-product rate")
     for name, peer in peers.items():
         form, ratio = name.split()[1], median_ratio(times, peer, name)
         bound = flops / peaks[PRODUCTS[form]]

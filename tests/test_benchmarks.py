@@ -6,6 +6,11 @@ import pytest
 import torch
 
 from benchmarks import loading
+from benchmarks import training as training_benchmark
+from benchmarks.decode import NARROW
+from benchmarks.neighbour import busy_neighbour
+from benchmarks.neighbour import measure as measure_beside
+from benchmarks.peers import Setting, make_peer, nano, tell_compiling
 from benchmarks.products import measure
 from benchmarks.profile import measure_operations, named_kernels
 from deepseek_v3.native.build import have_kernels
@@ -37,3 +42,25 @@ def test_a_profile_names_our_kernels_and_shares_out_the_whole_time():
         lines = measure_operations(lambda: quantize_weight(torch.randn(130, 257)), 3)
     assert {line.name: line.calls for line in lines}["kernel amax_fp32"] == 1
     assert sum(line.share for line in lines) == pytest.approx(1)
+
+
+def test_one_of_the_peers_settings_is_compiled_in_every_format_and_says_so(monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(options))
+    assert sum(setting.compiled for setting in training_benchmark.SETTINGS) == 1
+    model = nano(**NARROW, num_hidden_layers=1)
+    for setting, count in ((Setting("sdpa", "eager"), 0), (Setting("sdpa", "grouped_mm", compiled=True), 1)):
+        make_peer(model, torch.float32, setting)
+        assert len(compiled) == count
+    run = tell_compiling("sdpa+grouped_mm+compiled", lambda: None)
+    run()
+    run()
+    assert capsys.readouterr().out.split() == ["compiling", "sdpa+grouped_mm+compiled", "...", "0", "s"]
+
+
+def test_a_busy_neighbour_spins_beside_and_is_gone_afterwards():
+    times = measure_beside(nano(**NARROW, num_hidden_layers=1).eval(), rounds=1, tokens=3, settle_s=0)
+    assert {way: len(seconds) for way, seconds in times.items()} == {"one quiet": 1, "quiet": 1, "beside": 1}
+    with busy_neighbour() as process:
+        assert process.poll() is None
+    assert process.poll() is not None
