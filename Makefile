@@ -4,7 +4,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 
 CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
 
-.PHONY: help setup demo test test-all test-interop lint fmt notebooks bugs check bench profile clean
+.PHONY: help setup demo test test-all test-interop test-gpu lint fmt notebooks bugs check bench profile clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -41,6 +41,9 @@ test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan) and co
 	@cd tests/interop && npm install --silent --no-audit --no-fund
 	@timeout 1500 bash tests/interop/build_llama.sh >/dev/null || echo "llama.cpp is not built yet; another call goes on"
 	@$(PY) -m pytest -m interop tests
+
+test-gpu: setup  ## on a GPU: training, generation and export are those of the CPU; skipped where there is none
+	@$(PY) -m pytest tests/gpu -m gpu
 
 lint: setup  ## ruff, pyright, and whether the C++ is formatted
 	@$(PY) -m ruff check .
