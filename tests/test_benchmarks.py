@@ -13,6 +13,7 @@ from benchmarks.neighbour import measure as measure_beside
 from benchmarks.peers import Setting, make_peer, nano, tell_compiling
 from benchmarks.products import measure
 from benchmarks.profile import measure_operations, named_kernels
+from benchmarks.recompute import kept_bytes
 from deepseek_v3.native.build import have_kernels
 
 
@@ -64,3 +65,15 @@ def test_a_busy_neighbour_spins_beside_and_is_gone_afterwards():
     with busy_neighbour() as process:
         assert process.poll() is None
     assert process.poll() is not None
+
+
+def test_recomputation_keeps_the_inputs_of_blocks_and_no_weights():
+    from deepseek_v3.training.recompute import recompute_blocks
+
+    model = nano(**NARROW, num_hidden_layers=3)
+    whole, block = kept_bytes(model, 2, 61)
+    recompute_blocks(model)
+    inputs, nothing = kept_bytes(model, 2, 61)
+    layer = 2 * 61 * NARROW["hidden_size"] * 4
+    assert nothing <= 2 * layer  # its input, and at most what the rotation needs
+    assert inputs + block < whole
