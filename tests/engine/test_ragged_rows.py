@@ -118,7 +118,7 @@ def test_logits_come_of_the_tokens_that_are_asked_for_and_in_that_order(form):
         hidden, logits = step.read(Rows(tokens, [5, 0, 70, 6]), cache, logits_of=wanted)
         assert logits.shape == (len(wanted), 53)
         assert torch.allclose(logits, want[wanted], rtol=0, atol=TOLERANCE)
-        assert hidden.shape == (81, 40)
+        assert hidden.shape == (81, model.config.hidden_size)
         assert cache.lengths == [5, 0, 70, 6]
 
 
