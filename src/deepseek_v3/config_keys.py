@@ -6,7 +6,7 @@ Each key is applied as `transformers` applies it, has no meaning for what the mo
 import re
 from typing import Any
 
-from deepseek_v3.config_values import FP32_LARGEST, ConfigError, is_number, spell, suggest
+from deepseek_v3.config_values import FP8_BLOCK, FP32_LARGEST, ConfigError, is_number, spell, suggest
 from deepseek_v3.family import ARCHITECTURES, FOREIGN_KEYS, REFUSED, WRAPPED, Architecture
 
 # Keys of real config.json files that change no number that the model computes.
@@ -45,7 +45,7 @@ QUANTIZATION_KEYS: dict[str, tuple[Any, ...] | None] = {  # None: any value, for
     "quant_method": ("fp8",),
     "fmt": ("e4m3", None),
     "activation_scheme": ("dynamic", None),
-    "weight_block_size": ([128, 128], (128, 128)),
+    "weight_block_size": ([FP8_BLOCK, FP8_BLOCK], (FP8_BLOCK, FP8_BLOCK)),
     "scale_fmt": ("ue8m0", "float", None),
     "expert_dtype": ("fp8", None),
     "modules_to_convert": ([], None),

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
+FP8_BLOCK = 128  # rows and columns of a weight that share one scale
 FP32_SMALLEST, FP32_LARGEST = 2.0**-126, 2.0**127  # of normal numbers: what is computed with them stays finite
 
 

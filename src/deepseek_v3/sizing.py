@@ -9,9 +9,9 @@ Source: arXiv:2412.19437, section 4.2; every count is held to the real module tr
 from dataclasses import dataclass
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.config_values import FP8_BLOCK
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
-FP8_BLOCK = 128
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ Source: arXiv:2412.19437, section 3.3.2; the released kernels act_quant and weig
 import torch
 from torch import Tensor
 
+from deepseek_v3.config_values import FP8_BLOCK as BLOCK
 from deepseek_v3.native.build import have_kernels, run_kernel
 
-BLOCK = 128
 CODE = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 TINIEST_AMAX = 1e-4  # what a smaller maximum counts as: the released kernel's floor
@@ -56,7 +56,7 @@ def block_scales(weight_OI: Tensor, *, ue8m0: bool = False) -> Tensor:
 
 
 def quantize_weight(weight_OI: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
-    """Quantise a matrix by 128 x 128 blocks.
+    """Quantize a matrix by 128 x 128 blocks.
 
     Returns:
         code_OI: E4M3.
@@ -72,7 +72,7 @@ def quantize_with_scales(weight_OI: Tensor, scale: Tensor) -> Tensor:
     """E4M3 codes of a matrix under given block scales."""
     code_OI = torch.empty(weight_OI.shape, dtype=CODE, device=weight_OI.device)
     if kernel := _kernel_for(weight_OI):
-        run_kernel(f"quantise_{kernel}", weight_OI, scale.float().contiguous(), code_OI, *weight_OI.shape, BLOCK)
+        run_kernel(f"quantize_{kernel}", weight_OI, scale.float().contiguous(), code_OI, *weight_OI.shape, BLOCK)
         return code_OI
     for i, scale_row in enumerate(scale):
         rows = slice(i * BLOCK, (i + 1) * BLOCK)
@@ -105,7 +105,7 @@ def spread_scales(scale_row: Tensor, columns: int) -> Tensor:
 
 
 def quantize_tiles(x_ND: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
-    """Quantise activations by 1 x 128 tiles along the last axis, each with its own scale.
+    """Quantize activations by 1 x 128 tiles along the last axis, each with its own scale.
 
     Returns:
         code_ND: E4M3.
@@ -121,7 +121,7 @@ def quantize_tiles(x_ND: Tensor, *, ue8m0: bool = False) -> tuple[Tensor, Tensor
         amax, code_ND = torch.empty(*x_ND.shape[:-1], width // BLOCK), torch.empty_like(x_ND, dtype=CODE)
         run_kernel(f"amax_{kernel}", x_ND, amax, *shape)
         scale = scale_from_amax(amax, ue8m0=ue8m0)
-        run_kernel(f"quantise_{kernel}", x_ND, scale, code_ND, *shape)
+        run_kernel(f"quantize_{kernel}", x_ND, scale, code_ND, *shape)
         return code_ND, scale
     tiles = x_ND.unflatten(-1, (-1, BLOCK)).float()
     scale = scale_from_amax(tiles.abs().amax(-1), ue8m0=ue8m0)

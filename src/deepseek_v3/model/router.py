@@ -60,7 +60,7 @@ class Router(nn.Module):
         assert config.n_routed_experts is not None
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.per_token, self.groups, self.kept_groups = config.num_experts_per_tok, config.n_group, config.topk_group
-        self.sigmoid, self.normalise = config.scoring_func == "sigmoid", config.norm_topk_prob
+        self.sigmoid, self.normalize = config.scoring_func == "sigmoid", config.norm_topk_prob
         self.grouped = config.topk_method != "greedy" and config.n_group > 1
         self.scaling = config.routed_scaling_factor
         if self.sigmoid:
@@ -89,7 +89,7 @@ class Router(nn.Module):
         score_NE = logits_NE.sigmoid() if self.sigmoid else logits_NE.softmax(-1)  # V3 Eq. (15)
         index_NA = self.choose_experts(score_NE.detach()) if chosen_NA is None else chosen_NA
         weight_NA = score_NE.gather(1, index_NA)  # the raw score: the bias must not leak in here
-        if self.normalise:
+        if self.normalize:
             weight_NA = weight_NA / (weight_NA.sum(-1, keepdim=True) + 1e-20)  # V3 Eq. (13)
         return weight_NA * self.scaling, index_NA, score_NE
 

@@ -71,7 +71,7 @@ template <typename In> void find_amax(const In* x, float* amax, int64_t rows, in
     }
 }
 
-template <typename In> void quantise(const In* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+template <typename In> void quantize(const In* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
     const int64_t blocks = count_blocks(columns);
 #pragma omp parallel for if (rows * columns >= WORTH_THREADS)
     for (int64_t row = 0; row < rows; row++) {
@@ -136,11 +136,11 @@ EXPORT void decode_e4m3_fp32(const uint8_t* code, const float* scale, float* out
 // amax, scale [ceil(rows / height), ceil(columns / 128)]: height is 128 for weights, 1 for the tiles of activations.
 EXPORT void amax_bf16(const bf16* x, float* amax, int64_t rows, int64_t columns, int64_t height) { find_amax(x, amax, rows, columns, height); }
 EXPORT void amax_fp32(const float* x, float* amax, int64_t rows, int64_t columns, int64_t height) { find_amax(x, amax, rows, columns, height); }
-EXPORT void quantise_bf16(const bf16* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
-    quantise(x, scale, code, rows, columns, height);
+EXPORT void quantize_bf16(const bf16* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+    quantize(x, scale, code, rows, columns, height);
 }
-EXPORT void quantise_fp32(const float* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
-    quantise(x, scale, code, rows, columns, height);
+EXPORT void quantize_fp32(const float* x, const float* scale, uint8_t* code, int64_t rows, int64_t columns, int64_t height) {
+    quantize(x, scale, code, rows, columns, height);
 }
 
 // Run n transfers, one after the other. wrong [1]: the first with a number that is none, or n.

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.config_values import FP8_BLOCK
 
-BLOCK = 128  # of the FP8 scales; names stay importable without PyTorch
 SCALE_SUFFIX = "_scale_inv"
 
 
@@ -53,7 +53,7 @@ def scale_name(name: str) -> str:
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the block scales of a matrix."""
-    return tuple(-(-length // BLOCK) for length in shape)
+    return tuple(-(-length // FP8_BLOCK) for length in shape)
 
 
 def iterate_slots(config: ModelConfig) -> Iterator[Slot]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.config_values import FP8_BLOCK
 from deepseek_v3.fp8.decode import dequantize_weight
 from deepseek_v3.fp8.quantize import block_scales, quantize_with_scales
 from deepseek_v3.model.transformer import DeepseekV3
@@ -23,7 +24,12 @@ from deepseek_v3.weights.load import place_of, scale_place_of
 from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, iterate_slots, scale_name, scale_shape
 from deepseek_v3.weights.shards import Spec, plan_shards, write_shards
 
-RELEASED_FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+RELEASED_FP8 = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+}
 METADATA = {"format": "pt"}  # what `transformers` looks for
 
 
@@ -96,10 +102,10 @@ def list_specs(slots: list[Slot], dtype: torch.dtype, *, fp8: bool) -> list[Spec
         raise CheckpointError(f"dtype={dtype} is not a weight's format; use float32, bfloat16, float16 (and fp8=True)")
     specs: list[Spec] = []
     for slot in slots:
-        quantised = fp8 and slot.fp8
-        stored = torch.float32 if slot.fp32 else torch.float8_e4m3fn if quantised else dtype
+        quantized = fp8 and slot.fp8
+        stored = torch.float32 if slot.fp32 else torch.float8_e4m3fn if quantized else dtype
         specs.append((slot.name, stored, slot.shape))
-        if quantised:
+        if quantized:
             specs.append((scale_name(slot.name), torch.float32, scale_shape(slot.shape)))
     return specs
 
