@@ -103,7 +103,7 @@ class DecodeStep:
             pieces.append(logits.to(at_least_float32(logits.dtype)))
             for row, length in zip(chosen, part.lengths):
                 cache.lengths[row] = length
-        return hidden_ND, torch.cat(pieces)[torch.tensor(order).argsort()]
+        return hidden_ND, torch.cat(pieces)[torch.tensor(order, device=hidden_ND.device).argsort()]
 
     def _read_padded(
         self, rows: Rows, cache: LatentCache, depth: int, below_ND: Tensor | None, wanted: Sequence[int]
