@@ -8,7 +8,7 @@ import torch
 
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.training.evaluate import compressed_bits_per_byte, cut_evenly, measure_model
-from deepseek_v3.training.metrics import MetricsLog, read_metrics
+from deepseek_v3.training.metrics import NEEDED, MetricsLog, read_metrics
 from deepseek_v3.training.ngram import ByteNgram
 from deepseek_v3.training.report import write_report
 
@@ -115,9 +115,11 @@ def test_the_report_is_one_file_that_holds_its_numbers_and_asks_no_network(tmp_p
 
 def test_a_log_drops_what_a_resume_will_do_again_and_a_line_that_a_kill_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"kind": "step", "step": i}) + "\n" for i in range(1, 8)) + '{"kind": "st')
+    values = dict.fromkeys(NEEDED["step"], 0.5)  # a line without them is a broken one
+    rows = [{**values, "kind": "step", "step": i} for i in range(1, 8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "st')
     assert len(read_metrics(path)) == 7
     log = MetricsLog(path, resume_at=5)
-    log.write("step", step=6)
+    log.write("step", **{**values, "step": 6})
     log.close()
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5, 6]
