@@ -15,7 +15,7 @@ from tiny_checkpoints import V3, edit_json, random_model
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.sizing import count_parameters
-from deepseek_v3.weights.errors import CheckpointError
+from deepseek_v3.weights.errors import CheckpointError, ConfigFileError
 from deepseek_v3.weights.inspect import inspect_checkpoint, print_inspection
 from deepseek_v3.weights.names import iterate_slots
 from deepseek_v3.weights.safetensors_file import layout_header
@@ -93,10 +93,13 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("claimed", ["num_hidden_layers", "num_nextn_predict_layers"])
-def test_a_config_that_claims_a_billion_layers_does_not_hang(tmp_path, claimed):
+def test_a_config_that_claims_all_layers_it_may_does_not_hang(tmp_path, claimed):
     save_model(random_model(), tmp_path / "a")
-    edit_json(tmp_path / "a" / "config.json", **{claimed: 10**9})
+    edit_json(tmp_path / "a" / "config.json", **{claimed: 10_000})
     assert inspect_checkpoint(tmp_path / "a").problems[-1].startswith("... and more")
+    edit_json(tmp_path / "a" / "config.json", **{claimed: 10**9})
+    with pytest.raises(ConfigFileError, match="at most 10,000"):
+        inspect_checkpoint(tmp_path / "a")
 
 
 def test_the_model_without_experts_has_no_expert_rows(tmp_path):
