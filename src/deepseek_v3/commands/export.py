@@ -4,12 +4,12 @@ deepseek-v3 export runs/demo OUT --to fp8
 deepseek-v3 export runs/demo model.gguf
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import tyro
 
-from deepseek_v3.commands.rewriting import ByteBar, check_names, newest_of_run, shard_bytes
+from deepseek_v3.commands.rewriting import ByteBar, check_names, newest_of_run, rewrite_folder
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ def run_export(options: ExportOptions) -> None:
     to_gguf = options.to == "gguf" or options.target.endswith(".gguf")
     if to_gguf and options.to in ("fp32", "fp8"):
         raise ValueError(f"--to {options.to} does not go into a .gguf file; choose its numbers with --gguf-type")
-    (_write_gguf if to_gguf else _write_folder)(options)
+    if to_gguf:
+        _write_gguf(options)
+    else:
+        rewrite_folder(**{name: value for name, value in asdict(options).items() if name != "gguf_type"})
     print(f"wrote {options.target}")
 
 
@@ -60,22 +63,6 @@ def _write_gguf(options: ExportOptions) -> None:
             options.target,
             number_type=options.gguf_type,
             mtp=not options.without_mtp,
-            skip_verify=options.skip_verify,
-            follow_links=options.follow_links,
-            advance=advance,
-        )
-
-
-def _write_folder(options: ExportOptions) -> None:
-    from deepseek_v3.weights.convert import convert_checkpoint
-
-    with ByteBar(quiet=options.quiet) as advance:
-        convert_checkpoint(
-            newest_of_run(options.source),
-            options.target,
-            to=options.to,
-            mtp=not options.without_mtp,
-            shard_bytes=shard_bytes(options.shard_mb),
             skip_verify=options.skip_verify,
             follow_links=options.follow_links,
             advance=advance,

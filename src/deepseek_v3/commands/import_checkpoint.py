@@ -4,12 +4,12 @@ deepseek-v3 import DOWNLOADED_FOLDER DIR
 deepseek-v3 import model.gguf DIR
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import tyro
 
-from deepseek_v3.commands.rewriting import ByteBar, check_names, newest_of_run, shard_bytes
+from deepseek_v3.commands.rewriting import check_names, rewrite_folder, shard_bytes
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,5 @@ def run_import(options: ImportOptions) -> None:
 
         import_gguf(options.source, options.target, to=options.to, shard_bytes=shard_bytes(options.shard_mb))
     else:
-        _import_folder(options)
+        rewrite_folder(**asdict(options))
     print(f"wrote {options.target}")
-
-
-def _import_folder(options: ImportOptions) -> None:
-    from deepseek_v3.weights.convert import convert_checkpoint
-
-    with ByteBar(quiet=options.quiet) as advance:
-        convert_checkpoint(
-            newest_of_run(options.source),
-            options.target,
-            to=options.to,
-            mtp=not options.without_mtp,
-            shard_bytes=shard_bytes(options.shard_mb),
-            skip_verify=options.skip_verify,
-            follow_links=options.follow_links,
-            advance=advance,
-        )

@@ -53,3 +53,23 @@ class ByteBar:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+
+
+def rewrite_folder(
+    source: str, target: str, *, to: str, without_mtp: bool, shard_mb: float, skip_verify: bool, follow_links: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Read a folder and write it in the format `to`; the arguments are the options of `import` and `export`."""
+    from deepseek_v3.weights.convert import convert_checkpoint
+
+    with ByteBar(quiet=quiet) as advance:
+        convert_checkpoint(
+            newest_of_run(source),
+            target,
+            to=to,
+            mtp=not without_mtp,
+            shard_bytes=shard_bytes(shard_mb),
+            skip_verify=skip_verify,
+            follow_links=follow_links,
+            advance=advance,
+        )
