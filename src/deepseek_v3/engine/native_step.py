@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.engine.model_parts import ModelParts, describe_parts
+from deepseek_v3.engine.model_parts import ModelParts, describe_parts, promised_parts
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
@@ -27,7 +27,6 @@ from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.norm import LATENT_NORM_EPS
 from deepseek_v3.model.rope import Rotation, rotation_at, softmax_scale
-from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
 from deepseek_v3.native.threads import threads_now
 from deepseek_v3.ops.checks import check_scales
@@ -191,14 +190,12 @@ class NativeStep:
 
     def __init__(self, parts: ModelParts) -> None:
         self.parts = parts
-        with torch.device("meta"):
-            self.described = describe_parts(ModelParts.of(DeepseekV3(parts.config)))
         self.rotation_TR = Rotation(*torch.empty(2, 0, 0, device="cpu"))
         self.refresh()
 
     def refresh(self) -> None:
         """Take over where the weights lie now."""
-        fits = describe_parts(self.parts) == self.described
+        fits = describe_parts(self.parts) == promised_parts(self.parts.config)
         self.addresses = ModelAddresses(self.parts) if fits else None
 
     @property
