@@ -229,17 +229,18 @@ class NativeStep:
         below_ND = None if below_ND is None else below_ND.to(addresses.dtype).contiguous()
         hidden_ND = torch.empty(len(tokens), addresses.sizes.D, dtype=addresses.dtype)
         logits_MV = torch.empty(len(wanted), addresses.sizes.V)
-        integers = [array("q", numbers) for numbers in (tokens, cache.lengths, counts, wanted)]
         tables = [table if isinstance(table, array) else array("q", table) for table in cache.tables]
-        tables_B = array("q", [table.buffer_info()[0] for table in tables])
-        tokens_at, lengths_at, counts_at, wanted_at = (numbers.buffer_info()[0] for numbers in integers)
+        integers, N = [*tokens, *cache.lengths, *counts, *wanted], len(tokens)
+        integers += (table.buffer_info()[0] for table in tables)
+        B, M, held = len(counts), len(wanted), array("q", integers)  # in one array: at one row Python is what costs
+        at, latent = held.buffer_info()[0], store.latent_LPTW
         call = CallAddresses(
-            tokens=tokens_at, lengths=lengths_at, counts=counts_at, tables=tables_B.buffer_info()[0], wanted=wanted_at,
-            below=None if below_ND is None else below_ND.data_ptr(),
-            cache=store.latent_LPTW[first].data_ptr(), hidden=hidden_ND.data_ptr(), logits=logits_MV.data_ptr(),
-            cos=rotation_TR.cos.data_ptr(), sin=rotation_TR.sin.data_ptr(), N=len(tokens), B=len(counts),
-            M=len(wanted), blocks=store.n_blocks, block_size=store.block_size,
-            bfloat16_cache=store.latent_LPTW.dtype == torch.bfloat16, threads=threads_now(torch.get_num_threads()),
+            tokens=at, lengths=at + 8 * N, counts=at + 8 * (N + B), wanted=at + 8 * (N + 2 * B),
+            tables=at + 8 * (N + 2 * B + M), below=None if below_ND is None else below_ND.data_ptr(),
+            cache=latent.data_ptr() + first * latent.stride(0) * latent.element_size(), hidden=hidden_ND.data_ptr(),
+            logits=logits_MV.data_ptr(), cos=rotation_TR.cos.data_ptr(), sin=rotation_TR.sin.data_ptr(),
+            N=N, B=B, M=M, blocks=store.n_blocks, block_size=store.block_size,
+            bfloat16_cache=latent.dtype == torch.bfloat16, threads=threads_now(torch.get_num_threads()),
         )  # fmt: skip
         stack, _ = addresses.stacks[depth + 1]
         run_kernel("decode_step", *(ctypes.addressof(block) for block in (addresses.sizes, stack, call)))

@@ -14,11 +14,12 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 
 FEW_CORES = 0.4  # in use by others: fewer, and no thread of ours stands in anybody's way
 SPINS = 20_000  # about a millisecond
 LOOK_AGAIN_S = 0.1  # ten ticks of the system's clock: shorter, and it could not tell
-FORGET_AFTER_S = 1.0
+FORGET_AFTER_S = 0.3  # what others did before that says little of now
 
 
 def choose_waiting() -> None:
@@ -62,17 +63,27 @@ def cores_in_use(seconds: float = 0.1) -> float:
 
 
 def others_running(samples: int = 4) -> float:
-    """How many threads beside this one run just now, as far as the system says; the least of some moments."""
+    """How many threads of other processes run just now, as far as the system says; the least of some moments."""
     least = math.inf
     for sample in range(samples):
         if sample:
             time.sleep(0.0005)
         try:
             with open("/proc/loadavg") as stream:
-                least = min(least, int(stream.readline().split()[3].split("/")[0]) - 1)
+                running = int(stream.readline().split()[3].split("/")[0])
+            least = min(least, max(0, running - _own_running()))
         except (OSError, ValueError, IndexError):
             return math.inf
     return least
+
+
+def _own_running() -> int:
+    """Threads of this process that run just now: of PyTorch's pool some still spin, and are no neighbours."""
+    running = 0
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError), open(f"/proc/self/task/{task}/stat") as stream:
+            running += stream.read().rpartition(")")[2].split()[0] == "R"
+    return running
 
 
 class _Watch:
