@@ -34,6 +34,11 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+PRELOADED = [
+    "numpy", "torch", "pytest", "hypothesis", "safetensors.torch", "tokenizers", "ml_dtypes",
+    "torch.fx.experimental.symbolic_shapes",  # of the first backward pass
+    "transformers.models.deepseek_v3.modeling_deepseek_v3", "transformers.models.deepseek_v2.modeling_deepseek_v2",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def _run_tests(copy: Path, folder: Path, tests: tuple[str, ...], output: Path, *
     Importing them takes longer than most of the tests that are run here.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["numpy", "torch", "pytest", "safetensors.torch", "tokenizers"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_pytest_in_copy, args=(str(copy), str(folder), tests, str(output), own_kernels))
     process.start()
     process.join(timeout=300)
@@ -142,11 +147,12 @@ def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str,
         os.environ["XDG_CACHE_HOME"] = f"{copy}/cache"
     for name in [n for n in os.environ if n.startswith("PYTEST") or n in ("CI", "BUILD_NUMBER")]:
         del os.environ[name]  # with CI, pytest would show what differs at any length
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest would rewrite all of Hypothesis, anew in every process
     import pytest
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    code = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={copy}", *tests])
+    code = pytest.main(["-x", "-p", "no:cacheprovider", f"--rootdir={copy}", *tests])
     sys.stdout.flush()
     os._exit(int(code))
 
