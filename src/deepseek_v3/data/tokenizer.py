@@ -75,6 +75,7 @@ class Tokenizer:
         added = description.get("added_tokens", [])
         self._special = {token["id"]: token["content"] for token in added if token.get("special")}
         self._added = {token["id"]: token["content"] for token in added}
+        self.added_tokens = {name: token for token, name in self._added.items()}
         self._plain = _without_added_tokens(description)
         self._bytes: list[bytes] | None = None
         self._refuse_lossy()
@@ -285,9 +286,7 @@ def _without_added_tokens(description: dict) -> tokenizers.Tokenizer:
     """The same tokenizer, to which every text is text. (The library's own switch for it knows special tokens only.)"""
     model = description["model"]
     names = {token["content"] for token in description.get("added_tokens", [])}
-    if model.get(
-        "ignore_merges"
-    ):  # a word of the vocabulary counts without merges then: an added token must not be one
+    if model.get("ignore_merges"):  # a word of the vocabulary counts without merges then: no added token must be one
         model = {**model, "vocab": {word: token for word, token in model["vocab"].items() if word not in names}}
     changes = {"added_tokens": [], "model": model, "truncation": None, "padding": None}
     return tokenizers.Tokenizer.from_str(json.dumps({**description, **changes}))
