@@ -76,7 +76,15 @@ def test_what_cannot_work_is_refused_in_one_line(options, changes, message):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"steps": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"beta2": 1.0}, {"fim_rate": 1.5}, {"precision": "fp8"}]
+    [
+        {"steps": 0},
+        {"lr": 0.0},
+        {"lr": 1e46},
+        {"lr": float("nan")},
+        {"beta2": 1.0},
+        {"fim_rate": 1.5},
+        {"precision": "fp8"},
+    ]
     + [{"batch_size_start": 99}, {"constant_fraction": 0.99}, {"micro_batch": 0}, {"seq_len": 1}],
 )
 def test_a_flag_out_of_range_is_refused(changes):

@@ -125,7 +125,7 @@ class TrainOptions:
         return dataclasses.replace(self, **changes)
 
 
-LARGEST, FP32_SMALLEST = 10**9, 2.0**-126
+LARGEST, FP32_SMALLEST, FP32_LARGEST = 10**9, 2.0**-126, 3.4e38
 MOST = {"lanes": 10**6, "threads": 4096, "eval_kilobytes": 10**6}
 
 
@@ -156,6 +156,9 @@ def check_options(o: TrainOptions) -> None:
     for name in ("lr", "clip_norm", "adam_eps"):
         if not (getattr(o, name) > 0 and math.isfinite(getattr(o, name))):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be a positive number")
+    for name in ("lr", "clip_norm", "adam_eps", "weight_decay", "mtp_weight", "mtp_weight_final", "balance_alpha"):
+        if getattr(o, name) > FP32_LARGEST:
+            raise OptionsError(f"--{_flag(name)} {getattr(o, name)} is infinite in FP32; take one below 3.4e38")
     if o.adam_eps < FP32_SMALLEST:  # it divides a gradient of 0 by 0
         raise OptionsError(f"--adam-eps {o.adam_eps} is 0 in FP32; take one above {FP32_SMALLEST:.1e}")
     for name in ("mtp_weight", "mtp_weight_final", "balance_alpha", "bias_speed", "weight_decay", "init_std"):
