@@ -1,4 +1,4 @@
-"""Block and tile quantisation against golden numbers, an independent table of E4M3, and the stated formula."""
+"""Block and tile quantization against golden numbers, an independent table of E4M3, and the stated formula."""
 
 import ml_dtypes
 import numpy as np
@@ -125,7 +125,7 @@ def test_a_block_is_scaled_by_its_own_maximum(shape, ue8m0):
 
 @pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_kernels_quantise_as_pytorch_does_bit_for_bit(monkeypatch, dtype):
+def test_the_kernels_quantize_as_pytorch_does_bit_for_bit(monkeypatch, dtype):
     """Every finite BF16 value, so ties and subnormals; FP32 values between them; tiles with NaN and infinity."""
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     finite = every[torch.isfinite(every)].to(dtype)
@@ -153,7 +153,7 @@ def test_the_kernels_quantise_as_pytorch_does_bit_for_bit(monkeypatch, dtype):
         )
 
 
-def test_quantising_what_was_dequantised_in_fp32_changes_nothing():
+def test_quantizing_what_was_dequantized_in_fp32_changes_nothing():
     torch.manual_seed(0)
     code, scale = quantize_weight(torch.randn(300, 200))
     again = quantize_with_scales(dequantize_weight(code, scale, torch.float32), scale)

@@ -99,7 +99,7 @@ def test_a_broken_gguf_file_is_refused(tmp_path, content):
         import_gguf(tmp_path / "m.gguf", tmp_path / "a")
 
 
-def test_another_architecture_and_a_quantised_tensor_are_refused(tmp_path):
+def test_another_architecture_and_a_quantized_tensor_are_refused(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

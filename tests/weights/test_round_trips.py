@@ -89,17 +89,17 @@ def test_fp8_to_bf16_is_the_formula_bit_for_bit(tmp_path, shard_bytes):
     convert_checkpoint(tmp_path / "fp8", tmp_path / "bf16", to="bf16", shard_bytes=shard_bytes)
     found = read_tensors(tmp_path / "bf16")
     assert found.keys() == {name for name in stored if not name.endswith("_scale_inv")}
-    quantised = 0
+    quantized = 0
     for name, weight in found.items():
         if f"{name}_scale_inv" in stored:
             rows, columns = weight.shape
             scale = stored[f"{name}_scale_inv"].repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
             expected = (stored[name].float() * scale).bfloat16()
-            quantised += 1
+            quantized += 1
         else:
             expected = stored[name]
         assert torch.equal(weight.view(torch.uint8), expected.view(torch.uint8)), name
-    assert quantised > 50
+    assert quantized > 50
     loaded, _ = load_model(tmp_path / "fp8")
     again, _ = load_model(tmp_path / "bf16")
     assert same_state(loaded, again)
@@ -143,7 +143,7 @@ def test_bf16_to_fp8_is_what_saving_in_fp8_writes(tmp_path):
     assert config.quantization_config == ModelConfig.preset("v3-671b").quantization_config
 
 
-def test_only_what_the_released_layout_quantises_is_quantised(tmp_path):
+def test_only_what_the_released_layout_quantizes_is_quantized(tmp_path):
     save_model(random_model(), tmp_path / "a", dtype=torch.bfloat16, fp8=True)
     stored = read_tensors(tmp_path / "a")
     codes = {name for name, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn}

@@ -61,7 +61,7 @@ def convert_checkpoint(
     """Check `source` and write it to `target` in the format `to`, with a manifest.
 
     Args:
-        to: 'keep' each tensor's own format, 'bf16', 'fp32', or 'fp8' (what the released layout quantises).
+        to: 'keep' each tensor's own format, 'bf16', 'fp32', or 'fp8' (what the released layout quantizes).
         mtp: also the MTP layers.
         advance: told the bytes of source data done since the last call, and their total.
     Raises:

@@ -1,4 +1,4 @@
-"""The way back: an unquantised .gguf file of the `deepseek2` architecture as a folder in the released layout.
+"""The way back: an unquantized .gguf file of the `deepseek2` architecture as a folder in the released layout.
 
     import_gguf("model.gguf", "DIR")
 
@@ -32,10 +32,10 @@ def _whole(number: float) -> float:
 def import_gguf(
     source: str | PathLike, target: str | PathLike, *, to: str = "keep", shard_bytes: int | None = None
 ) -> None:
-    """Write an unquantised .gguf file of this architecture as a folder in the released layout (weights only).
+    """Write an unquantized .gguf file of this architecture as a folder in the released layout (weights only).
 
     Raises:
-        CheckpointError: another architecture, a quantised or missing tensor; SaveError: the target cannot be written.
+        CheckpointError: another architecture, a quantized or missing tensor; SaveError: the target cannot be written.
     """
     GgufCheckpoint(source).write(target, to=to, shard_bytes=shard_bytes)
 
@@ -142,7 +142,7 @@ class GgufCheckpoint:
         """One tensor of the file, its bytes shared with the mapping where that is possible.
 
         Raises:
-            CheckpointError: missing or quantised.
+            CheckpointError: missing or quantized.
         """
         found = self.tensors.get(name)
         if found is None:
@@ -150,7 +150,7 @@ class GgufCheckpoint:
         kind = found.tensor_type.name
         if kind not in DTYPES:
             mend = "take the F32, F16 or BF16 file"
-            raise DtypeError(f"is quantised ({kind})", file=self.path, tensor=name, mend=mend)
+            raise DtypeError(f"is quantized ({kind})", file=self.path, tensor=name, mend=mend)
         shape = [int(length) for length in reversed(found.shape)]
         flat = torch.from_numpy(found.data.copy().reshape(-1)).view(torch.uint8)
         return flat.view(DTYPES[kind]).view(shape)

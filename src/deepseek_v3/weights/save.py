@@ -50,7 +50,7 @@ def save_model(
         tokenizer: has `save(folder)`, which writes tokenizer.json.
         dtype: of the stored weights; None keeps the model's. The selection bias is always stored in FP32, and so is a
             router that is FP32 beside narrower weights.
-        fp8: quantise the projections by 128 x 128 blocks, those that are held in FP8 are stored as they are; the rest
+        fp8: quantize the projections by 128 x 128 blocks, those that are held in FP8 are stored as they are; the rest
             is stored in `dtype`.
         shard_bytes: data bytes per file, 4 GB unless told.
         extra: writes further files into the folder (a run's training state) before it is swapped in.

@@ -158,7 +158,7 @@ class StoredTensors:
         return self._open[file]
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return the weight in `dtype`, dequantised if it is stored in FP8 (its scale may lie in another shard)."""
+        """Return the weight in `dtype`, dequantized if it is stored in FP8 (its scale may lie in another shard)."""
         stored = self.view(name)
         if self.entries[name].dtype != FP8:
             return stored.to(dtype)
