@@ -1,4 +1,4 @@
-"""Promises of docs/ and the tests that hold them (promises.txt): the sentence still stands there, and so does the test."""
+"""Promises of docs/ and the tests that hold them (promises.txt): the sentence stands there still, the test too."""
 
 import re
 from pathlib import Path
