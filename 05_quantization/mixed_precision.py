@@ -22,6 +22,7 @@ from fine_grained_quantization import (
     GRADIENT_FLOOR,
     TILE,
     Quantized,
+    dequantize,
     multiply_quantized,
     quantize,
     quantize_activation,
@@ -114,6 +115,44 @@ def fp8_linear(recipe: Recipe = V3_RECIPE) -> Linear:
         lambda x, weight: fp8_forward(x, weight, recipe),
         lambda dy, cache: fp8_backward(dy, cache, recipe),
     )
+
+
+def gate_hidden(gate_NF: np.ndarray, up_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """h = silu(g) * u in float32, and the sigmoid, taken in float64 and rounded once: the same number everywhere."""
+    sigmoid_NF = (1 / (1 + np.exp(-gate_NF.astype(np.float64)))).astype(np.float32)
+    return gate_NF * sigmoid_NF * up_NF, sigmoid_NF
+
+
+def fp8_swiglu_forward(x_ND: np.ndarray, gate_FD: np.ndarray, up_FD: np.ndarray, down_DF: np.ndarray):
+    """down(silu(gate x) * up x): of its middle only g and u are kept, in FP8; h is made again when it is needed.
+
+    Returns:
+        y_ND: float32 that holds BF16 values; and the cache, codes alone: of x, g, u and the three weights.
+    """
+    x_q = quantize_activation(x_ND)
+    gate_q, up_q, down_q = (quantize_weight(weight) for weight in (gate_FD, up_FD, down_DF))
+    gate_NF, up_NF = (keep_in_bf16(multiply_quantized(x_q, weight_q)) for weight_q in (gate_q, up_q))
+    hidden_q = quantize_activation(gate_hidden(gate_NF, up_NF)[0])
+    y_ND = keep_in_bf16(multiply_quantized(hidden_q, down_q))
+    return y_ND, (x_q, quantize_activation(gate_NF), quantize_activation(up_NF), gate_q, up_q, down_q)
+
+
+def fp8_swiglu_backward(dy_ND: np.ndarray, cache) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of x and of the three weights; h and silu'(g) from the g and u that were kept.
+
+    Returns:
+        dx_ND, the sum of two BF16 parts; dgate_FD, dup_FD, ddown_DF, float32 in full.
+    """
+    x_q, kept_gate, kept_up, gate_q, up_q, down_q = cache
+    gate_NF, up_NF = dequantize(kept_gate), dequantize(kept_up)
+    hidden_NF, sigmoid_NF = gate_hidden(gate_NF, up_NF)
+    dy_q, dy_tall = (quantize(dy_ND, tile, floor=GRADIENT_FLOOR) for tile in ((1, TILE), (TILE, 1)))
+    dhidden_NF = keep_in_bf16(multiply_quantized(dy_q, transpose(down_q)))
+    ddown_DF = multiply_quantized(transpose(dy_tall), transpose(quantize(hidden_NF, (TILE, 1))))
+    dsilu_NF = sigmoid_NF * (1 + gate_NF * (1 - sigmoid_NF))
+    dx_gate, dgate_FD = fp8_backward(dhidden_NF * up_NF * dsilu_NF, (x_q, gate_q))
+    dx_up, dup_FD = fp8_backward(dhidden_NF * gate_NF * sigmoid_NF, (x_q, up_q))
+    return dx_gate + dx_up, dgate_FD, dup_FD, ddown_DF
 
 
 def accumulate(total: NetworkWeights | None, part: NetworkWeights, share: float) -> NetworkWeights:

@@ -16,7 +16,7 @@ from deepseek_v3.cli import COMMANDS, main
         ("train --steps 0", "deepseek-v3 train: --steps 0 must be at least 1"),
         ("demo --minutes 0", "deepseek-v3 demo: --minutes 0.0 must be a positive number"),
         ("train --lr nan", "deepseek-v3 train: --lr nan must be a positive number"),
-        ("train --precision fp8", "deepseek-v3 train: --precision fp8 must be fp32, bf16 or auto"),
+        ("train --precision fp4", "deepseek-v3 train: --precision fp4 must be fp32, bf16, fp8 or auto"),
         ("train --batch-size-start 99", "deepseek-v3 train: --batch-size-start 99 exceeds --batch-size 16"),
     ],
 )

@@ -155,3 +155,22 @@ def test_over_three_seeds_fp8_training_ends_within_half_a_percent_of_fp32():
 def test_the_flow_table_says_where_each_tensor_lives_and_why():
     assert all(len(row) == 4 and all(row) for row in mp.FLOW)
     assert {row[1] for row in mp.FLOW} == {"E4M3", "BF16", "FP32", "BF16 / FP32", "E5M6"}
+
+
+def test_a_swiglu_network_keeps_codes_alone_and_has_the_gradients_of_the_exact_one(rng):
+    """What FP8 costs of each gradient is a few percent; a wrong sign, order or transpose costs all of it."""
+    n, d, f = 131, 257, 193
+    x, dy = rng.standard_normal((n, d)).astype(np.float32), rng.standard_normal((n, d)).astype(np.float32)
+    gate, up = (rng.standard_normal((f, d)).astype(np.float32) / 16 for _ in range(2))
+    down = rng.standard_normal((d, f)).astype(np.float32) / 14
+    y, cache = mp.fp8_swiglu_forward(x, gate, up, down)
+    assert all(part.codes.dtype == np.uint8 for part in cache)
+    got = (y, *mp.fp8_swiglu_backward(dy, cache))
+    g, u = x.astype(np.float64) @ gate.T, x.astype(np.float64) @ up.T
+    s = 1 / (1 + np.exp(-g))
+    dh = dy.astype(np.float64) @ down
+    dg, du = dh * u * s * (1 + g * (1 - s)), dh * g * s
+    want = ((g * s * u) @ down.T, dg @ gate + du @ up, dg.T @ x, du.T @ x, dy.T @ (g * s * u))
+    for ours, exact in zip(got, want):
+        assert ours.shape == exact.shape
+        assert relative_rms(exact, ours) < 0.09

@@ -144,18 +144,32 @@ def fp8_bytes(c: ModelConfig) -> int:
     layers = c.num_hidden_layers + c.num_nextn_predict_layers
     moe = sum(c.is_moe_layer(i) for i in range(layers))
     gates = moe * (c.n_routed_experts or 0) * c.hidden_size
-    biases = moe * (c.n_routed_experts or 0) if c.scoring_func == "sigmoid" else 0
+    biases = _selection_biases(c)
     norms = c.hidden_size + layers * (2 * c.hidden_size + c.kv_lora_rank + (c.q_lora_rank or 0))
     extra = c.num_nextn_predict_layers * (3 * c.hidden_size + 2 * c.hidden_size**2)
     wide = count.embedding * (1 if c.tie_word_embeddings else 2) + gates + norms + extra
     return (count.total - wide - biases) + 2 * wide + 4 * biases + 4 * fp8_scales(c)
 
 
+def _selection_biases(c: ModelConfig) -> int:
+    """Values of the routing biases, in FP32."""
+    layers = range(c.num_hidden_layers + c.num_nextn_predict_layers)
+    moe = sum(c.is_moe_layer(i) for i in layers)
+    return moe * (c.n_routed_experts or 0) if c.scoring_func == "sigmoid" else 0
+
+
 def training_bytes(c: ModelConfig) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer, activations aside.
 
-    fp32: what this package's trainer keeps (weights 4, gradient 4, two moments 8). report: the V3 framework (FP32
-    master weights and gradients, BF16 moments, and a BF16 copy of the weights for the products).
+    fp32: what this package's trainer keeps (weights 4, gradient 4, two moments 8); fp8: the same with moments in BF16
+    (4), as `--moments bf16` alone. Weights' codes come and go with each micro-batch: see `fp8_activation_bytes`.
+    report: the V3 framework (FP32 master weights and gradients, BF16 moments, and a BF16 copy of the weights for the
+    products).
     """
     total = count_parameters(c).total
-    return {"fp32": 16 * total, "report": (4 + 4 + 2 + 2 + 2) * total}
+    biases = _selection_biases(c)  # buffers: they have neither gradient nor moments
+    return {
+        "fp32": 16 * total - 12 * biases,
+        "fp8": 12 * total - 8 * biases,
+        "report": (4 + 4 + 2 + 2 + 2) * total,
+    }

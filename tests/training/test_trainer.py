@@ -20,6 +20,7 @@ from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.training.deadline import follow_clock
 from deepseek_v3.training.metrics import read_metrics
 from deepseek_v3.training.options import TrainOptions
+from deepseek_v3.training.results import Arithmetic
 from deepseek_v3.training.signals import StopSignal
 from deepseek_v3.training.trainer import Trainer, TrainingError
 from deepseek_v3.training.training_state import list_checkpoints, newest_checkpoint, read_training_state
@@ -28,7 +29,7 @@ from deepseek_v3.weights.shards import load_tensors
 TEXTS = [f"passage {i}: " + " ".join(str((i * j) % 97) for j in range(60)) for i in range(23)]
 
 
-def tiny_trainer(run: Path, **changes) -> Trainer:
+def tiny_trainer(run: Path, precision: str = "fp32", **changes) -> Trainer:
     """Return a trainer over a model with every mechanism, small enough for milliseconds a step."""
     options = TrainOptions(
         run=str(run), seed=5, warmup_steps=3, lr=3e-3, fim_rate=0.3, ema_decay=0.9, save_every=0, bias_speed=0.01
@@ -37,7 +38,7 @@ def tiny_trainer(run: Path, **changes) -> Trainer:
     torch.manual_seed(options.seed)
     model = DeepseekV3(tiny_config())
     stream = PackedStream(TEXTS, tokenizer, options.seq_len, seed=options.seed, fim_rate=options.fim_rate, lanes=4)
-    return Trainer(model, tokenizer, stream, TEXTS[:2], options)
+    return Trainer(model, tokenizer, stream, TEXTS[:2], options, arithmetic=Arithmetic(precision))
 
 
 def tiny_config() -> ModelConfig:
@@ -81,14 +82,15 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert states[0] == states[1]
 
 
-def test_twenty_steps_are_ten_a_stop_and_ten_bit_by_bit(tmp_path):
-    tiny_trainer(tmp_path / "whole").train()
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_twenty_steps_are_ten_a_stop_and_ten_bit_by_bit(precision, tmp_path):
+    tiny_trainer(tmp_path / "whole", precision).train()
 
     class StopAfterTen(StopSignal):
         def __bool__(self) -> bool:
             return first.step >= 10
 
-    first = tiny_trainer(tmp_path / "parts")
+    first = tiny_trainer(tmp_path / "parts", precision)
     import deepseek_v3.training.trainer as trainer_module
 
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +98,7 @@ def test_twenty_steps_are_ten_a_stop_and_ten_bit_by_bit(tmp_path):
         outcome = first.train()
     assert (outcome.step, outcome.finished) == (10, False)
     torch.manual_seed(999)  # nothing may hang on the random state of the new process
-    second = tiny_trainer(tmp_path / "parts")
+    second = tiny_trainer(tmp_path / "parts", precision)
     second.resume(newest_checkpoint(tmp_path / "parts"))
     assert second.train().finished
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")

@@ -115,6 +115,7 @@ def describe(c: ModelConfig, *, context: int, batch: int) -> list[tuple[str, lis
             "memory for training (weights, gradients, moments)",
             [
                 ("fp32, this trainer", f"{format_bytes(training['fp32'])} (16 B a parameter)"),
+                ("fp8, this trainer", f"{format_bytes(training['fp8'])} (12 B: moments in BF16)"),
                 ("as in the V3 report", f"{format_bytes(training['report'])} (14 B a parameter)"),
             ],
         ),

@@ -27,13 +27,20 @@ def count_blocks(length: int) -> int:
     return -(-length // BLOCK)
 
 
-def scale_from_amax(amax: Tensor, *, ue8m0: bool = False) -> Tensor:
-    """FP32 scales that bring `amax` to 448; powers of two, rounded up, if `ue8m0`."""
-    scale = amax.float().clamp_min(TINIEST_AMAX) / E4M3_MAX
+def scale_from_amax(
+    amax: Tensor, *, ue8m0: bool = False, floor: float = TINIEST_AMAX, largest: float = E4M3_MAX
+) -> Tensor:
+    """FP32 scales that bring `amax` to the largest number of a format; powers of two, rounded up, if `ue8m0`.
+
+    Args:
+        floor: what a smaller maximum counts as. NaN and infinity stay: whatever they scale becomes NaN.
+    """
+    scale = amax.float().clamp_min(floor) / largest
     if not ue8m0:
         return scale
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
-    return torch.ldexp(torch.ones_like(scale), torch.where(mantissa == 0.5, exponent - 1, exponent))
+    power = torch.ldexp(torch.ones_like(scale), torch.where(mantissa == 0.5, exponent - 1, exponent))
+    return torch.where(scale.isfinite(), power, scale)
 
 
 def cast_e4m3(x: Tensor) -> Tensor:

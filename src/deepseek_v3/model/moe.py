@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.recipe import Recipe
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.router import Router, RoutingRecord
@@ -22,6 +23,8 @@ class Experts(HoldsFP8):
     In FP8 gate and up are two `parts` of a matrix: a block of 128 rows never holds rows of both.
     """
 
+    recipe: Recipe | None = None  # of FP8 training
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.n_routed_experts is not None
@@ -31,6 +34,9 @@ class Experts(HoldsFP8):
 
     def forward(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
         """Send every token through its experts and add them up by weight."""
+        if self.recipe is not None:
+            stacks = self.gate_up_proj, self.down_proj
+            return ops.experts_in_fp8(x_ND, weight_NA, index_NA, *stacks, self.recipe)
         scales = self.scales("gate_up_proj"), self.scales("down_proj")
         return ops.run_experts(x_ND, weight_NA, index_NA, self.gate_up_proj, self.down_proj, *scales)
 

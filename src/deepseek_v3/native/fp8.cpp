@@ -1,9 +1,5 @@
 // Whole tensors of E4M3 codes: to BF16 or FP32, from them, copied; and the search for codes that are no numbers.
-//
-// Encoding rounds to nearest, ties to even: 20 bits of an FP32's mantissa go, which may carry into the exponent, as it
-// should. Below 2^-6 the codes are multiples of 2^-9, which is the last place of the numbers from 2^14 on: adding 2^14
-// rounds to it.
-#include "fp8.hpp"
+#include "fp8_encode.hpp"
 
 namespace {
 
@@ -37,22 +33,7 @@ template <typename Out> bool decode(const uint8_t* code, const float* scale, Out
     return nan;
 }
 
-inline uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-
-inline uint8_t encode(float x) {
-    x = x > 448.0f ? 448.0f : x < -448.0f ? -448.0f : x;  // NaN stays
-    const uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFF;
-    const uint32_t normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - ((127 - 7) << 3);
-    const uint32_t subnormal = bits_of(std::fabs(x) + 16384.0f) - bits_of(16384.0f);
-    const uint32_t number = magnitude < bits_of(0x1p-6f) ? subnormal : normal;
-    return uint8_t((bits >> 24 & SIGN) | (x != x ? NAN_CODE : number));
-}
-
-// The largest magnitude of each block of height x 128. As integers, the bits of NaN are larger than all others.
+// The largest magnitude of each block of height x 128.
 template <typename In> void find_amax(const In* x, float* amax, int64_t rows, int64_t columns, int64_t height) {
     const int64_t strips = (rows + height - 1) / height, blocks = count_blocks(columns);
 #pragma omp parallel for if (rows * columns >= WORTH_THREADS)
@@ -64,7 +45,7 @@ template <typename In> void find_amax(const In* x, float* amax, int64_t rows, in
                 const In* run = x + row * columns + b * BLOCK_SIZE;
                 const int64_t n = std::min(BLOCK_SIZE, columns - b * BLOCK_SIZE);
                 uint32_t largest = bits_of(found[b]);
-                for (int64_t i = 0; i < n; i++) largest = std::max(largest, bits_of(to_float(run[i])) & 0x7FFFFFFF);
+                for (int64_t i = 0; i < n; i++) largest = std::max(largest, magnitude_of(to_float(run[i])));
                 memcpy(&found[b], &largest, 4);
             }
         }
@@ -78,7 +59,7 @@ template <typename In> void quantize(const In* x, const float* scale, uint8_t* c
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t at = row * columns + b * BLOCK_SIZE, n = std::min(BLOCK_SIZE, columns - b * BLOCK_SIZE);
             const float divisor = scale[row / height * blocks + b];
-            for (int64_t i = at; i < at + n; i++) code[i] = encode(to_float(x[i]) / divisor);
+            for (int64_t i = at; i < at + n; i++) code[i] = encode<E4M3>(to_float(x[i]) / divisor);
         }
     }
 }

@@ -33,14 +33,17 @@ def measure_peak(dtype: torch.dtype, device: str = "cpu", seconds: float = 0.15,
 
 
 def choose_precision(wish: str, device: str = "cpu") -> tuple[str, float, str]:
-    """Return the precision to use (fp32 or bf16), its peak in FLOP/s, and why."""
+    """Return the precision to use (fp32, bf16, or fp8 if asked), its peak in FLOP/s, and why.
+
+    The rate of FP8 is that of BF16, by whose units a CPU multiplies codes.
+    """
     fp32 = measure_peak(torch.float32, device)
     if wish == "fp32":
         return wish, fp32, "as asked"
     bf16 = measure_peak(torch.bfloat16, device, size=SMALL if device == "cpu" else 1024)
     if bf16 > fp32 / 20:  # without instructions for it, a hundredth, and a product of full size takes seconds
         bf16 = measure_peak(torch.bfloat16, device)
-    if wish == "bf16":  # without instructions for it our kernels multiply it in FP32
+    if wish in ("bf16", "fp8"):  # without instructions for it our kernels multiply it in FP32
         return wish, max(fp32, bf16), "as asked"
     if bf16 >= BF16_GAIN * fp32:
         return "bf16", bf16, f"bf16 products are {bf16 / fp32:.1f}x as fast as fp32 here"
@@ -48,8 +51,11 @@ def choose_precision(wish: str, device: str = "cpu") -> tuple[str, float, str]:
 
 
 def autocast_for(precision: str, device: str = "cpu") -> Callable[[], AbstractContextManager]:
-    """Return what a forward pass is wrapped in: bf16 products over fp32 weights, or nothing."""
-    if precision == "bf16":
+    """Return what a forward pass is wrapped in: bf16 products over fp32 weights, or nothing.
+
+    Under fp8 whatever is no FP8 product is as under bf16.
+    """
+    if precision in ("bf16", "fp8"):
         return partial(torch.autocast, device, torch.bfloat16)
     return nullcontext
 

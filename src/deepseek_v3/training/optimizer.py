@@ -8,23 +8,71 @@ Source: arXiv:2412.19437, section 4.2 (betas 0.9 and 0.95, decay 0.1, clip 1.0) 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from deepseek_v3.training.options import TrainOptions
 
+MOMENTS = torch.bfloat16  # of ShortMomentsAdamW
 
-def build_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
-    """Return AdamW with two groups: matrices decay, vectors do not."""
+
+class ShortMomentsAdamW(torch.optim.AdamW):
+    """AdamW that keeps its two moments in BF16, as the report: each update computes in FP32, then rounds them.
+
+    Args:
+        round_weights: also round the weights to BF16 after each update. No training wants it: it shows what FP32 master
+            weights are for.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, round_weights: bool = False, **settings: Any) -> None:
+        super().__init__(groups, fused=True, **settings)
+        self.round_weights = round_weights
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
+
+    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), device=p.device)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(p, dtype=MOMENTS)
+        kept = state["exp_avg"], state["exp_avg_sq"]
+        wide = [moment.float() for moment in kept]
+        beta1, beta2 = group["betas"]
+        adamw(
+            [p], [grad], [wide[0]], [wide[1]], [], [state["step"]], fused=True, amsgrad=False, beta1=beta1,
+            beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        )  # fmt: skip
+        for moment, exact in zip(kept, wide):
+            moment.copy_(exact)
+        if self.round_weights:
+            p.copy_(p.bfloat16())
+
+
+def build_optimizer(model: nn.Module, options: TrainOptions, precision: str = "fp32") -> torch.optim.AdamW:
+    """Return AdamW with two groups: matrices decay, vectors do not.
+
+    Args:
+        precision: of the products; by it the moments' format is chosen, if the options leave that open.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.adam_eps, fused=True
-    )
+    settings: dict[str, Any] = {"lr": options.lr, "betas": (options.beta1, options.beta2), "eps": options.adam_eps}
+    if options.moments == "bf16" or (options.moments == "auto" and precision == "fp8"):
+        return ShortMomentsAdamW(groups, round_weights=options.fp8_variant == "bf16-weights", **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -74,10 +122,14 @@ def moments_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 @torch.no_grad()
 def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `moments_by_name` returned."""
+    """Put back what `moments_by_name` returned, in the format that the optimizer keeps."""
+    kept = MOMENTS if isinstance(optimizer, ShortMomentsAdamW) else None
     for name, p in model.named_parameters():
         state = {
             key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
         }
         if state:
-            optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in state.items()}
+            optimizer.state[p] = {
+                key: value.to(p.device, value.dtype if key == "step" else kept or p.dtype, copy=True)
+                for key, value in state.items()
+            }

@@ -53,7 +53,10 @@ class TrainOptions:
         balance_alpha: weight of the sequence-wise balance loss.
         bias_speed: gamma, the step of the routing bias.
         bias_stop_fraction: gamma is 0 from this part of the steps on (14.3 of 14.8T).
-        precision: fp32, bf16, or auto: bf16 where this machine multiplies it 1.5 times faster.
+        precision: fp32, bf16, fp8, or auto: bf16 where this machine multiplies it 1.5 times faster.
+        fp8_variant: report, or to compare with: whole-tensor, e5m2-gradients, square-gradients, bf16-weights.
+        nudge: move one weight by one BF16 step before the first update: what chance alone makes of a run.
+        moments: of AdamW, kept in fp32, bf16, or auto: bf16 if the precision is fp8.
         device: cpu, cuda, or auto: a GPU where PyTorch sees one.
         recompute: make the activations of blocks again in the backward pass: less memory, one more forward pass.
         threads: of PyTorch; 0 leaves its choice.
@@ -104,6 +107,9 @@ class TrainOptions:
     bias_speed: float = 1e-3
     bias_stop_fraction: float = 14.3 / 14.8
     precision: str = "auto"
+    fp8_variant: str = "report"
+    nudge: bool = False
+    moments: str = "auto"
     device: str = "auto"
     recompute: bool = False
     threads: int = 0
@@ -126,6 +132,11 @@ class TrainOptions:
 
 
 LARGEST, FP32_SMALLEST, FP32_LARGEST = 10**9, 2.0**-126, 3.4e38
+CHOICES = {
+    "precision": ("fp32", "bf16", "fp8", "auto"),
+    "fp8_variant": ("report", "whole-tensor", "e5m2-gradients", "square-gradients", "bf16-weights"),
+    "moments": ("fp32", "bf16", "auto"),
+}
 MOST = {"lanes": 10**6, "threads": 4096, "eval_kilobytes": 10**6}
 
 
@@ -174,8 +185,9 @@ def check_options(o: TrainOptions) -> None:
         raise OptionsError("the fractions must rise: 0 <= constant <= decay <= final <= 1")
     if o.batch_size_start > o.batch_size:
         raise OptionsError(f"--batch-size-start {o.batch_size_start} exceeds --batch-size {o.batch_size}")
-    if o.precision not in ("fp32", "bf16", "auto"):
-        raise OptionsError(f"--precision {o.precision} must be fp32, bf16 or auto")
+    for name, words in CHOICES.items():
+        if getattr(o, name) not in words:
+            raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be {', '.join(words[:-1])} or {words[-1]}")
     if o.device not in DEVICES:
         raise OptionsError(f"--device {o.device} must be {', '.join(DEVICES)}")
 

@@ -33,7 +33,9 @@ from deepseek_v3.weights.load import build_empty, load_weights
 
 HELDOUT_BYTES = 200  # a text that is measured has about so many at least
 TELL_EVERY_S = 5.0
-TRAINING_BYTES, EMA_BYTES = 16, 4  # of each weight: itself, its gradient, two moments; its average
+BF16_STEP = 2.0**-7
+WEIGHT_BYTES = 4  # of a weight, of its gradient, of its average
+MOMENT_BYTES = {"fp32": 8, "bf16": 4}  # of both moments
 
 
 def prepare_training(
@@ -77,7 +79,7 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
     if options.threads:
         torch.set_num_threads(options.threads)
     wanted = count_parameters(base_config(options)).total  # a wrong key or preset is said before the data is read
-    check_memory("training this model", wanted * (TRAINING_BYTES + EMA_BYTES * (options.ema_decay > 0)))
+    check_memory("training this model", wanted * bytes_per_weight(options))
     say = progress.note if progress else (lambda text: None)
     scratch = standing_folder(run)
     corpus = load_corpus(
@@ -122,6 +124,12 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
     return trainer
 
 
+def bytes_per_weight(options: TrainOptions) -> int:
+    """Return what each weight takes: itself, its gradient, two moments, perhaps its average."""
+    moments = options.moments if options.moments != "auto" else "bf16" if options.precision == "fp8" else "fp32"
+    return WEIGHT_BYTES * (2 + (options.ema_decay > 0)) + MOMENT_BYTES[moments]
+
+
 def tell_reading(say: Callable[[str], None]) -> Callable[[int, int], None]:
     """Return what tells how much was read, every few seconds."""
     told = [time.monotonic()]
@@ -138,10 +146,14 @@ def make_model(options: TrainOptions, config: ModelConfig) -> DeepseekV3:
     """Return the model, drawn or with the weights to start from; for a resumed run unfilled."""
     if options.resume:
         return build_empty(config, torch.float32)
-    if not options.init_from:
-        return DeepseekV3(config)
-    model = build_empty(config, torch.float32)
-    load_weights(model, options.init_from)
+    if options.init_from:
+        model = build_empty(config, torch.float32)
+        load_weights(model, options.init_from)
+    else:
+        model = DeepseekV3(config)
+    if options.nudge:
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] *= 1 + BF16_STEP
     return model
 
 

@@ -17,6 +17,7 @@ import torch
 
 from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.model.fp8_products import use_fp8_products
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.parallel.layout import Layout, Solo
 from deepseek_v3.training.balance import LoadCounter
@@ -73,7 +74,9 @@ class Trainer:
         self.model = layout.place(model)
         if options.recompute:
             recompute_blocks(self.model)
-        self.optimizer = build_optimizer(self.model, options)
+        if self.arithmetic.precision == "fp8":
+            use_fp8_products(self.model, options.fp8_variant)
+        self.optimizer = build_optimizer(self.model, options, self.arithmetic.precision)
         self.averaged = AveragedWeights(self.model, options.ema_decay) if options.ema_decay else None
         self.update = Update(
             self.model,

@@ -1,0 +1,159 @@
+"""The routed experts of FP8 training: what is sent to them is FP8 in both directions, what comes back BF16.
+
+    forward    x quantized once, its codes sent to the experts of each token;  y = sum_a w_a y_a
+    backward   dy quantized once, its codes sent alike;  dx = sum_a dx_a;  dw_a = <W_down^T dy, h>
+
+The scales of both are powers of two, so that tiles turn over without a second rounding. A row's weight w meets h and
+the gradient of h, not dy, which is the same for all experts of a token. Gate and up are two matrices: a block of 128
+rows never holds rows of both. An expert that no token was sent to has a gradient of zeros.
+
+Letters: N tokens, D width, E experts, A experts per token, F hidden width, M = N * A rows sorted by expert.
+Source: arXiv:2412.19437, Eq. (12), 3.3.3.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deepseek_v3.fp8.gating import gate_backward, gate_forward
+from deepseek_v3.fp8.products import multiply_tiles
+from deepseek_v3.fp8.recipe import Recipe, quantize_gradient, quantize_input, quantize_matrix
+from deepseek_v3.fp8.tiles import COLUMNS, GRADIENT_FLOOR, ROWS, SQUARES, Tiled, quantize, turn
+from deepseek_v3.ops.checks import check_experts
+from deepseek_v3.ops.choice import activation_dtype
+from deepseek_v3.ops.fp8_linear import BF16, input_gradient, weight_gradient
+from deepseek_v3.ops.grouped import sort_by_expert
+
+
+def experts_in_fp8(
+    x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor, up_EFD: Tensor, down_EDF: Tensor, recipe: Recipe
+) -> Tensor:
+    """Send each token through its SwiGLU experts and add them up by weight, [N, D], all products in FP8.
+
+    Args:
+        weight_NA, index_NA: of each token's experts.
+        up_EFD, down_EDF: the experts, stacked, gate above up.
+    """
+    check_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF)
+    plan = sort_by_expert(index_NA, up_EFD.shape[0])
+    y_ND: Tensor = _Experts.apply(  # type: ignore[assignment]
+        x_ND, weight_NA, plan.token_M, plan.row_NA, up_EFD, down_EDF, tuple(plan.counts), recipe,
+        activation_dtype(x_ND),
+    )  # fmt: skip
+    return y_ND
+
+
+class Run(NamedTuple):
+    """Rows [start, stop) of one expert."""
+
+    expert: int
+    start: int
+    stop: int
+
+
+def runs_of(counts: tuple[int, ...]) -> Iterator[Run]:
+    """The experts that have rows."""
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            yield Run(expert, start, start + count)
+        start += count
+
+
+def add_copies(y_MD: Tensor, row_NA: Tensor, weight_NA: Tensor | None) -> Tensor:
+    """Add up the rows of each token, by weight if there is one: FP32 sums, in the order of the copies."""
+    out_ND = torch.zeros(row_NA.shape[0], y_MD.shape[1], device=y_MD.device)
+    for a in range(row_NA.shape[1]):
+        copy_ND = y_MD.index_select(0, row_NA[:, a]).float()
+        out_ND += copy_ND if weight_NA is None else copy_ND * weight_NA[:, a, None]
+    return out_ND
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_NA: Tensor,
+        token_M: Tensor,
+        row_NA: Tensor,
+        up_EFD: Tensor,
+        down_EDF: Tensor,
+        counts: tuple[int, ...],
+        recipe: Recipe,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        hidden_width, rows = up_EFD.shape[1] // 2, token_M.numel()
+        x = quantize_input(x_ND, recipe)
+        ups = quantize_matrix(up_EFD.unflatten(1, (2, -1)), recipe)  # V3 Fig. 7
+        downs = quantize_matrix(down_EDF, recipe)
+        sent = x.picked(token_M)
+        gate_MF, up_MF = torch.empty(2, rows, hidden_width, dtype=BF16, device=x_ND.device).unbind()
+        for e, start, stop in runs_of(counts):
+            for part, out_MF in enumerate((gate_MF, up_MF)):
+                multiply_tiles(sent.rows(start, stop), ups.part(e, part), BF16, out_MF[start:stop])
+        hidden, gate, up = gate_forward(gate_MF, up_MF, recipe)
+        y_MD = torch.empty(rows, x_ND.shape[1], dtype=BF16, device=x_ND.device)
+        for e, start, stop in runs_of(counts):
+            multiply_tiles(hidden.rows(start, stop), downs.part(e), BF16, y_MD[start:stop])
+        weight_NA = weight_NA.float()
+        if any(ctx.needs_input_grad):
+            ctx.counts, ctx.recipe, ctx.dtype = counts, recipe, x_ND.dtype
+            ctx.save_for_backward(token_M, row_NA, weight_NA, *(t for q in (x, gate, up, ups, downs) for t in q[:2]))
+        return add_copies(y_MD, row_NA, weight_NA).to(BF16).to(dtype)  # V3 Eq. (12)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        token_M, row_NA, weight_NA, *saved = ctx.saved_tensors
+        x, gate, up = (Tiled(saved[i], saved[i + 1], ROWS) for i in (0, 2, 4))
+        ups, downs = (Tiled(saved[i], saved[i + 1], SQUARES) for i in (6, 8))
+        weight_M = torch.empty(token_M.numel(), device=weight_NA.device)
+        weight_M[row_NA.flatten()] = weight_NA.flatten()
+        dout = _Sent(grads[0], token_M, ctx.recipe)
+        dhidden_MF = torch.empty(gate.code.shape, dtype=BF16, device=x.code.device)
+        for e, start, stop in runs_of(ctx.counts):
+            multiply_tiles(dout.rows(start, stop), downs.part(e).transposed(), BF16, dhidden_MF[start:stop])
+        middle = gate_backward(gate, up, dhidden_MF, weight_M)
+        dup_E2FD = torch.zeros(ups.code.shape, device=x.code.device)
+        ddown_EDF = torch.zeros(downs.code.shape, device=x.code.device)
+        dx_MD = torch.empty(len(dhidden_MF), x.code.shape[1], dtype=BF16, device=x.code.device)
+        inner = ctx.recipe.inner()
+        for e, start, stop in runs_of(ctx.counts):
+            hidden_column = quantize_input(middle.hidden_MF[start:stop], inner, COLUMNS)
+            weight_gradient(dout.columns(start, stop), hidden_column, ddown_EDF[e])
+            x_column = turn(x, token_M[start:stop], ue8m0=ctx.recipe.input_ue8m0)
+            parts = []
+            for part, d_MF in enumerate((middle.dgate_MF, middle.dup_MF)):
+                d_row, d_column = quantize_gradient(d_MF[start:stop], inner)
+                weight_gradient(d_column, x_column, dup_E2FD[e, part])
+                parts.append(input_gradient(d_row, ups.part(e, part)).float())
+            dx_MD[start:stop] = parts[0] + parts[1]
+        dx_ND = add_copies(dx_MD, row_NA, None).to(ctx.dtype)
+        return dx_ND, middle.dweight_M[row_NA], None, None, dup_E2FD.flatten(1, 2), ddown_EDF, None, None, None
+
+
+class _Sent:
+    """Gradients by outputs on their way to the experts, as codes."""
+
+    def __init__(self, dout_ND: Tensor, token_M: Tensor, recipe: Recipe) -> None:
+        self.recipe, self.token_M, self.dout_ND = recipe, token_M, dout_ND
+        self.codes = self.sent = None
+        if recipe.is_as_reported():  # one quantization a token, whichever experts it goes to
+            self.codes = quantize(dout_ND, ROWS, ue8m0=recipe.gradient_ue8m0, floor=GRADIENT_FLOOR)
+            self.sent = self.codes.picked(token_M)
+
+    def rows(self, start: int, stop: int) -> Tiled:
+        """Of one expert, in tiles along the width."""
+        return self.sent.rows(start, stop) if self.sent is not None else self._quantize(start, stop)[0]
+
+    def columns(self, start: int, stop: int) -> Tiled:
+        """Of one expert, in tiles along its tokens."""
+        if self.codes is None:
+            return self._quantize(start, stop)[1]
+        ue8m0 = self.recipe.gradient_ue8m0
+        return turn(self.codes, self.token_M[start:stop], ue8m0=ue8m0, floor=GRADIENT_FLOOR)
+
+    def _quantize(self, start: int, stop: int) -> tuple[Tiled, Tiled]:
+        return quantize_gradient(self.dout_ND.index_select(0, self.token_M[start:stop]), self.recipe)
