@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from benchmarks import loading
+from benchmarks import loading, serving
 from benchmarks import training as training_benchmark
 from benchmarks.decode import NARROW
 from benchmarks.neighbour import busy_neighbour
@@ -14,7 +14,9 @@ from benchmarks.peers import Setting, make_peer, nano, tell_compiling
 from benchmarks.products import measure
 from benchmarks.profile import measure_operations, named_kernels
 from benchmarks.recompute import kept_bytes
+from deepseek_v3.engine.generate import generate
 from deepseek_v3.native.build import have_kernels
+from tests.tiny import tiny_config
 
 
 @pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
@@ -23,6 +25,17 @@ def test_products_are_measured(dtype):
     rates = measure(dtype, 64, 8, 16, rounds=1)
     assert len(rates) == 6
     assert all(rate > 0 for rate in rates.values())
+
+
+def test_the_counting_model_counts_and_its_module_is_right_for_the_share_that_was_asked_for():
+    model = serving.make_counter(tiny_config(num_nextn_predict_layers=0), 0.8, torch.float32)
+    assert serving.serve(model, [[3]], 50, drafts=1).engine.metrics().new_tokens == 50
+    assert list(generate(model, [3], max_new_tokens=50, stop_tokens=())) == [(4 + i) % 38 for i in range(50)]
+    found = serving.measure_drafts(model, [[1], [5]], 1, 200)
+    assert 0.65 < found["acceptance"] < 0.95
+    assert found["tokens a step"] == 1 + found["acceptance"]
+    assert 0 < found["break-even"] < 9
+    assert min(found.values()) > 0
 
 
 @pytest.mark.parametrize("read", [loading.read_files, loading.copy_files])

@@ -1,5 +1,6 @@
-"""Temperature, top-k and top-p do what they say, in that order."""
+"""Temperature, top-k, top-p and min-p do what they say, in that order."""
 
+import itertools
 import math
 
 import pytest
@@ -41,6 +42,24 @@ def test_top_p_counts_what_top_k_left():
     assert int((SamplingRule(1.0, top_k=3, top_p=0.81).probabilities(LOGITS) > 0).sum()) == 2
 
 
+def test_the_chain_of_rules_is_that_of_transformers_warpers():
+    warpers = pytest.importorskip("transformers.generation.logits_process")
+    generator = torch.Generator().manual_seed(3)
+    for temperature, top_k, top_p, min_p in itertools.product((0.7, 1.6), (0, 3, 9), (0.6, 1.0), (0.0, 0.05, 0.4)):
+        logits_SV = torch.randn(5, 13, generator=generator) * 2
+        want_SV = warpers.TemperatureLogitsWarper(temperature)(None, logits_SV)
+        want_SV = warpers.TopKLogitsWarper(top_k)(None, want_SV) if top_k else want_SV
+        want_SV = warpers.TopPLogitsWarper(top_p)(None, want_SV)
+        want_SV = warpers.MinPLogitsWarper(min_p)(None, want_SV)
+        ours_SV = SamplingRule(temperature, top_k, top_p, min_p).probabilities(logits_SV)
+        torch.testing.assert_close(ours_SV, want_SV.softmax(-1))
+
+
+def test_min_p_keeps_what_is_near_the_likeliest():
+    for min_p, kept in ((0.0, 4), (0.11, 3), (0.5, 2), (1.0, 1)):  # of [.5 .3 .15 .05]
+        assert int((SamplingRule(1.0, min_p=min_p).probabilities(LOGITS) > 0).sum()) == kept
+
+
 def test_rows_are_independent_and_order_is_kept():
     rows = torch.stack((LOGITS, LOGITS.flip(0)))
     both = SamplingRule(0.9, top_k=3, top_p=0.9).probabilities(rows)
@@ -60,7 +79,8 @@ def test_the_same_seed_draws_the_same():
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf},
-                                   {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": math.nan}])  # fmt: skip
+                                   {"top_k": -1}, {"min_p": -0.1}, {"min_p": 1.1}, {"min_p": math.nan},
+                                   {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": math.nan}])  # fmt: skip
 def test_a_rule_that_cannot_work_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingRule(**wrong)

@@ -26,13 +26,13 @@ def make_model(depths: int, seed: int, **changes) -> DeepseekV3:
     return model
 
 
-def count_on(depths: int, drafted_wrong: int = 0) -> DeepseekV3:
+def count_on(depths: int, drafted_wrong: int = 0, **changes) -> DeepseekV3:
     """A model that counts: after token t comes t + 1 (mod 29). Its modules know it, but for the first `drafted_wrong`.
 
     Nothing is attended to and no expert speaks. The head takes the direction of token t, which the embedding writes, to
     token t + 1; a module of depth k is fed token i + k, reads its embedding alone, and so continues from there.
     """
-    model = make_model(depths, 0, hidden_size=40, tie_word_embeddings=False)
+    model = make_model(depths, 0, hidden_size=40, tie_word_embeddings=False, **changes)
     with torch.no_grad():
         for block in [*model.layers, *(module.block for module in model.mtp)]:
             block.self_attn.o_proj.weight.zero_()

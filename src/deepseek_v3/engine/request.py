@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.engine.grammar import Constraint
 from deepseek_v3.engine.sampler import SEEDS, SamplingRule
+from deepseek_v3.engine.scores import MOST_SCORES
+from deepseek_v3.engine.steering import Steering
 from deepseek_v3.model.transformer import DeepseekV3
 
 MOST_DRAFTS = 256  # far beyond what is ever accepted
-GREEDY = SamplingRule()
+GREEDY, UNSTEERED = SamplingRule(), Steering()
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -22,6 +25,12 @@ class Request:
     Attributes:
         drafts: tokens that the MTP modules propose a step.
         stop_tokens: it ends before any of them.
+        adaptive: make drafts only while they pay by measured time. Drawn with a seed it drafts always: its tokens would
+            depend on the clock.
+        stop: texts that it ends before; nothing of them is shown.
+        logprobs: score every token of the text, and name so many of the likeliest beside it; None scores none.
+        prompt_logprobs: the same of the prompt; then max_new_tokens may be 0.
+        constraint: a grammar that the text follows, ended by its own end token.
     """
 
     tokens: Sequence[int]
@@ -30,12 +39,31 @@ class Request:
     seed: int | None = None
     drafts: int = 0
     stop_tokens: Collection[int] = ()
+    adaptive: bool = False
+    stop: tuple[str, ...] = ()
+    steering: Steering = UNSTEERED
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 0")
         if self.seed is not None and self.seed not in SEEDS:
             raise ValueError(f"seed={self.seed} must be a number of 64 bits, from {SEEDS[0]} to {SEEDS[-1]}")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (count := getattr(self, name)) is not None and not 0 <= count <= MOST_SCORES:
+                raise ValueError(f"{name}={count} must lie between 0 and {MOST_SCORES}")
+
+    @property
+    def steered(self) -> bool:
+        """Whether its logits are changed before a token is chosen."""
+        return self.constraint is not None or self.steering.penalises or bool(self.steering.logit_bias)
+
+    @property
+    def all_stop_tokens(self) -> frozenset[int]:
+        """What it ends before: also the end of its grammar."""
+        return frozenset(self.stop_tokens) | ({self.constraint.end_token} if self.constraint else set())
 
     def limit(self, config: ModelConfig) -> int:
         """Tokens to generate at most: what was asked for, or what the context has room for."""
@@ -43,7 +71,7 @@ class Request:
 
     def slots(self, config: ModelConfig) -> int:
         """Cache slots that it will need at most: the last token is drawn but not read."""
-        return len(self.tokens) + self.limit(config) - 1
+        return len(self.tokens) + max(0, self.limit(config) - 1)
 
 
 @dataclass(frozen=True)
@@ -89,12 +117,14 @@ class GenerationStatistics:
     """What one generation did; `generate` fills it in as it goes.
 
     Attributes:
+        shared_tokens: of the prompt, those that lay in the cache already.
         steps: passes of the main model after the prompt.
         drafted: drafts of each depth.
         accepted: of these, the ones that became text.
     """
 
     prompt_tokens: int = 0
+    shared_tokens: int = 0
     new_tokens: int = 0
     steps: int = 0
     drafted: list[int] = field(default_factory=list)
@@ -145,12 +175,18 @@ def check_request(request: Request, model: DeepseekV3, options: EngineOptions, m
         ValueError: a prompt as in `check_prompt`, no token asked for, too many drafts, or more than the cache holds.
     """
     check_prompt(model, request.tokens)
-    if request.max_new_tokens < 1 or request.drafts < 0:
+    if request.max_new_tokens < (request.prompt_logprobs is None) or request.drafts < 0:
         raise ValueError(f"max_new_tokens={request.max_new_tokens} must be at least 1, drafts={request.drafts} 0")
     if request.drafts and not modules:
         raise ValueError(f"drafts={request.drafts} need MTP modules, and this engine has none")
     if request.drafts >= options.step_tokens:
         raise ValueError(f"drafts={request.drafts} must be less than step_tokens={options.step_tokens}")
+    vocab = model.config.vocab_size
+    for token in request.steering.logit_bias:
+        if not 0 <= token < vocab:
+            raise ValueError(f"logit_bias names token {token}, which is outside the vocabulary of {vocab}")
+    if request.constraint is not None and request.constraint.vocab_size != vocab:
+        raise ValueError(f"the constraint is made for {request.constraint.vocab_size} tokens, the model has {vocab}")
     slots, room = request.slots(model.config), options.n_blocks * options.block_size
     if slots > room:
         raise ValueError(f"{slots} tokens are more than the engine's {room}; raise n_blocks or lower max_new_tokens")

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, and one seeded draw.
+"""From logits to a token: temperature, top-k, top-p, min-p, and one seeded draw.
 
     rule = SamplingRule(temperature=0.8, top_k=40, top_p=0.95)
     token = draw_token(rule.probabilities(logits_V), generator)
@@ -40,11 +40,13 @@ class SamplingRule:
     Attributes:
         top_k: only the k likeliest tokens stay; 0 keeps all.
         top_p: only the likeliest tokens stay that together reach this probability; 1 keeps all.
+        min_p: only tokens stay that are at least this times as likely as the likeliest; 0 keeps all.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -53,6 +55,8 @@ class SamplingRule:
             raise ValueError(f"top_k={self.top_k} must be 0 (all tokens) or at least 1")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} must lie in [0, 1]; 0 keeps every token")
 
     @property
     def greedy(self) -> bool:
@@ -62,7 +66,7 @@ class SamplingRule:
     def probabilities(self, logits_V: Tensor) -> Tensor:
         """Return the distribution that a token is drawn from, FP32 (FP64 for FP64 logits), over the last axis.
 
-        Temperature first, then top-k, then top-p among what is left, then normalised.
+        Temperature first, then top-k, then top-p among what is left, then min-p, then normalised.
         """
         logits_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
         if self.greedy:
@@ -71,6 +75,10 @@ class SamplingRule:
         probability_V = ((logits_V - top) / max(self.temperature, SMALLEST)).softmax(-1)
         if self.top_k in range(1, logits_V.shape[-1]) or self.top_p < 1:
             probability_V = self._cut_tail(probability_V)
+        if self.min_p > 0:
+            least = self.min_p * probability_V.amax(-1, keepdim=True)
+            probability_V = probability_V.masked_fill(probability_V < least, 0)
+            probability_V /= probability_V.sum(-1, keepdim=True)
         return probability_V
 
     def _cut_tail(self, probability_V: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deepseek_v3.engine.block_pool import BlockPool
+from deepseek_v3.engine.draft_costs import StepCosts
 from deepseek_v3.engine.request import EngineOptions
 from deepseek_v3.engine.sequence import Sequence
 
@@ -24,6 +25,11 @@ class Row(NamedTuple):
     size: int
     drafts: int
     decoding: bool
+
+    @property
+    def idle(self) -> bool:
+        """Whether it makes no drafts because they do not pay."""
+        return self.decoding and self.sequence.adaptive and not self.drafts
 
 
 @dataclass
@@ -42,21 +48,23 @@ class Scheduler:
         self.pool, self.options = pool, options
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.preemptions = 0
+        self.costs = StepCosts()
+        self.preemptions = self.shared_tokens = 0
 
     def schedule(self) -> Plan:
         """Choose the rows of the next step and see that every one has its blocks."""
         plan, before = Plan([], self.options.step_tokens), self.preemptions
+        self.costs.look(self.running)
         for sequence in tuple(self.running):
             if sequence in self.running:  # it may just have lost its blocks to an older one
                 self.plan_row(plan, sequence)
-        while self.preemptions == before and plan.left > 0 and self.can_start():
-            self.plan_row(plan, self.start())
+        while self.preemptions == before and plan.left > 0 and (sequence := self.next_waiting()):
+            self.plan_row(plan, self.start(sequence))
         return plan
 
     def plan_row(self, plan: Plan, sequence: Sequence) -> None:
         """Give a sequence its tokens of the step, if there is room for them."""
-        drafts = sequence.drafts if sequence.decoding else 0
+        drafts = self.costs.drafts_of(sequence) if sequence.decoding else 0
         count, long = (1, False) if sequence.decoding else self.piece_of(sequence, plan.left)
         fits = not plan.long if long else count + drafts <= plan.left
         if count and fits and self.make_room(sequence, sequence.read + count + drafts):
@@ -71,26 +79,35 @@ class Scheduler:
         count = end - sequence.read
         return (count, True) if grid and count > short else (min(count, short, left), False)
 
-    def can_start(self) -> bool:
-        """Whether the first in the queue can be given a place, and blocks for all that it must read."""
-        if not self.waiting or len(self.running) >= self.options.max_rows:
-            return False
-        shared = self.shared_blocks(self.waiting[0])
-        return self.pool.can_take(shared, self.pool.blocks_for(len(self.waiting[0].tokens)) - len(shared))
+    def next_waiting(self) -> Sequence | None:
+        """The first in the queue, if there are a place and blocks for all that it must read.
 
-    def start(self) -> Sequence:
-        """Let the first in the queue run: with the blocks that hold its beginning, and free ones for the rest."""
-        sequence = self.waiting.popleft()
+        Whose prompt another sequence is still reading is passed over: it will find that in the cache.
+        """
+        sequence = next((s for s in self.waiting if not s.must_wait), None)
+        if sequence is None or len(self.running) >= self.options.max_rows:
+            return None
+        shared = self.shared_blocks(sequence)
+        fits = self.pool.can_take(shared, self.pool.blocks_for(len(sequence.tokens)) - len(shared))
+        return sequence if fits else None
+
+    def start(self, sequence: Sequence) -> Sequence:
+        """Let a sequence run: with the blocks that hold its beginning, and free ones for the rest."""
+        self.waiting.remove(sequence)
         shared = self.shared_blocks(sequence)
         self.pool.share(shared)
         sequence.skip(shared, self.pool.block_size)
+        self.shared_tokens += sequence.read
         sequence.blocks.extend(self.pool.allocate(self.pool.blocks_for(len(sequence.tokens)) - len(shared)))
         self.running.append(sequence)
         return sequence
 
     def shared_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold its beginning: never its last token's, which must be read to go on."""
-        if not self.options.share_prefixes:
+        """Blocks that hold its beginning: never its last token's, which must be read to go on.
+
+        None where the prompt is scored, and so read.
+        """
+        if not self.options.share_prefixes or sequence.scoring:
             return []
         return self.pool.match_prefix(sequence.tokens[:-1], self.root_of(sequence), sequence.modules)
 

@@ -9,6 +9,8 @@
 What comes out is distributed exactly as without drafts, and greedy it is the same tokens. A module's row stays in its
 cache only if all its inputs are known tokens; a row that was fed a draft is cut off, and read again once it is known.
 
+Logits are steered (steering.py) before anything is judged by them: p and q are what tokens and drafts are drawn from.
+
 Letters: D width, V vocabulary, S rows.
 Source: arXiv:2412.19437, sections 2.2 and 5.4.3; the rule of acceptance is that of arXiv:2211.17192.
 """
@@ -21,6 +23,8 @@ from torch import Tensor
 from deepseek_v3.engine.runner import Reading, Runner
 from deepseek_v3.engine.sampler import BrokenLogits, SamplingRule, draw_token, find_likeliest
 from deepseek_v3.engine.scheduler import Row
+
+CATCH_UP = 16  # hidden rows that may wait for the modules while a sequence makes no drafts
 
 
 class Proposal:
@@ -36,9 +40,13 @@ class Proposal:
         self.sequence, self.count = row.sequence, row.drafts
         self.tokens: list[int] = []
         self.sources: list[Tensor] = []
+        modules, fresh = row.sequence.modules, row.sequence.fresh
+        if row.idle and sum(map(len, fresh)) <= CATCH_UP:
+            self.depths, self.below = 0, []
+            return
         # near its end a sequence drafts less and less, and deeper modules are not needed again
-        self.depths = min(row.drafts, row.sequence.modules) if row.decoding else row.sequence.modules
-        self.below, row.sequence.fresh = row.sequence.fresh, []
+        self.depths = min(row.drafts, modules) if row.decoding and not row.idle else modules
+        self.below, row.sequence.fresh = fresh, []
 
     def ask(self, depth: int) -> Reading | None:
         """Say what the module of a depth is to read: row i goes with token i + depth + 1, as far as that is known."""
@@ -73,6 +81,7 @@ class Proposal:
         self.below = [hidden_SD]
         if not len(logits_SV):
             return
+        logits_SV = self.sequence.steer(logits_SV, self.tokens)
         rule, likeliest = self.sequence.request.rule, find_likeliest(logits_SV)
         if rule.greedy:  # judged by equality alone
             self.tokens += likeliest
@@ -125,9 +134,19 @@ def judge_drafts(
     target_SV = rule.probabilities(logits_SV)
     for j, draft in enumerate(drafts):
         luck = torch.rand((), generator=generator, device=generator.device)
-        if luck * proposals[j][draft] >= target_SV[j, draft]:  # kept with probability min(1, p / q)
-            residual_V = (target_SV[j] - proposals[j]).clamp_min_(0)
-            mass = residual_V.sum()
-            # p = q leaves nothing but rounding to draw from: then p itself is the distribution
-            return j, draw_token(residual_V / mass if mass > 0 else target_SV[j], generator)
+        if not draft_stands(luck, target_SV[j, draft], proposals[j][draft]):
+            return j, draw_token(what_is_missing(target_SV[j], proposals[j]), generator)
     return len(drafts), draw_token(target_SV[-1], generator)
+
+
+def draft_stands(luck: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """Keep a draft with probability min(1, p / q), given p, q and a number drawn evenly from [0, 1)."""
+    return luck * source < target
+
+
+def what_is_missing(target_V: Tensor, source_V: Tensor) -> Tensor:
+    """Return the distribution that replaces a draft that fell: max(0, p - q), normalised over the last axis."""
+    residual_V = (target_V - source_V).clamp_min_(0)
+    mass = residual_V.sum(-1, keepdim=True)
+    # p = q leaves nothing but rounding to draw from: then p itself is the distribution
+    return torch.where(mass > 0, residual_V / mass, target_V)

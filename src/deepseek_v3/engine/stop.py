@@ -1,4 +1,41 @@
-"""Stop texts: let text through as it comes, but never a part of what ends it."""
+"""Text as it comes: tokens in, whole characters out, and never a part of a stop text."""
+
+from typing import Protocol
+
+
+class TokenStream(Protocol):
+    """Makes text of tokens that come one by one: `Tokenizer.stream()`."""
+
+    def push(self, token: int) -> str:
+        """Return the text that this token completes."""
+        ...
+
+    def finish(self) -> str:
+        """Return what was left."""
+        ...
+
+
+class TextGate:
+    """The text of one sequence, from its tokens.
+
+    Attributes:
+        shown: what may be shown and has not been taken.
+    """
+
+    def __init__(self, stream: TokenStream, stops: tuple[str, ...]) -> None:
+        self.stream, self.gate, self.shown = stream, StopGate(stops), ""
+
+    def push(self, token: int) -> bool:
+        """Let a token's text through; return whether a stop text has come."""
+        self.shown += self.gate.push(self.stream.push(token))
+        return self.gate.stopped
+
+    def take(self, *, last: bool) -> str:
+        """Return what may be shown now; at last also what was held back."""
+        if last:
+            self.shown += self.gate.push(self.stream.finish()) + self.gate.finish()
+        shown, self.shown = self.shown, ""
+        return shown
 
 
 class StopGate:
