@@ -29,6 +29,7 @@ from benchmarks.peers import make_peer, nano
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.engine import Engine
 from deepseek_v3.engine.request import EngineOptions, Request
+from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.transformer import DeepseekV3
 
 PROMPT, NEW, LONG = 128, 64, 2048
@@ -112,7 +113,7 @@ def print_first_token(rounds: int, model: DeepseekV3, length: int = LONG) -> Non
     """Print the time to the first token of a long prompt: in short pieces, which can be shared, and in long ones."""
     (prompt,) = random_prompts(1, length, model.config.vocab_size)
 
-    def first(**options) -> Callable[[], None]:
+    def first(**options) -> Callable[[], object]:
         def run() -> None:
             engine = Engine(model, EngineOptions(n_blocks=-(-length // 32) + 1, **options))
             sequence = engine.admit(Request(prompt, max_new_tokens=1))
@@ -125,7 +126,7 @@ def print_first_token(rounds: int, model: DeepseekV3, length: int = LONG) -> Non
     def theirs(peer) -> None:
         peer(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
 
-    ways = {"in pieces of 64": first(), "in pieces of 512": first(long_piece=512)}
+    ways: dict[str, Callable[[], object]] = {"in pieces of 64": first(), "in pieces of 512": first(long_piece=512)}
     peers = {f"peer {s}": make_peer(model, torch.float32, s).eval() for s in SETTINGS}
     ways |= {name: lambda peer=peer: theirs(peer) for name, peer in peers.items()}
     times = timed_ways(ways, rounds)
@@ -140,8 +141,9 @@ def make_counter(config: ModelConfig, share: float, dtype: torch.dtype) -> Deeps
     ring = min(RING, config.hidden_size, config.vocab_size)
     wrong = random.Random(0).sample(range(ring), round((1 - share) * ring))
     eye_CD = torch.eye(ring, config.hidden_size, dtype=dtype)
+    module: MultiTokenPredictor = model.mtp[0]  # type: ignore[assignment]
     with torch.no_grad():
-        for block in [*model.layers, model.mtp[0].block]:
+        for block in [*model.layers, module.block]:
             block.self_attn.o_proj.weight.zero_()
             for name, parameter in block.mlp.named_parameters():
                 if "down_proj" in name:
@@ -150,7 +152,7 @@ def make_counter(config: ModelConfig, share: float, dtype: torch.dtype) -> Deeps
         model.lm_head.weight[:ring] = eye_CD.roll(1, 0)  # row t + 1 answers to token t
         own_DD = torch.eye(config.hidden_size, dtype=dtype)
         own_DD[:, wrong] = own_DD[:, [(token + 3) % ring for token in wrong]]  # takes a token for another
-        model.mtp[0].eh_proj.weight.copy_(torch.cat((own_DD, torch.zeros_like(own_DD)), 1))
+        module.eh_proj.weight.copy_(torch.cat((own_DD, torch.zeros_like(own_DD)), 1))
     return model.eval()
 
 

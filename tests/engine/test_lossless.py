@@ -27,15 +27,25 @@ def serve(model: DeepseekV3, requests: list[Request], rows: int) -> tuple[list[l
     return [sequence.text for sequence in sequences], metrics.accepted / max(1, metrics.drafted)
 
 
+def make_guesser() -> DeepseekV3:
+    """A random model whose module is right now and then: both lean on the embedding of the newest token."""
+    model = make_model(1, 3)
+    with torch.no_grad():
+        model.embed_tokens.weight *= 4
+        model.mtp[0].eh_proj.weight.copy_(torch.cat((4 * torch.eye(38), torch.zeros(38, 38)), 1))
+        model.mtp[0].shared_head_norm.weight.copy_(model.norm.weight)
+    return model
+
+
 def check_greedy(prompts: int, new: int, drafts: tuple[int, ...]) -> None:
-    model, luck = make_model(1, 3), random.Random(14)
+    model, luck = make_guesser(), random.Random(14)
     starts = [[luck.randrange(29) for _ in range(luck.randint(1, 13))] for _ in range(prompts)]
     want, _ = serve(model, [Request(start, max_new_tokens=new) for start in starts], 1)
     for rows in (1, 8):
         for k in (0, *drafts):
             texts, stood = serve(model, [Request(start, max_new_tokens=new, drafts=k) for start in starts], rows)
             assert texts == want, (rows, k)
-            assert not k or 0.02 < stood < 0.98, "all or nothing stands: the model shows nothing"
+            assert not k or 0.1 < stood < 0.9, "all or nothing stands: the model shows nothing"
 
 
 def test_greedy_tokens_are_the_same_with_and_without_drafts_alone_and_in_a_batch():

@@ -34,7 +34,7 @@ def make_peer():
     transformers = pytest.importorskip("transformers")
     values = {k: v for k, v in TINY.to_dict().items() if k not in ("architectures", "torch_dtype")}
     config = transformers.DeepseekV3Config(**values)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     peer = transformers.DeepseekV3ForCausalLM(config).eval()
     state = {k if k.startswith("lm_head") else f"model.{k}": v for k, v in make_model().state_dict().items()}
     missing, _ = peer.load_state_dict({k: v for k, v in state.items() if ".mtp." not in k}, strict=False)

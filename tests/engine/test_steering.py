@@ -87,14 +87,12 @@ def test_every_row_is_steered_as_if_the_drafts_before_it_were_text(name):
     torch.testing.assert_close(steerer.steer(logits_SV[3:], drafts), want[3][None])  # a module asks of the last alone
 
 
-@pytest.mark.parametrize(
-    "steering", [Steering(logit_bias={8: 100.0}), Steering(repetition_penalty=9.0)], ids=["bias", "repetition"]
-)
-def test_drafts_are_steered_too_so_that_they_stand(steering):
-    """Modules that know the model's choice know it also where bias or penalties make it another."""
+def test_drafts_are_steered_too_so_that_they_stand():
+    """Modules that know the model's choice know it also where a bias makes it another."""
+    steering = Steering(logit_bias={8: 100.0})
     plain, drafted = (run(Request([5], max_new_tokens=40, drafts=d, steering=steering), count_on(1)) for d in (0, 2))
     assert plain.text == drafted.text
-    assert drafted.text != [(6 + i) % 29 for i in range(40)]
+    assert drafted.text == [8] * 40
     assert drafted.statistics.acceptance_rate > 0.9
 
 

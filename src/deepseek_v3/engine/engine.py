@@ -167,15 +167,12 @@ class Engine:
         """Note the time of a step, and what it was for."""
         for row in rows:
             row.sequence.statistics.count_time(spent, decoding=row.decoding)
-        total = self.totals
-        self.totals = replace(
-            total,
-            steps=total.steps + 1,
-            prompt_tokens=total.prompt_tokens + sum(row.size for row in rows if not row.decoding),
-            new_tokens=total.new_tokens + sum(len(event.tokens) for event in events),
-            drafted=total.drafted + sum(len(event.drafts) for event in events),
-            accepted=total.accepted + sum(event.stood for event in events),
-        )
+            self.totals.prompt_tokens += 0 if row.decoding else row.size
+        self.totals.steps += 1
+        for event in events:
+            self.totals.new_tokens += len(event.tokens)
+            self.totals.drafted += len(event.drafts)
+            self.totals.accepted += event.stood
         if all(row.decoding for row in rows):
             drafts = sum(len(proposal.tokens) for proposal in proposals if proposal.sequence.adaptive)
             self.scheduler.costs.observe(len(rows), drafts, spent)

@@ -20,7 +20,7 @@ from torch import Tensor
 from deepseek_v3.engine.sampler import BrokenLogits
 
 KINDS = ("json_object", "json_schema", "regex", "grammar")
-COMPACT = {"whitespace_flexible": False}  # of JSON: else a model that likes spaces writes them until it is cut
+COMPACT: Any = {"whitespace_flexible": False}  # of JSON: else a model that likes spaces writes them until it is cut
 
 
 class Grammars:

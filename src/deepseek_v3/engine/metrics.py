@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Metrics:
     """An engine's state now, and what it has done since it was made.
 

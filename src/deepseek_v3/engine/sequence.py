@@ -103,8 +103,9 @@ class Sequence:
 
     @property
     def must_wait(self) -> bool:
-        """Whether another sequence is still reading the same prompt."""
-        return self.leader is not None and self.leader.finish is None and self.leader.new == 0
+        """Whether another sequence is still reading the same prompt; its modules do so with the first new token."""
+        leader = self.leader
+        return leader is not None and leader.finish is None and leader.new < 1 + (leader.modules > 0)
 
     @property
     def drafts(self) -> int:
