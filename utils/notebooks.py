@@ -15,7 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ["utils/whiteboard.py", "utils/figures.mplstyle"]
-HELPERS = ("drawings_", "plots_", "recall_")  # of utils: what a chapter draws with, and the task that it trains on
+HELPERS = (
+    "drawings_",
+    "plots_",
+    "recall_",
+    "story_",
+)  # of utils: what a chapter draws with, and the task that it trains on
 
 
 def find_sources(stems: list[str] | None = None) -> list[Path]:
