@@ -33,6 +33,8 @@ COMMANDS = {
     "demo": Command("train a small model on real text, show what it learned", "demo", "DemoOptions", "run_demo"),
     "train": Command("train or resume a model", "train", "TrainOptions", "run_train"),
     "generate": Command("continue a prompt", "generate", "GenerateOptions", "run_generate"),
+    "chat": Command("talk with a model in the terminal", "chat", "ChatOptions", "run_chat"),
+    "serve": Command("serve a model by OpenAI's protocol, with a page", "serve", "ServeOptions", "run_serve"),
     "evaluate": Command(
         "bits per byte, perplexity and MTP acceptance on any text", "evaluate", "EvaluateOptions", "run_evaluate"
     ),

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import tyro
 
-from deepseek_v3.device import choose_device
+from deepseek_v3.commands.loading import load_writer
 
 
 @dataclass
@@ -72,22 +72,11 @@ def run_generate(options: GenerateOptions) -> None:
         ValueError: no tokenizer beside the model, or options that cannot work.
         OSError: no such folder or file.
     """
-    prompt, device = read_prompt_text(options), choose_device(options.device)
-    import torch
-
-    from deepseek_v3.model_io import load
-    from deepseek_v3.native.build import have_kernels
-    from deepseek_v3.native.heap import keep_freed_memory
-
-    if options.dtype not in (None, "float32", "bfloat16"):
-        raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    keep_fp8 = dtype is None and device == "cpu" and have_kernels()  # else decoded anew in every step
-    model, tokenizer = load(options.run, dtype=dtype, keep_fp8=keep_fp8, mtp=not options.without_mtp)
-    if tokenizer is None:
-        raise ValueError(f"{options.run} has no tokenizer.json, so text cannot become tokens; copy it there")
-    keep_freed_memory()
-    stream_text(model.to(device), tokenizer, prompt, options, sys.stdout, sys.stderr)
+    prompt = read_prompt_text(options)
+    model, tokenizer = load_writer(
+        options.run, dtype=options.dtype, device=options.device, without_mtp=options.without_mtp
+    )
+    stream_text(model, tokenizer, prompt, options, sys.stdout, sys.stderr)
 
 
 def stream_text(model: Any, tokenizer: Any, prompt: str, options: GenerateOptions, out: IO[str], log: IO[str]) -> None:

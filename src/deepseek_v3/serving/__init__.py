@@ -1,0 +1,1 @@
+"""HTTP around the engine: OpenAI's protocol, a page, metrics."""

@@ -1,0 +1,185 @@
+"""What stands in front of every route: the key, the host, the size and depth of what is sent.
+
+    app = Guard(app, GuardOptions(keys=["secret"]), metrics)
+
+Only /health and /ready are open, and only by exactly these paths. A key comes as `Bearer KEY`, or as the password of
+`Basic`, which is what a browser can send. Without keys the server listens on this machine alone, and a page from
+elsewhere must not use it through a browser here: so the host must be a name of this machine, and a body must be JSON,
+which no foreign form can send.
+"""
+
+import base64
+import hmac
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepseek_v3.serving.metrics import Metrics
+from deepseek_v3.serving.problems import Problem, bad_request, wrong_key
+
+OPEN_PATHS = ("/health", "/ready")
+KNOWN_PATHS = (*OPEN_PATHS, "/", "/metrics", "/live", "/v1/models", "/v1/completions", "/v1/chat/completions")
+LOCAL_HOSTS = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*+"' if hasattr(re, "NOFLAG") else rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+
+
+@dataclass(frozen=True)
+class GuardOptions:
+    """Who may ask, and how much a request may hold.
+
+    Attributes:
+        keys: any of them opens; none means that only this machine is served.
+        depth: of lists and objects within each other.
+    """
+
+    keys: Sequence[str] = ()
+    body_bytes: int = 2**22
+    depth: int = 64
+
+
+class Guard:
+    """An ASGI application around another one.
+
+    Attributes:
+        routes, worker: what stands behind it, for those who look at it from outside.
+    """
+
+    worker: Any = None
+    routes: Any = None
+
+    def __init__(self, app: Any, options: GuardOptions, metrics: Metrics) -> None:
+        self.app, self.options, self.metrics = app, options, metrics
+        self.keys = [key.encode() for key in options.keys]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Let a request through, or answer it with an error."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return None
+
+        async def told(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
+                self.metrics.answers.labels(path, message["status"]).inc()
+                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            await send(message)
+
+        try:
+            self.check_head(scope)
+            body = await self.read_body(scope, receive)
+        except Problem as problem:
+            return await refuse(problem, told)
+        if body is None:  # the client is gone
+            return None
+        rest = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Any:
+            return rest.pop() if rest else await receive()
+
+        return await self.app(scope, again, told)
+
+    def check_head(self, scope: Any) -> None:
+        """Check host, key, kind and announced size.
+
+        Raises:
+            Problem: what is wrong.
+        """
+        if scope["path"] in OPEN_PATHS:
+            return
+        headers: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name, []).append(value)
+        if self.keys:
+            self.check_key(headers.get(b"authorization", []))
+        elif not all(LOCAL_HOSTS.fullmatch(host) for host in headers.get(b"host", [b""])):
+            raise Problem(403, "This server answers only to the names of its own machine.", code="wrong_host")
+        length = b"".join(headers.get(b"content-length", [b"0"]))
+        if scope["method"] == "POST":
+            kind = b",".join(headers.get(b"content-type", [])).split(b";")[0].strip().lower()
+            if kind != b"application/json":
+                raise Problem(415, "The body must be JSON: send content-type: application/json.")
+        if len(length) > 18 or (length.isdigit() and int(length) > self.options.body_bytes):
+            raise self.too_large()
+
+    def check_key(self, shown: list[bytes]) -> None:
+        """Compare the key with each of ours, in a time that does not depend on where they differ.
+
+        Raises:
+            Problem: 401.
+        """
+        scheme, _, rest = (shown[0] if len(shown) == 1 else b"").partition(b" ")
+        key = rest.strip()
+        if scheme.lower() == b"basic":
+            try:
+                key = base64.b64decode(key, validate=True).partition(b":")[2]
+            except ValueError:
+                key = b""
+        right = [hmac.compare_digest(key, ours) for ours in self.keys]
+        if not any(right) or scheme.lower() not in (b"bearer", b"basic"):
+            raise wrong_key(key.decode("utf-8", "replace") if key else None)
+
+    async def read_body(self, scope: Any, receive: Any) -> bytes | None:
+        """Return the whole body, None if the client went away before its end.
+
+        Raises:
+            Problem: too large, too deep, or letters that are none.
+        """
+        body, more = bytearray(), True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.options.body_bytes:
+                raise self.too_large()
+        if scope["method"] == "POST":
+            check_json(bytes(body), self.options.depth)
+        return bytes(body)
+
+    def too_large(self) -> Problem:
+        """The body is larger than a request may be."""
+        return Problem(413, f"The body is larger than {self.options.body_bytes:,} bytes.", code="request_too_large")
+
+
+def check_json(body: bytes, depth: int) -> None:
+    """Refuse JSON that nests too deeply, before a parser follows it, and texts with half a character.
+
+    Raises:
+        Problem: what is wrong.
+    """
+    brackets = re.sub(rb"[^\[\]{}]+", b"", TEXTS.sub(b"", body))
+    for _ in range(depth):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not brackets:
+            break
+    if brackets:
+        raise bad_request(f"The JSON body nests lists and objects deeper than {depth}, or does not close them.")
+    if rb"\ud" in body.lower():
+        try:
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise bad_request("The JSON body holds half of a surrogate pair, which is no character.") from None
+        except (ValueError, RecursionError):
+            return  # whoever parses it says so
+
+
+async def refuse(problem: Problem, send: Any) -> None:
+    """Send an error, and close: what is left of the body is not read."""
+    headers = {"content-type": "application/json", "connection": "close", **problem.headers}
+    if problem.status == 401:
+        headers["www-authenticate"] = 'Basic realm="deepseek-v3", charset="UTF-8"'
+    body = json.dumps(problem.body()).encode()
+    headers["content-length"] = str(len(body))
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

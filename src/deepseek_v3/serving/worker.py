@@ -1,0 +1,267 @@
+"""The engine in a thread of its own, and the only door to it from the event loop.
+
+    worker = Worker(engine, capacity=64); worker.start()
+    job = worker.submit([(request, copies), ...])        raises Overloaded: the limit holds exactly
+    await job.admitted(); async for piece in job: ...; job.cancel()
+
+Commands go in by a queue and are carried out between two steps; what a step brought comes back to the loop in one
+piece, whatever the number of sequences: one wake-up a step. The load is counted on the loop's side alone, so two
+requests never both take the last place; a place is given back when the engine has let go of the sequence.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from itertools import count
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
+
+from deepseek_v3.engine.engine import Engine, Event
+from deepseek_v3.engine.request import Request
+from deepseek_v3.engine.scores import Score
+from deepseek_v3.serving.metrics import Metrics
+from deepseek_v3.serving.problems import Overloaded, Problem, ServerFault, bad_request
+
+T = TypeVar("T")
+FREED = object()  # news of a job whose client is gone: its places are free
+IDLE_S = 3600.0  # how long the thread sleeps without a command; one wakes it
+
+
+class Totals(NamedTuple):
+    """What one sequence cost: known with its last piece."""
+
+    prompt_tokens: int
+    shared_tokens: int
+    new_tokens: int
+
+
+class Piece(NamedTuple):
+    """What a step brought to one choice of a job, as the engine's event; nothing in it changes any more."""
+
+    choice: int
+    event: Event
+    prompt_scores: list[Score | None] | None
+    totals: Totals | None
+
+
+class Job:
+    """The sequences of one HTTP request, and what has come of them."""
+
+    def __init__(self, worker: "Worker", wanted: list[tuple[Request, int]]) -> None:
+        self.worker, self.wanted = worker, wanted
+        self.size = sum(copies for _, copies in wanted)
+        self.open = 0  # places that it holds
+        self.pieces: asyncio.Queue[Piece | Problem | None] = asyncio.Queue()
+        self.began = time.perf_counter()
+        self.gone = False
+
+    async def admitted(self) -> None:
+        """Wait until the engine has taken all of it.
+
+        Raises:
+            Problem: the engine refuses, and why.
+        """
+        if (said := await self.pieces.get()) is not None:
+            raise said if isinstance(said, Problem) else ServerFault()
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        """Yield pieces until every choice is over, or the client is gone.
+
+        Raises:
+            Problem: the engine failed.
+        """
+        left = self.size
+        while left:
+            piece = await self.pieces.get()
+            if piece is None:
+                return
+            if isinstance(piece, Problem):
+                raise piece
+            left -= piece.event.finish is not None
+            yield piece
+
+    def cancel(self) -> None:
+        """Free its blocks; nobody wants the rest. Over and over is once."""
+        if self.open and not self.gone:
+            self.gone = True
+            self.pieces.put_nowait(None)
+            self.worker.forget(self)
+
+
+class Worker:
+    """Steps the engine while there is something to do.
+
+    Attributes:
+        capacity: sequences that may run and wait, all together.
+        load: how many do.
+        alive: whether the engine can still be asked.
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics, *, capacity: int) -> None:
+        self.engine, self.metrics, self.capacity = engine, metrics, capacity
+        self.load, self.alive, self.draining = 0, False, False
+        self.commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.jobs: set[Job] = set()
+        self.questions: set[asyncio.Future[Any]] = set()
+        self.owners: dict[int, tuple[Job, int, float]] = {}  # by sequence: job, choice, when its last token came
+        self.thread = Thread(target=self.run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin; to be called on the event loop."""
+        self.loop, self.alive = asyncio.get_running_loop(), True
+        self.thread.start()
+
+    async def close(self) -> None:
+        """End the thread; what still runs ends with an error."""
+        self.draining = True
+        self.commands.put(None)
+        await asyncio.to_thread(self.thread.join)
+
+    # on the loop
+
+    def submit(self, wanted: list[tuple[Request, int]]) -> Job:
+        """Queue the sequences of a request, all or none.
+
+        Raises:
+            Problem: more than can ever run, more than may wait now, or an engine that is gone.
+        """
+        job = Job(self, wanted)
+        if job.size > self.capacity:
+            raise bad_request(f"This asks for {job.size} texts at once; {self.capacity} are the most here.", "n")
+        if not self.alive or self.draining:
+            raise ServerFault("The server is shutting down.", status=503, retry_after_s=5)
+        if self.load + job.size > self.capacity:
+            self.metrics.refused.inc()
+            raise Overloaded(self.load)
+        self.load, job.open = self.load + job.size, job.size
+        self.jobs.add(job)
+        self.commands.put(lambda: self.admit(job))
+        return job
+
+    def forget(self, job: Job) -> None:
+        """Let the engine drop what is left of a job."""
+        self.commands.put(lambda: self.abort(job))
+
+    async def ask(self, question: Callable[[Engine], T]) -> T:
+        """Ask the engine something between two steps.
+
+        Raises:
+            Problem: the engine is gone.
+        """
+        if not self.alive:
+            raise ServerFault("The engine has stopped.", status=503)
+        answer: asyncio.Future[T] = self.loop.create_future()
+        self.questions.add(answer)
+        self.commands.put(lambda: self.tell(self.settle, answer, question(self.engine)))
+        return await answer
+
+    def settle(self, answer: "asyncio.Future[T]", found: T) -> None:
+        """Answer a question, if somebody still waits."""
+        self.questions.discard(answer)
+        if not answer.done():
+            answer.set_result(found)
+
+    def deliver(self, news: list[tuple[Job, Any]]) -> None:
+        """Hand out what came of a step or command, and take back the places of what is over."""
+        for job, item in news:
+            if isinstance(item, Piece):
+                self.release(job, item.totals is not None)
+            elif item is not None:
+                self.release(job, job.open)
+            if item is not FREED:
+                job.pieces.put_nowait(item)
+
+    def release(self, job: Job, places: int) -> None:
+        """Take places back."""
+        job.open, self.load = job.open - places, self.load - places
+        if not job.open:
+            self.jobs.discard(job)
+
+    def fail(self, problem: Problem) -> None:
+        """Tell everybody who waits that nothing will come."""
+        self.alive = False
+        self.deliver([(job, problem) for job in tuple(self.jobs)])
+        for answer in self.questions:
+            if not answer.done():
+                answer.set_exception(problem)
+
+    # in the thread
+
+    def run(self) -> None:
+        """Carry out commands and steps, one after the other, until it is closed."""
+        try:
+            while self.obey(wait=not self.engine.sequences):
+                events = self.engine.step()
+                if events:
+                    self.tell(self.deliver, [self.describe(event) for event in events])
+            problem = ServerFault("The server is shutting down.", status=503)
+        except BaseException as error:
+            problem = ServerFault()
+            self.metrics.note_failure(error)
+        self.tell(self.fail, problem)
+
+    def obey(self, *, wait: bool) -> bool:
+        """Carry out the commands that wait; False once it is to end."""
+        while True:
+            try:
+                command = self.commands.get(block=wait, timeout=IDLE_S if wait else None)
+            except Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            wait = False
+
+    def tell(self, what: Callable[..., None], *about: Any) -> None:
+        """Let the loop do something; if it is closed, nobody is left to be told."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(what, *about)
+
+    def admit(self, job: Job) -> None:
+        """Put all sequences of a job into the engine's queue, or none."""
+        taken: list[int] = []
+        numbers = count()
+        try:
+            for request, copies in job.wanted:
+                many = self.engine.admit_copies(request, copies) if copies > 1 else [self.engine.admit(request)]
+                for sequence in many:
+                    self.owners[sequence.id] = job, next(numbers), 0.0
+                    taken.append(sequence.id)
+        except ValueError as error:
+            for id in taken:
+                self.engine.abort(id)
+                del self.owners[id]
+            self.tell(self.deliver, [(job, bad_request(str(error)))])
+        else:
+            self.tell(self.deliver, [(job, None)])
+
+    def abort(self, job: Job) -> None:
+        """Drop the sequences of a job that still run."""
+        mine = [id for id, (owner, _, _) in self.owners.items() if owner is job]
+        for id in mine:
+            self.engine.abort(id)
+            del self.owners[id]
+        self.metrics.finished.labels("abort").inc(len(mine))
+        self.tell(self.deliver, [(job, FREED)])
+
+    def describe(self, event: Event) -> tuple[Job, Piece]:
+        """Say whose an event is, and keep the clocks of its tokens."""
+        sequence = event.sequence
+        job, choice, last = self.owners[sequence.id]
+        now, totals, scores = time.perf_counter(), None, None
+        if event.tokens:
+            if last:
+                self.metrics.note_gap(now - last, len(event.tokens))
+            else:
+                self.metrics.first_token.observe(now - job.began)
+            self.owners[sequence.id] = job, choice, now
+        if not last and sequence.prompt_scores:
+            scores = list(sequence.prompt_scores)
+        if event.finish:
+            seen = sequence.statistics
+            totals = Totals(seen.prompt_tokens, seen.shared_tokens, seen.new_tokens)
+            self.metrics.note_finish(event.finish, now - job.began)
+            del self.owners[sequence.id]
+        return job, Piece(choice, event, scores, totals)
