@@ -30,7 +30,7 @@ class Running:
         finally:
             connection.close()
         kind = answer.headers.get("content-type", "")
-        content = json.loads(raw) if kind.startswith("application/json") else raw.decode()
+        content = json.loads(raw) if raw and kind.startswith("application/json") else raw.decode()
         return answer.status, {name.lower(): value for name, value in answer.headers.items()}, content
 
     def get(self, path: str, **headers: str) -> tuple[int, Any]:

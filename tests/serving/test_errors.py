@@ -17,7 +17,7 @@ def fault(server, path="/v1/completions", **body):
 def test_a_prompt_beyond_the_context_is_told_in_tokens(server):
     status, error = fault(server, prompt=LONG)
     assert (status, error["code"], error["type"]) == (400, "context_length_exceeded", "invalid_request_error")
-    assert error["message"].startswith("This model's maximum context length is 128 tokens. However, you requested ")
+    assert error["message"].startswith("This model's maximum context length is 256 tokens. However, you requested ")
     status, error = fault(server, "/v1/chat/completions", messages=[{"role": "user", "content": LONG}])
     assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
     status, error = fault(server, prompt="a", max_tokens=1000)

@@ -20,7 +20,6 @@ from deepseek_v3.commands.loading import load_writer
 
 KEY_VARIABLE = "DEEPSEEK_V3_API_KEY"
 USUAL_CONTEXT = 4096  # tokens of cache a row, where nothing is said
-HEAD_BYTES = 2**15
 STEP_TOKENS = 256
 
 
@@ -184,7 +183,7 @@ def make_server(app: Any, options: ServeOptions, connection: Any = None) -> Any:
 
     config = uvicorn.Config(
         app, http=connection or WatchedConnection, ws="none", loop="asyncio", lifespan="on", log_level="warning",
-        access_log=False, server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEAD_BYTES,
+        access_log=False, server_header=False, proxy_headers=False, h11_max_incomplete_event_size=2**15,
         timeout_graceful_shutdown=options.drain_seconds,
     )  # fmt: skip
     return uvicorn.Server(config)

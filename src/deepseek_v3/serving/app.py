@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from deepseek_v3.serving.answers import AnswerBase, ChatAnswer, TextAnswer
 from deepseek_v3.serving.guard import Guard, GuardOptions
-from deepseek_v3.serving.metrics import Metrics
+from deepseek_v3.serving.metrics import GAUGES, TOTALS, Metrics
 from deepseek_v3.serving.problems import Problem, ServerFault, bad_request
 from deepseek_v3.serving.prompts import Served
 from deepseek_v3.serving.protocol import (
@@ -90,7 +90,8 @@ def add_state_routes(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     @app.get("/live", responses=ERRORS)
     async def state() -> dict[str, Any]:
         numbers, blocks = await worker.ask(lambda engine: (engine.metrics(), engine.block_map()))
-        return {**numbers._asdict(), "load": worker.load, "capacity": worker.capacity, "block_map": blocks}
+        found = {name: getattr(numbers, name) for name in (*GAUGES, *TOTALS)}
+        return {**found, "load": worker.load, "capacity": worker.capacity, "block_map": blocks}
 
 
 def add_model_routes(app: FastAPI, served: Served, worker: Worker) -> None:
@@ -116,7 +117,7 @@ def add_model_routes(app: FastAPI, served: Served, worker: Worker) -> None:
         for prompt in prompts:
             most = served.most_tokens(prompt, 16 if body.max_tokens is None else body.max_tokens, "prompt")
             before = (body.logprobs or 0) if body.echo or not most else None
-            wanted.append(await served.make_request(body, prompt, most, body.logprobs, before))
+            wanted.append(await served.make_request(body, prompt, most, logprobs=body.logprobs, prompt_logprobs=before))
         job = worker.submit([(one, body.n or 1) for one in wanted])
         return await answer(TextAnswer(served, body, prompts), job, request)
 
@@ -129,7 +130,8 @@ def add_model_routes(app: FastAPI, served: Served, worker: Worker) -> None:
             raise bad_request("max_tokens and max_completion_tokens are the same; give one.", "max_tokens")
         prompt = await served.read_chat(body)
         most = served.most_tokens(prompt, body.max_completion_tokens or body.max_tokens, "messages")
-        wanted = await served.make_request(body, prompt, most, (body.top_logprobs or 0) if body.logprobs else None)
+        scores = (body.top_logprobs or 0) if body.logprobs else None
+        wanted = await served.make_request(body, prompt, most, logprobs=scores)
         job = worker.submit([(wanted, body.n or 1)])
         return await answer(ChatAnswer(served, body, [prompt]), job, request)
 

@@ -22,7 +22,9 @@ from deepseek_v3.serving.problems import Problem, bad_request, wrong_key
 OPEN_PATHS = ("/health", "/ready")
 KNOWN_PATHS = (*OPEN_PATHS, "/", "/metrics", "/live", "/v1/models", "/v1/completions", "/v1/chat/completions")
 LOCAL_HOSTS = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
-TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*+"' if hasattr(re, "NOFLAG") else rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+TEXTS, PAIRS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL), re.compile(rb"\[\]|\{\}")
+HEAD_BYTES, HEAD_LINES = 2**15, 100
+READ_ON = 8  # times the limit of a body: so much is read and dropped, for a client listens only when all is sent
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -95,6 +97,8 @@ class Guard:
         """
         if scope["path"] in OPEN_PATHS:
             return
+        if len(scope["headers"]) > HEAD_LINES or sum(len(n) + len(v) for n, v in scope["headers"]) > HEAD_BYTES:
+            raise Problem(431, "The head of this request is too large.")
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value)
@@ -107,7 +111,7 @@ class Guard:
             kind = b",".join(headers.get(b"content-type", [])).split(b";")[0].strip().lower()
             if kind != b"application/json":
                 raise Problem(415, "The body must be JSON: send content-type: application/json.")
-        if len(length) > 18 or (length.isdigit() and int(length) > self.options.body_bytes):
+        if len(length) > 18 or (length.isdigit() and int(length) > READ_ON * self.options.body_bytes):
             raise self.too_large()
 
     def check_key(self, shown: list[bytes]) -> None:
@@ -133,14 +137,16 @@ class Guard:
         Raises:
             Problem: too large, too deep, or letters that are none.
         """
-        body, more = bytearray(), True
+        body, size, more = bytearray(), 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.options.body_bytes:
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self.options.body_bytes:
+                body += part
+            elif not more or size > READ_ON * self.options.body_bytes:
                 raise self.too_large()
         if scope["method"] == "POST":
             check_json(bytes(body), self.options.depth)
@@ -159,8 +165,8 @@ def check_json(body: bytes, depth: int) -> None:
     """
     brackets = re.sub(rb"[^\[\]{}]+", b"", TEXTS.sub(b"", body))
     for _ in range(depth):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if not brackets:
+        before, brackets = brackets, PAIRS.sub(b"", brackets)  # the innermost level
+        if brackets in (b"", before):
             break
     if brackets:
         raise bad_request(f"The JSON body nests lists and objects deeper than {depth}, or does not close them.")

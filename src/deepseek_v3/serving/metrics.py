@@ -16,8 +16,8 @@ GAUGES = {
 TOTALS = {
     "preemptions": "sequences whose blocks were taken away for others",
     "steps": "steps of the engine",
-    "prompt_tokens": "tokens of prompts",
-    "shared_tokens": "of these, tokens found in the cache",
+    "prompt_tokens": "tokens of prompts that were read",
+    "shared_tokens": "tokens of prompts that were found in the cache instead",
     "new_tokens": "tokens written",
     "drafted": "tokens that MTP modules proposed",
     "accepted": "of these, tokens that became text",
