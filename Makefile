@@ -15,8 +15,8 @@ help:  ## this list
 	@$(PYTHON) -m venv .venv
 
 .venv/run.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing what the model needs (PyTorch is the large one) ..."
-	@$(PIP) -e .
+	@echo "installing what the model and its server need (PyTorch is the large one) ..."
+	@$(PIP) -e '.[serve]'
 	@touch $@
 
 .venv/dev.stamp: .venv/run.stamp

@@ -5,6 +5,7 @@ where they would begin to learn; everything before is real.
 """
 
 import dataclasses
+import io
 import shutil
 import sys
 from importlib import import_module
@@ -33,6 +34,8 @@ ODD = [
 TINY = "vocab_size=331 hidden_size=22 intermediate_size=26 moe_intermediate_size=7 num_hidden_layers=2 q_lora_rank=11"
 PLACES = {
     "generate": ["model"],
+    "chat": ["model"],
+    "serve": ["model"],
     "evaluate": ["model"],
     "inspect": ["model"],
     "export": ["model", "out"],
@@ -41,6 +44,8 @@ PLACES = {
 USUAL = {
     "train": f"--data text.txt --set {TINY} --seq-len 13 --precision fp32 --eval-kilobytes 1 --batch-size 2".split(),
     "generate": ["--prompt", "ab", "--max-new-tokens", "2"],
+    "chat": ["--max-new-tokens", "2"],
+    "serve": ["--port", "0", "--cache-tokens", "64"],
     "evaluate": ["--data", "text.txt", "--kilobytes", "1", "--seq-len", "13"],
     "size": ["--preset", "nano"],
 }
@@ -79,6 +84,8 @@ def desk(stock, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("deepseek_v3.commands.doctor.describe_threads", dict)
     monkeypatch.setattr("deepseek_v3.commands.doctor.describe_compiler", dict)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("deepseek_v3.commands.serve.make_server", lambda *_: SimpleNamespace(run=lambda sockets: None))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
     model, tokenizer = load_model(desk / "model", tokenizer_from=Tokenizer.from_file)
     monkeypatch.setattr(Tokenizer, "train", lambda *_: tokenizer)
     load = model_io.load

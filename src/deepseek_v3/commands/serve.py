@@ -144,7 +144,10 @@ def build_app(model: Any, tokenizer: Any, options: ServeOptions, keys: list[str]
     context = model.config.max_position_embeddings
     held = options.cache_tokens or options.max_rows * min(context, USUAL_CONTEXT)
     limits = EngineOptions(n_blocks=-(-held // 32), max_rows=options.max_rows, step_tokens=max(STEP_TOKENS, drafts + 1))
-    engine = Engine(model, limits, stream=tokenizer.stream)
+    try:
+        engine = Engine(model, limits, stream=tokenizer.stream)
+    except RuntimeError:  # PyTorch's word for too little memory
+        raise ValueError(f"there is no memory for a cache of {held:,} tokens; give a smaller --cache-tokens") from None
     try:
         template = ChatTemplate.find(tokenizer)
     except ChatError as error:

@@ -29,7 +29,8 @@ class Choice:
 
     def __init__(self, index: int, prompt: Prompt, served: Served) -> None:
         self.index, self.prompt = index, prompt
-        self.text, self.finish = "", None
+        self.text = ""
+        self.finish: str | None = None
         self.begun = False
         self.totals: Totals | None = None
         self.scores: list[dict[str, Any]] = []
