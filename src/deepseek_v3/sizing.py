@@ -162,7 +162,7 @@ def training_bytes(c: ModelConfig) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer, activations aside.
 
     fp32: what this package's trainer keeps (weights 4, gradient 4, two moments 8); fp8: the same with moments in BF16
-    (4), as `--moments bf16` alone. Weights' codes come and go with each micro-batch: see `fp8_activation_bytes`.
+    (4), as `--moments bf16` alone. Weights' codes come and go with each micro-batch: see `sizing_fp8.py`.
     report: the V3 framework (FP32 master weights and gradients, BF16 moments, and a BF16 copy of the weights for the
     products).
     """

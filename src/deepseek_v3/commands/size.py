@@ -19,6 +19,7 @@ from deepseek_v3.sizing import (
     training_bytes,
     training_flops,
 )
+from deepseek_v3.sizing_fp8 import fp8_kept_bytes
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SizeOptions:
         preset: a named shape.
         config: a config.json instead of a preset.
         context: tokens that a query sees; the model's 4,096 of pre-training by default.
-        batch: sequences served at once.
+        batch: sequences served at once, or trained in one micro-batch.
         json: print one JSON object instead of tables.
     """
 
@@ -46,7 +47,7 @@ def run_size(options: SizeOptions) -> None:
         raise ValueError(f"--context {options.context} and --batch {options.batch} must be at least 1")
     config = ModelConfig.from_json(options.config) if options.config else ModelConfig.preset(options.preset)
     if options.json:
-        print(json.dumps(gather_figures(config, options.context), indent=2))
+        print(json.dumps(gather_figures(config, options.context, options.batch), indent=2))
         return
     print(options.config or options.preset)
     for title, rows in describe(config, context=options.context, batch=options.batch):
@@ -55,7 +56,7 @@ def run_size(options: SizeOptions) -> None:
             print(f"    {name:<32}{text}")
 
 
-def gather_figures(config: ModelConfig, context: int) -> dict[str, Any]:
+def gather_figures(config: ModelConfig, context: int, batch: int = 1) -> dict[str, Any]:
     """Every figure by its name, for programs."""
     count = count_parameters(config)
     return {
@@ -65,6 +66,7 @@ def gather_figures(config: ModelConfig, context: int) -> dict[str, Any]:
         "cache_values_per_token_and_layer": cache_values(config),
         "cache_bytes_per_token": config.cache_width * config.num_hidden_layers * BYTES[config.torch_dtype],
         "training_bytes": training_bytes(config),
+        "fp8_kept_bytes": fp8_kept_bytes(config, batch, context),
         "fp8_bytes": fp8_bytes(config),
         "fp8_scales": fp8_scales(config),
     }
@@ -84,7 +86,7 @@ def describe(c: ModelConfig, *, context: int, batch: int) -> list[tuple[str, lis
     count, values = count_parameters(c), cache_values(c)
     width = BYTES[c.torch_dtype]
     per_token = {kind: n * c.num_hidden_layers * width for kind, n in values.items()}
-    training = training_bytes(c)
+    training, kept = training_bytes(c), fp8_kept_bytes(c, batch, context)
     billion = 1e9
     cache = batch * context * per_token["MLA"]
     return [
@@ -116,6 +118,7 @@ def describe(c: ModelConfig, *, context: int, batch: int) -> list[tuple[str, lis
             [
                 ("fp32, this trainer", f"{format_bytes(training['fp32'])} (16 B a parameter)"),
                 ("fp8, this trainer", f"{format_bytes(training['fp8'])} (12 B: moments in BF16)"),
+                (f"fp8, kept of {batch} x {context:,} tokens", format_bytes(sum(kept.values()))),
                 ("as in the V3 report", f"{format_bytes(training['report'])} (14 B a parameter)"),
             ],
         ),
