@@ -40,7 +40,7 @@ def test_a_log_has_the_time_left_too():
 @pytest.mark.parametrize(("peak", "known"), [(1e30, True), (1.0, False), (0.0, False)])
 def test_no_share_of_the_peak_is_above_the_whole(peak, known):
     clock = SimpleNamespace(tokens_per_second=lambda: 1000.0, seconds_per_step=lambda: 1.0)
-    result = SimpleNamespace(loss=1.0, mtp_losses=[], bits_per_byte=1.0)
+    result = SimpleNamespace(loss=1.0, mtp_losses=[], bits_per_byte=1.0, further={})
     options, arithmetic = SimpleNamespace(seq_len=13, steps=5), SimpleNamespace(peak=peak)
     row = describe_step(result, clock, arithmetic, ModelConfig.preset("nano"), options, 3)
     assert (row["share_of_peak"] is not None) == known

@@ -211,7 +211,7 @@ class SlowingMachine:
     def __init__(self, trainer: Trainer, slow_from: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.slow_from = 0.0, slow_from
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
-        for name, steps in (("run_step", 1), ("_measure_and_sample", self.MEASURING)):
+        for name, steps in (("run_step", 1), ("examine", self.MEASURING)):
             monkeypatch.setattr(trainer, name, self.taking(steps, getattr(trainer, name)))
 
     def step_s(self) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 from deepseek_v3.engine.model_parts import ModelParts, refuse_broken_biases
 from deepseek_v3.engine.native_step import NativeStep
 from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.ops.choice import SERVES_UP_TO
 
@@ -59,6 +60,7 @@ class DecodeStep:
         depth: int = -1,
         below_ND: Tensor | None = None,
         logits_of: Sequence[int] | None = None,
+        choice_LNA: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Read the next tokens of every row and append to the cache.
 
@@ -67,6 +69,7 @@ class DecodeStep:
                 and token i + depth + 1.
             below_ND: of a module, the hidden states of the depth below.
             logits_of: the tokens, as indices of `rows.tokens`, whose logits are wanted: all by default.
+            choice_LNA: of the main model, where to write the experts of every token, layer by layer.
         Returns:
             Normed hidden states [N, D] in the model's dtype, and logits [M, V] in FP32 (of an FP64 model FP64).
         Raises:
@@ -81,11 +84,17 @@ class DecodeStep:
         cache.check_room(counts)
         wanted = range(len(tokens)) if logits_of is None else logits_of
         if max(counts) <= SERVES_UP_TO and self.native.serves(cache):
-            return self.native.run(rows, cache, depth, below_ND, wanted)
-        return self._read_in_pieces(rows, cache, depth, below_ND, list(wanted))
+            return self.native.run(rows, cache, depth, below_ND, wanted, choice_LNA)
+        return self._read_in_pieces(rows, cache, depth, below_ND, list(wanted), choice_LNA)
 
     def _read_in_pieces(
-        self, rows: Rows, cache: LatentCache, depth: int, below_ND: Tensor | None, wanted: list[int]
+        self,
+        rows: Rows,
+        cache: LatentCache,
+        depth: int,
+        below_ND: Tensor | None,
+        wanted: list[int],
+        choice_LNA: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Read what is read together, one after the other, and put the results in their places."""
         hidden_ND = self.model.norm.weight.new_empty(len(rows.tokens), self.model.config.hidden_size)
@@ -97,8 +106,11 @@ class DecodeStep:
             places = [i for i, token in enumerate(wanted) if token in place]
             below = None if below_ND is None else below_ND[indices]
             form = self.native.run if max(counts) <= SERVES_UP_TO and self.native.serves(cache) else self._read_padded
-            hidden, logits = form(piece, part, depth, below, [place[wanted[i]] for i in places])
+            chosen_LNA = None if choice_LNA is None else choice_LNA.new_empty(choice_LNA[:, : len(indices)].shape)
+            hidden, logits = form(piece, part, depth, below, [place[wanted[i]] for i in places], chosen_LNA)
             hidden_ND[indices] = hidden
+            if choice_LNA is not None and chosen_LNA is not None:
+                choice_LNA[:, indices] = chosen_LNA
             order += places
             pieces.append(logits.to(at_least_float32(logits.dtype)))
             for row, length in zip(chosen, part.lengths):
@@ -106,7 +118,13 @@ class DecodeStep:
         return hidden_ND, torch.cat(pieces)[torch.tensor(order, device=hidden_ND.device).argsort()]
 
     def _read_padded(
-        self, rows: Rows, cache: LatentCache, depth: int, below_ND: Tensor | None, wanted: Sequence[int]
+        self,
+        rows: Rows,
+        cache: LatentCache,
+        depth: int,
+        below_ND: Tensor | None,
+        wanted: Sequence[int],
+        choice_LNA: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Let the model read the rows as a rectangle."""
         model, device = self.model, self.model.frequency_R.device
@@ -115,7 +133,11 @@ class DecodeStep:
         tokens_BS = torch.zeros_like(real_BS, dtype=torch.int64)
         tokens_BS[real_BS] = torch.tensor(rows.tokens, device=device)
         if depth < 0:
-            hidden_BSD = model.hidden_states(tokens_BS, cache=cache, counts=rows.counts)
+            record = None if choice_LNA is None else RoutingRecord()
+            hidden_BSD = model.hidden_states(tokens_BS, cache=cache, counts=rows.counts, record=record)
+            if choice_LNA is not None and record is not None:
+                for i, layer in enumerate(sorted(record.choices)):
+                    choice_LNA[i] = record.choices[layer][real_BS.flatten()]
         else:
             assert below_ND is not None, "a module reads the hidden states of the depth below"
             below_BSD = below_ND.new_zeros(*real_BS.shape, below_ND.shape[1])

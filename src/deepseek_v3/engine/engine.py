@@ -160,7 +160,9 @@ class Engine:
             return 0, sequence.accept([]), []
         drafts, how = proposal.tokens, (sequence.request.rule, sequence.generator)
         stood, token = judge_drafts(sequence.steer(logits_SV, drafts), drafts, proposal.sources, *how)
-        tokens, top = sequence.accept([*drafts[:stood], token]), sequence.request.logprobs
+        tokens, top = sequence.accept(drawn := [*drafts[:stood], token]), sequence.request.logprobs
+        if sequence.trace is not None:
+            sequence.trace.note(logits_SV, drawn[: len(tokens) + (sequence.finish == "stop")], how[0])
         return stood, tokens, [] if top is None else score_tokens(logits_SV[: len(tokens)], tokens, top)
 
     def _count(self, rows: Many[Row], proposals: Many[Proposal], events: Many[Event], spent: float) -> None:
@@ -187,6 +189,8 @@ class Engine:
         return Event(sequence, [], "error", error, sequence.take_shown())
 
     def _end(self, sequence: Sequence) -> None:
+        if sequence.trace is not None and sequence.finish in ("stop", "length"):
+            sequence.trace.choices = self.runner.choices_of(sequence)
         self.scheduler.finish(sequence)
         del self.sequences[sequence.id]
 

@@ -77,7 +77,7 @@ class CallAddresses(ctypes.Structure):
     """`Call` of decode.hpp."""
 
     _fields_ = fields(
-        pointers="tokens lengths counts tables wanted below cache hidden logits cos sin",
+        pointers="tokens lengths counts tables wanted below cache hidden logits cos sin choices",
         integers="N B M blocks block_size bfloat16_cache threads foreign",
     )
 
@@ -215,6 +215,7 @@ class NativeStep:
         depth: int,
         below_ND: Tensor | None,
         wanted: Sequence[int],
+        choice_LNA: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Read tokens that `DecodeStep.read` has checked: see there.
 
@@ -239,7 +240,7 @@ class NativeStep:
             tables=at + 8 * (N + 2 * B + M), below=None if below_ND is None else below_ND.data_ptr(),
             cache=latent.data_ptr() + first * latent.stride(0) * latent.element_size(), hidden=hidden_ND.data_ptr(),
             logits=logits_MV.data_ptr(), cos=rotation_TR.cos.data_ptr(), sin=rotation_TR.sin.data_ptr(),
-            N=N, B=B, M=M, blocks=store.n_blocks, block_size=store.block_size,
+            choices=None if choice_LNA is None else choice_LNA.data_ptr(), N=N, B=B, M=M, blocks=store.n_blocks, block_size=store.block_size,
             bfloat16_cache=latent.dtype == torch.bfloat16, threads=threads_now(torch.get_num_threads()),
         )  # fmt: skip
         stack, _ = addresses.stacks[depth + 1]

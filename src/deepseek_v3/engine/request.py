@@ -31,6 +31,7 @@ class Request:
         logprobs: score every token of the text, and name so many of the likeliest beside it; None scores none.
         prompt_logprobs: the same of the prompt; then max_new_tokens may be 0.
         constraint: a grammar that the text follows, ended by its own end token.
+        trace: keep what was drawn, how likely it was and, if the engine records them, its experts: see `trace.py`.
     """
 
     tokens: Sequence[int]
@@ -45,6 +46,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
+    trace: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
@@ -88,6 +90,7 @@ class EngineOptions:
             Faster for long prompts; but no prefix is shared then, since its bits depend on where the prompt ends.
         cache_dtype: None means the model's.
         modules: MTP modules that may draft; None means all.
+        record_choices: keep the experts of every token in the cache.
     """
 
     n_blocks: int
@@ -98,6 +101,7 @@ class EngineOptions:
     long_piece: int = 0
     cache_dtype: torch.dtype | None = None
     modules: int | None = None
+    record_choices: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_blocks", "block_size", "step_tokens", "max_rows", "short_piece"):

@@ -14,6 +14,7 @@ from deepseek_v3.engine.decode_step import DecodeStep
 from deepseek_v3.engine.decode_step import Rows as Ragged
 from deepseek_v3.engine.request import EngineOptions
 from deepseek_v3.engine.sequence import Sequence
+from deepseek_v3.engine.trace import ChoiceStore
 from deepseek_v3.model.cache import LatentCache, LatentStore
 from deepseek_v3.model.transformer import DeepseekV3
 
@@ -46,6 +47,7 @@ class Runner:
             config, options.n_blocks, options.block_size, layers=self.main_layers + self.modules,
             dtype=options.cache_dtype or weight.dtype, device=weight.device,
         )  # fmt: skip
+        self.choices = ChoiceStore(config, options.n_blocks, options.block_size) if options.record_choices else None
 
     def read(self, readings: Rows[Reading], *, depth: int = -1) -> list[tuple[Tensor, Tensor]]:
         """Let the main model (depth -1) or a module read; return of each reading hidden rows [S, D] and logits."""
@@ -57,16 +59,27 @@ class Runner:
             first_layer=0 if depth < 0 else self.main_layers + depth,
         )  # fmt: skip
         below = [r.below_SD for r in readings if r.below_SD is not None]
+        choice_LNA = self.choices.room(sum(counts)) if self.choices and depth < 0 else None
         hidden_ND, logits_MV = self.step.read(
             Ragged([token for r in readings for token in r.tokens], counts),
             cache,
             depth=depth,
             below_ND=torch.cat(below) if below else None,
             logits_of=[i for end, n in zip(accumulate(counts), wanted) for i in range(end - n, end)],
+            choice_LNA=choice_LNA,
         )
+        if self.choices and choice_LNA is not None:
+            tables = [r.sequence.blocks for r in readings]
+            self.choices.write(choice_LNA, tables, [r.start for r in readings], counts)
         if len(readings) == 1:
             return [(hidden_ND, logits_MV)]
         return list(zip(hidden_ND.split(counts), logits_MV.split(wanted)))
+
+    def choices_of(self, sequence: Sequence) -> Tensor | None:
+        """Return the experts of all tokens that stood before the last one drawn, if they are recorded."""
+        if self.choices is None or sequence.trace is None:
+            return None
+        return self.choices.read(sequence.blocks, sequence.prompt + len(sequence.trace.tokens) - 1)
 
     def erase(self, blocks: Rows[int]) -> None:
         """Clear blocks whose latents are no numbers: hidden by a mask, NaN would still spread."""

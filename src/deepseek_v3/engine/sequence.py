@@ -15,6 +15,7 @@ from deepseek_v3.engine.sampler import find_likeliest, make_generator
 from deepseek_v3.engine.scores import Score, score_tokens
 from deepseek_v3.engine.steering import Steerer
 from deepseek_v3.engine.stop import TextGate, TokenStream
+from deepseek_v3.engine.trace import Trace
 from deepseek_v3.model.transformer import DeepseekV3
 
 PATIENCE = 48  # steps without drafts, after which an adaptive sequence lets go of what its modules would have to read
@@ -37,6 +38,7 @@ class Sequence:
         gave_up: whether its modules have missed rows, so that it drafts no more.
         leader: another sequence with the same prompt, which reads it first.
         prompt_scores: of every token of the prompt, where they are asked for; of the first there is none.
+        trace: what a training wants to know, if the request asked for it.
         finish: None while it runs, then "stop", "length", "abort" or "error".
     """
 
@@ -65,6 +67,7 @@ class Sequence:
         self.leader: Sequence | None = None
         self.prompt_scores: list[Score | None] = [None] * self.prompt if request.prompt_logprobs is not None else []
         self.statistics = GenerationStatistics(prompt_tokens=self.prompt)
+        self.trace = Trace() if request.trace else None
         self.finish: str | None = None
         self.error = ""
         self.restart()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model.cache import Past
+from deepseek_v3.model.cache import Past, Within
 from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
 from deepseek_v3.model.rope import softmax_scale
@@ -44,12 +44,12 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_b_proj = Linear(self.latent_width, self.heads * (self.content_width + self.value_width))
         self.o_proj = Linear(self.heads * self.value_width, width)
 
-    def forward(self, x_BSD: Tensor, rotation: ops.Rotation, past: Past | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotation: ops.Rotation, past: Past | Within | None = None) -> Tensor:
         """Attend causally, to the given tokens alone or also to those of the past.
 
         Args:
             rotation: of the positions of x_BSD.
-            past: the tokens before these; its cache gets their latents.
+            past: the tokens before these, whose cache gets their latents; or what each may see of the given ones.
         """
         query_BSHW = self.make_queries(x_BSD)
         latent_BTW = self.make_latent(x_BSD, rotation)

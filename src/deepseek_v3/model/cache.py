@@ -101,6 +101,32 @@ class Past(NamedTuple):
         return read_NW.unflatten(0, self.read_BT.shape).to(new_BSW.dtype)
 
 
+class Within(NamedTuple):
+    """No past, and less than causal attention to the given tokens: documents of a row that do not see each other."""
+
+    mask_ST: Tensor
+
+    @classmethod
+    def documents(cls, document_BS: Tensor) -> "Within":
+        """Let a query see its own document up to itself."""
+        length = document_BS.shape[1]
+        same_BST = document_BS[:, :, None] == document_BS[:, None, :]
+        causal_ST = torch.ones(length, length, dtype=torch.bool, device=document_BS.device).tril()
+        return cls((same_BST & causal_ST).unsqueeze(1))
+
+    def first(self, rows: int) -> "Within":
+        """Return the same for the first rows."""
+        return Within(self.mask_ST[..., :rows, :rows])
+
+    def at(self, layer: int) -> "Within":
+        """Return itself: every layer sees the same."""
+        return self
+
+    def append(self, new_BSW: Tensor) -> Tensor:
+        """Return the new tokens' latents, which are all there is."""
+        return new_BSW
+
+
 class LatentCache:
     """Rows of a store: of each the blocks that hold it, in order, and its length.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.block import Block
-from deepseek_v3.model.cache import LatentCache, Past
+from deepseek_v3.model.cache import LatentCache, Past, Within
 from deepseek_v3.model.head import Head
 from deepseek_v3.model.initialize import draw_by_name
 from deepseek_v3.model.linear import Embedding
@@ -121,13 +121,16 @@ class DeepseekV3(nn.Module):
         cache: LatentCache | None = None,
         counts: Sequence[int] | None = None,
         record: RoutingRecord | None = None,
+        within: Within | None = None,
     ) -> Tensor:
         """Return the final-normed hidden states [B, S, D]: what the head reads, and the first MTP module.
 
         Args:
             counts: of each row of the cache the tokens that are real; what follows them is padding and leaves no trace.
+            within: without a cache, what every token may see; causally all by default.
         """
-        rotation, past = self.place_tokens(tokens_BS.shape[1], cache, counts)
+        rotation, before = self.place_tokens(tokens_BS.shape[1], cache, counts)
+        past = before or within
         x_BSD = self.embed_tokens(tokens_BS)
         for i, layer in enumerate(self.layers):
             x_BSD = layer(x_BSD, rotation, past=None if past is None else past.at(i), record=record)
@@ -136,7 +139,11 @@ class DeepseekV3(nn.Module):
         return self.norm(x_BSD)
 
     def mtp_hidden_states(
-        self, tokens_BS: Tensor, hidden_BSD: Tensor, record: RoutingRecord | None = None
+        self,
+        tokens_BS: Tensor,
+        hidden_BSD: Tensor,
+        record: RoutingRecord | None = None,
+        within: Within | None = None,
     ) -> list[Tensor]:
         """Run the chain of MTP modules over whole sequences; depth k reads token i + k in row i.
 
@@ -151,7 +158,8 @@ class DeepseekV3(nn.Module):
                 hiddens.append(torch.zeros_like(hidden_BSD))
                 continue
             turned = ops.Rotation(rotation.cos[:rows], rotation.sin[:rows])
-            hidden = module(hidden_BSD[:, :rows], self.embed_tokens(tokens_BS[:, k:]), turned, record=record)
+            past = None if within is None else within.first(rows)
+            hidden = module(hidden_BSD[:, :rows], self.embed_tokens(tokens_BS[:, k:]), turned, past=past, record=record)
             hidden_BSD = nn.functional.pad(hidden, (0, 0, 0, k))
             hiddens.append(hidden_BSD)  # V3 Fig. 3
         return hiddens

@@ -40,6 +40,7 @@ template <typename T, typename L> class Worker {
     Plan plan;
     std::vector<float*> a, b;
     std::vector<float> scratch;  // of the choice of experts
+    int64_t routed = 0;          // layers with experts so far
 
   public:
     Worker(const Model& m, const Stack& stack, const Call& call, Shared& shared)
@@ -124,6 +125,7 @@ template <typename T, typename L> class Worker {
             sync();
             for (int64_t n = 0; n < N; n++)
                 if (mine(n)) route(layer, n);
+            routed++;
             sync();
             read_experts_up(layer);
         }
@@ -150,6 +152,7 @@ template <typename T, typename L> class Worker {
         score_experts(score);
         const RoutingRule rule{m.E, m.A, m.groups, m.groups > 1 ? m.kept_groups : 1, m.sigmoid != 0};
         choose_experts_of(score, (const float*)layer.bias, rule, scratch.data(), scratch.data() + m.E, chosen);
+        if (call.choices) std::copy_n(chosen, m.A, call.choices + (routed * N + n) * m.A);
         float total = 0;
         for (int64_t i = 0; i < m.A; i++) total += weight[i] = score[chosen[i]];
         for (int64_t i = 0; i < m.A; i++) {

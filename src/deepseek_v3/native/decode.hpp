@@ -34,6 +34,7 @@ struct Call {
     void *cache, *hidden;                      // [layers, blocks, block_size, W], [N, D]
     float* logits;                             // [M, V]
     const float *cos, *sin;                    // [positions, R / 2]
+    int64_t* choices;                          // [layers with experts, N, A], or null: which experts the tokens went to
     int64_t N, B, M, blocks, block_size, bfloat16_cache, threads;
     int64_t foreign;  // out: the number of blocks in tables that the cache does not have; then nothing is computed
 };

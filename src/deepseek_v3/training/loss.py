@@ -11,7 +11,7 @@ Source: arXiv:2412.19437, Eqs. (17) to (20) and (24), (25).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class LossParts:
         main_nats: sum of -log P over main rows that count; mtp_nats: the same per depth.
         main_rows, mtp_rows: how many rows counted.
         balance: what the balance loss adds to `total`.
+        further: what else an objective tells, each a sum over the main rows that counted.
     """
 
     total: Tensor
@@ -36,6 +37,7 @@ class LossParts:
     main_rows: int
     mtp_rows: list[int]
     balance: float = 0.0
+    further: dict[str, float] = field(default_factory=dict)
 
 
 def make_labels(tokens: Tensor, documents: Tensor, depth: int) -> Tensor:
@@ -73,13 +75,33 @@ def pretraining_loss(
         balance_losses: with alpha = 1, one a layer.
         balance_share: the micro-batch's part of the step's sequences.
     """
-    labels = [make_labels(tokens, documents, k) for k in range(len(mtp_hiddens) + 1)]
+    return score_depths(
+        hidden_BSD,
+        mtp_hiddens,
+        head,
+        [make_labels(tokens, documents, k) for k in range(len(mtp_hiddens) + 1)],
+        mtp_weight=mtp_weight,
+        step_rows=step_rows,
+        balance=balance_alpha * balance_share * sum(balance_losses, start=hidden_BSD.new_zeros(())),  # V3 Eq. (17)
+    )
+
+
+def score_depths(
+    hidden_BSD: Tensor,
+    mtp_hiddens: list[Tensor],
+    head: nn.Module,
+    labels: list[Tensor],
+    *,
+    mtp_weight: float,
+    step_rows: int,
+    balance: Tensor,
+) -> LossParts:
+    """Add up the losses of one micro-batch by the labels [B, S] of every depth, the main model's first."""
     main_nats = sum_nats(head, hidden_BSD, labels[0])
     mtp_nats = [sum_nats(head, depth_BSD, depth_labels) for depth_BSD, depth_labels in zip(mtp_hiddens, labels[1:])]
     total = main_nats / step_rows
     for nats in mtp_nats:
         total = total + mtp_weight / len(mtp_nats) * nats / step_rows  # V3 Eq. (25)
-    balance = balance_alpha * balance_share * sum(balance_losses, start=total.new_zeros(()))  # V3 Eq. (17)
     counts = [int((label != IGNORED).sum()) for label in labels]
     return LossParts(
         total + balance,

@@ -14,6 +14,9 @@ NEEDED = {
     "heldout": ("step", "bits_per_byte"),
     "sample": ("step", "prompt", "text"),
     "skipped": ("step",),
+    "exam": ("step", "greedy", "pass1", "passk", "k", "problems"),
+    "answer": ("step", "prompt", "text", "reward"),
+    "mismatch": ("step", "rerouted_tokens", "rerouted", "gap_replayed", "gap_own"),
 }
 
 

@@ -6,23 +6,25 @@ An objective of another kind of training (fine-tuning, rewards) has the same for
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from deepseek_v3.data.packing import Batch
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.training.loss import IGNORED, LossParts, make_labels, pretraining_loss
+from deepseek_v3.training.loss import LossParts, make_labels, pretraining_loss
 from deepseek_v3.training.schedule import Settings
 
 
 class Objective(Protocol):
     """What a training minimises."""
 
-    def count_rows(self, batch: Batch) -> int:
-        """Return how many rows count: over the whole step they are what its loss is divided by."""
+    def labels(self, batch: Any) -> Tensor:
+        """Return what the main rows are scored on, [B, S]: over the whole step, its loss is divided by their number."""
         ...
 
-    def __call__(self, model: DeepseekV3, batch: Batch, record: RoutingRecord, settings: Settings) -> LossParts:
+    def __call__(self, model: DeepseekV3, batch: Any, record: RoutingRecord, settings: Settings) -> LossParts:
         """Return a micro-batch's share of the step's loss; the record is told where its tokens went."""
         ...
 
@@ -33,9 +35,9 @@ class Pretraining:
 
     balance_alpha: float
 
-    def count_rows(self, batch: Batch) -> int:
-        """Return the main rows that have a target in their document."""
-        return int((make_labels(batch.tokens, batch.documents, 0) != IGNORED).sum())
+    def labels(self, batch: Batch) -> Tensor:
+        """Return the next token of every row that has one in its document."""
+        return make_labels(batch.tokens, batch.documents, 0)
 
     def __call__(self, model: DeepseekV3, batch: Batch, record: RoutingRecord, settings: Settings) -> LossParts:
         """Run the model on all tokens but the last of each row, and score every depth."""

@@ -106,6 +106,8 @@ def choose_progress() -> Progress:
 
 def describe_row(row: dict[str, Any]) -> str:
     """Write a step's figures in one line."""
+    if "reward" in row:
+        return describe_answers(row)
     parts = [f"loss {row['loss']:.3f}"]
     if row.get("mtp_loss") is not None:
         parts.append(f"MTP {row['mtp_loss']:.3f}")
@@ -113,6 +115,16 @@ def describe_row(row: dict[str, Any]) -> str:
     if row.get("share_of_peak") is not None:
         parts.append(f"{row['share_of_peak']:.0%} of peak")
     return "  ".join(parts)
+
+
+def describe_answers(row: dict[str, Any]) -> str:
+    """Write in one line what judged answers were like, and where the time went."""
+    spent = [row.get(name, 0.0) for name in ("rollout_s", "reward_s", "update_s")]
+    shares = "/".join(f"{part / max(sum(spent), 1e-9):.0%}" for part in spent)
+    parts = [f"reward {row['reward']:.3f}", f"entropy {row['entropy']:.3f}", f"length {row['length']:.1f}"]
+    parts += [f"clipped {row['clipped']:.1%}"] if row["clipped"] else []
+    parts += [f"{row['refused']} refused by the rule"] if row["refused"] else []
+    return "  ".join([*parts, f"{row['tokens_per_s']:,.0f} tokens/s", f"write/judge/learn {shares}"])
 
 
 def describe_left(row: dict[str, Any]) -> str:

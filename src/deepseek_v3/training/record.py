@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.run_folder import OPTIONS, write_files
@@ -13,8 +13,10 @@ FIXED = (
     + ("seed", "fim_rate", "lanes", "seq_len", "heldout_fraction")
 )  # fmt: skip
 
+Options = TypeVar("Options", bound=Any)  # TrainOptions, or those of another kind of training
 
-def describe_run(options: TrainOptions, **facts: Any) -> str:
+
+def describe_run(options: Any, **facts: Any) -> str:
     """Return what options.json holds: every flag, and facts such as the data and its digest."""
     return json.dumps({"options": {**dataclasses.asdict(options), "resume": False}, **facts}, indent=1) + "\n"
 
@@ -41,17 +43,21 @@ def read_record(run: Path) -> dict[str, Any]:
     raise OptionsError(f"{run / OPTIONS} cannot be read; the run folder is not one of ours, or put the file back")
 
 
-def recorded_options(run: Path) -> TrainOptions:
+def recorded_options(run: Path, kind: type[Options] = TrainOptions) -> Options:
     """Return the options that a run was started with.
 
     Raises:
-        OptionsError: the run folder has none that can be read.
+        OptionsError: the run folder has none that can be read, or it is one of another command.
     """
-    values: dict[str, Any] = read_record(run)["options"]
-    known = {field.name for field in dataclasses.fields(TrainOptions)}
+    record = read_record(run)
+    values: dict[str, Any] = record["options"]
+    wanted, found = getattr(kind, "command", "train"), record.get("command", "train")
+    if found != wanted:
+        raise OptionsError(f"--run {run} is one of `deepseek-v3 {found}`; go on with that command, or name another run")
+    known = {field.name for field in dataclasses.fields(kind)}
     try:
         kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return TrainOptions(**kept)
+        return kind(**kept)
     except (TypeError, AttributeError) as error:
         raise OptionsError(f"{run / OPTIONS} holds a value of another kind ({error}); put the file back") from None
 
@@ -61,7 +67,7 @@ def recorded_precision(run: Path) -> str:
     return read_record(run).get("precision", "fp32")
 
 
-def merge_options(recorded: TrainOptions, given: TrainOptions) -> TrainOptions:
+def merge_options(recorded: Options, given: Options) -> Options:
     """Take the recorded options, changed by every given flag.
 
     A command line knows which flags were given; of options made in Python those count that differ from the default.
@@ -69,11 +75,8 @@ def merge_options(recorded: TrainOptions, given: TrainOptions) -> TrainOptions:
     Raises:
         OptionsError: a given flag cannot change on the way; the message names it.
     """
-    defaults = TrainOptions()
-    names = given.given or {
-        field.name for field in dataclasses.fields(given) if getattr(given, field.name) != getattr(defaults, field.name)
-    }
-    for name in sorted(names.intersection(FIXED)):
+    names = given.given or {f.name for f in dataclasses.fields(given) if getattr(given, f.name) != f.default}
+    for name in sorted(names.intersection(getattr(given, "fixed", FIXED))):
         was, now = getattr(recorded, name), getattr(given, name)
         if was != now:
             raise OptionsError(

@@ -57,6 +57,22 @@ def collect_data(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "loads": {"step": [r["step"] for r in loaded], "layers": _by_layer([r["loads"] for r in loaded])},
         "samples": [{k: r[k] for k in ("step", "prompt", "text")} for r in rows if r["kind"] == "sample"],
         "skipped": [r["step"] for r in rows if r["kind"] == "skipped"],
+        "policy": collect_policy(rows, thin),
+    }
+
+
+def collect_policy(rows: list[dict[str, Any]], thin: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a training on judged answers tells: curves, examinations, the experts' mismatch, chosen answers."""
+    judged = [row for row in thin if "reward" in row]
+    keys = ("reward", "entropy", "length", "clipped", "sampler_gap", "alike", "rollout_s", "reward_s", "update_s")
+    exams = [row for row in rows if row["kind"] == "exam"]
+    meters = [row for row in rows if row["kind"] == "mismatch"]
+    answers = [row for row in rows if row["kind"] == "answer"]
+    return {
+        "steps": {"step": [r["step"] for r in judged], **{k: [_short(r.get(k)) for r in judged] for k in keys}},
+        "exams": {k: [_short(r[k]) for r in exams] for k in ("step", "greedy", "pass1", "passk", "k", "problems")},
+        "meters": {k: [_short(r[k]) for r in meters] for k in ("step", "rerouted_tokens", "gap_replayed", "gap_own")},
+        "answers": [{k: r[k] for k in ("step", "prompt", "text", "reward")} for r in answers],
     }
 
 
@@ -75,7 +91,7 @@ def common_facts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Return the cards that every run has: where it began, where it stands."""
     steps = [row for row in rows if row["kind"] == "step"]
     heldout = [row for row in rows if row["kind"] == "heldout"]
-    facts = []
+    facts = examination_facts(rows)
     if heldout:
         first, last = heldout[0], heldout[-1]
         facts.append(
@@ -93,6 +109,22 @@ def common_facts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         rate = sorted(row["tokens_per_s"] for row in steps)[len(steps) // 2]
         facts.append(("tokens learned from", f"{steps[-1]['tokens']:,}", f"in {steps[-1]['step']:,} steps"))
         facts.append(("tokens per second", f"{rate:,.0f}", "median over the run"))
+    return facts
+
+
+def examination_facts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return the cards of held-out problems, if any were asked."""
+    exams = [row for row in rows if row["kind"] == "exam"]
+    if not exams:
+        return []
+    first, last = exams[0], exams[-1]
+    facts = [
+        ("held-out problems right", f"{last['greedy']:.1%}", f"of {last['problems']}; {first['greedy']:.1%} at first")
+    ]
+    if last["k"]:
+        facts.append(
+            (f"pass@{last['k']}", f"{last['passk']:.1%}", f"one of {last['k']} draws; {first['passk']:.1%} at first")
+        )
     return facts
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.data.packing import Batch
-from deepseek_v3.training.loss import IGNORED, LossParts, make_labels
+from deepseek_v3.training.loss import IGNORED, LossParts
 from deepseek_v3.training.machine import flops_per_token
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.progress import Clock
@@ -37,7 +36,7 @@ class Outcome:
 
 @dataclass
 class StepResult:
-    """What one step did."""
+    """What one step did; `further` is what else its objective, or whoever made its batch, has to tell."""
 
     applied: bool
     loss: float
@@ -49,14 +48,16 @@ class StepResult:
     settings: Settings
     max_vio: float = 0.0
     loads: list[list[float]] = field(default_factory=list)
+    further: dict[str, Any] = field(default_factory=dict)
 
 
 def summarise_step(
-    batch: Batch, parts: list[LossParts], settings: Settings, norm: float, byte_length: Tensor
+    labels_BS: Tensor, parts: list[LossParts], settings: Settings, norm: float, byte_length: Tensor
 ) -> StepResult:
     """Add up the micro-batches of a step.
 
     Args:
+        labels_BS: what the main rows were scored on.
         norm: of the whole gradient, before the clip.
         byte_length: bytes of text that each token stands for.
     """
@@ -64,7 +65,6 @@ def summarise_step(
     nats = sum(float(p.main_nats) for p in parts)
     depths = range(len(parts[0].mtp_nats))
     mtp_losses = [sum(float(p.mtp_nats[k]) for p in parts) / max(1, sum(p.mtp_rows[k] for p in parts)) for k in depths]
-    labels_BS = make_labels(batch.tokens, batch.documents, 0)
     n_bytes = int(byte_length[labels_BS.clamp(min=0)][labels_BS != IGNORED].sum())
     total = sum(float(p.total.detach()) for p in parts)
     return StepResult(
@@ -76,6 +76,7 @@ def summarise_step(
         grad_norm=norm,
         tokens=labels_BS.numel(),
         settings=settings,
+        further={name: sum(p.further[name] for p in parts) / rows for name in parts[0].further},
     )
 
 
@@ -93,4 +94,5 @@ def describe_step(
         "tokens_per_s": rate,
         "share_of_peak": share if share is not None and share <= 1 else None,  # above: the peak was measured too low
         "left_s": clock.seconds_per_step() * (options.steps - step),
+        **result.further,
     }

@@ -23,7 +23,7 @@ from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
 from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress
-from deepseek_v3.training.record import describe_run, merge_options, recorded_options, recorded_precision
+from deepseek_v3.training.record import Options, describe_run, merge_options, recorded_options, recorded_precision
 from deepseek_v3.training.results import Arithmetic
 from deepseek_v3.training.run_folder import OPTIONS, RunLock, check_ours, check_run_folder, standing_folder, write_files
 from deepseek_v3.training.trainer import Sampler, Trainer
@@ -60,17 +60,17 @@ def prepare_training(
     return trainer
 
 
-def choose_options(run: Path, options: TrainOptions) -> TrainOptions:
+def choose_options(run: Path, options: Options) -> Options:
     """Return the options to go by, those recorded for a resume; a run folder that cannot serve is refused."""
     check_run_folder(run)
     if options.resume:
         newest_checkpoint(run)
-        return merge_options(recorded_options(run), options)
+        return merge_options(recorded_options(run, type(options)), options)
     if list_checkpoints(run):
         raise OptionsError(f"{run} already holds a run; go on with --resume, or name another folder with --run")
     check_ours(run)
     if (run / OPTIONS).exists():
-        recorded_options(run)  # a start that was killed; somebody else's options.json is refused
+        recorded_options(run, type(options))  # a start that was killed; somebody else's options.json is refused
     return options
 
 

@@ -8,16 +8,16 @@ A step whose loss or gradient is not finite changes nothing; nor does one that i
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepseek_v3.data.packing import Batch
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.parallel.layout import Layout
 from deepseek_v3.training.balance import LoadCounter, max_violation
-from deepseek_v3.training.loss import LossParts
+from deepseek_v3.training.loss import IGNORED, LossParts
 from deepseek_v3.training.objective import Objective
 from deepseek_v3.training.optimizer import AveragedWeights, set_learning_rate
 from deepseek_v3.training.results import StepResult, summarise_step
@@ -43,10 +43,11 @@ class Update:
     byte_length: Tensor
     clip_norm: float
 
-    def run(self, batch: Batch, settings: Settings, should_stop: Callable[[], bool]) -> StepResult | None:
+    def run(self, batch: Any, settings: Settings, should_stop: Callable[[], bool]) -> StepResult | None:
         """Do one step; None if it was told to stop, and then nothing has changed."""
         batch = self.layout.rows(batch)
-        rows = self.layout.sum(torch.tensor(self.objective.count_rows(batch), device=self.layout.device))
+        labels_BS = self.objective.labels(batch)
+        rows = self.layout.sum((labels_BS != IGNORED).sum())
         settings = settings._replace(step_rows=max(1, int(rows)))
         set_learning_rate(self.optimizer, settings.lr)
         self.counter.reset()
@@ -55,7 +56,7 @@ class Update:
             if parts is None:
                 return None
             norm = self.layout.clip(self.model.parameters(), self.clip_norm)
-            result = summarise_step(batch, parts, settings, norm, self.byte_length)
+            result = summarise_step(labels_BS, parts, settings, norm, self.byte_length)
             if result.applied:
                 self.optimizer.step()
                 self.counter.sum_over(self.layout.sum)
@@ -67,7 +68,7 @@ class Update:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def read(self, batch: Batch, settings: Settings) -> LossParts:
+    def read(self, batch: Any, settings: Settings) -> LossParts:
         """Run the forward pass of a micro-batch and count its loads."""
         record = RoutingRecord()
         with self.autocast():

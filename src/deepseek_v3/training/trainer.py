@@ -11,11 +11,11 @@ depends on goes into a checkpoint, so that stop and resume give the bits of an u
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.fp8_products import use_fp8_products
 from deepseek_v3.model.transformer import DeepseekV3
@@ -46,6 +46,16 @@ FAILURES_IN_A_ROW = 3
 LOADS_KEPT = 200  # about so many lines of metrics carry the load of every expert
 
 Sampler = Callable[[DeepseekV3, Tokenizer, str], str]
+
+
+class Stream(Protocol):
+    """Where batches come from; its whole state is what JSON can hold."""
+
+    def next_batch(self, n_rows: int) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 Replan = Callable[[int, Clock], int]
 
 
@@ -56,7 +66,7 @@ class Trainer:
         self,
         model: DeepseekV3,
         tokenizer: Tokenizer,
-        stream: PackedStream,
+        stream: Stream,
         heldout: Sequence[str],
         options: TrainOptions,
         *,
@@ -66,7 +76,8 @@ class Trainer:
         sampler: Sampler | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.tokenizer, self.stream, self.heldout, self.options = tokenizer, stream, heldout, options
+        self.tokenizer, self.heldout, self.options = tokenizer, heldout, options
+        self.stream: Any = stream  # what else it offers is between its maker and those who ask
         self.run = Path(options.run)
         self.arithmetic = arithmetic or Arithmetic()
         self.sampler, self.progress = sampler, progress or Silent()
@@ -110,7 +121,7 @@ class Trainer:
         try:
             with stop:
                 if self.step == 0:
-                    self._measure_and_sample(stop)
+                    self.examine(stop)
                 clock = Clock()
                 while self.step < self.options.steps and not stop:
                     result = self.run_step(stop)
@@ -122,7 +133,7 @@ class Trainer:
                     self._tell(result, clock)
                     paused = time.perf_counter()
                     if self._due(self.options.eval_every, apart=self.options.eval_every // 2):
-                        self._measure_and_sample(stop)
+                        self.examine(stop)
                     if self._due(self.options.save_every) and save_or_go_on(self.save, self.run, self._tell_unsaved):
                         saved_at = self.step
                     clock.pause(time.perf_counter() - paused)
@@ -158,7 +169,7 @@ class Trainer:
         self.failures = 0 if result.applied else self.failures + 1
         self.skipped += not result.applied
         if not result.applied:
-            self._write("skipped", step=self.step, loss=str(result.loss), grad_norm=str(result.grad_norm))
+            self.write("skipped", step=self.step, loss=str(result.loss), grad_norm=str(result.grad_norm))
             self.progress.note(f"step {self.step}: the loss or its gradient is not finite; nothing was changed")
         if self.failures >= FAILURES_IN_A_ROW:
             raise TrainingError(
@@ -175,7 +186,7 @@ class Trainer:
             return
         del row["left_s"]
         loads_every = max(1, self.options.steps // LOADS_KEPT)
-        self._write(
+        self.write(
             "step",
             step=self.step,
             **row,
@@ -199,12 +210,13 @@ class Trainer:
             should_stop=should_stop,
         )
 
-    def _measure_and_sample(self, stop: StopSignal) -> None:
+    def examine(self, stop: StopSignal) -> None:
+        """Measure on held-out text and let the model write; a training of another kind has its own."""
         found = self.measure(lambda: bool(stop))
         if found is None:
             return
         acceptance = found.mtp_acceptance
-        self._write("heldout", step=self.step, bits_per_byte=found.bits_per_byte, mtp_acceptance=acceptance)
+        self.write("heldout", step=self.step, bits_per_byte=found.bits_per_byte, mtp_acceptance=acceptance)
         text = f"step {self.step}: {found.bits_per_byte:.3f} bits per byte on held-out text"
         if acceptance is not None:
             text += f", {acceptance:.0%} of MTP drafts would stand"
@@ -212,21 +224,22 @@ class Trainer:
             with self.averaged.applied_to(self.model):
                 smooth = self.measure(lambda: bool(stop))
             if smooth is not None:
-                self._write("averaged", step=self.step, bits_per_byte=smooth.bits_per_byte)
+                self.write("averaged", step=self.step, bits_per_byte=smooth.bits_per_byte)
                 text += f", {smooth.bits_per_byte:.3f} with averaged weights"
         self.progress.note(text)
         for prompt in self.options.sample_prompts if self.sampler else ():
             if not stop:
                 assert self.sampler is not None
-                self._write(
+                self.write(
                     "sample", step=self.step, prompt=prompt, text=self.sampler(self.model, self.tokenizer, prompt)
                 )
 
     def _tell_unsaved(self, problem: str) -> None:
-        self._write("unsaved", step=self.step, problem=problem)
+        self.write("unsaved", step=self.step, problem=problem)
         self.progress.note(f"step {self.step}: {problem}; the training goes on")
 
-    def _write(self, kind: str, **values: Any) -> None:
+    def write(self, kind: str, **values: Any) -> None:
+        """Add a line to metrics.jsonl."""
         if self.metrics is not None:
             self.metrics.write(kind, **values)
 
@@ -246,7 +259,7 @@ class Trainer:
         tensors = moments_by_name(self.model, self.optimizer)
         if self.averaged:
             tensors |= {f"averaged.{name}": value for name, value in self.averaged.shadow.items()}
-        tensors["random_state"] = torch.get_rng_state()
+        tensors |= {"random_state": torch.get_rng_state(), **self.kept_tensors()}
         state = {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
@@ -257,6 +270,13 @@ class Trainer:
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         return write_checkpoint(self.run, self.step, self.model, self.tokenizer, tensors, state, keep=self.options.keep)
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Return what else of this kind of training belongs into a checkpoint."""
+        return {}
+
+    def take_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `kept_tensors` returned."""
 
     def resume(self, folder: Path) -> None:
         """Go to where a checkpoint stood.
@@ -271,5 +291,6 @@ class Trainer:
             for name, value in self.averaged.shadow.items():
                 value.copy_(tensors.get(f"averaged.{name}", self.model.get_parameter(name).detach()))
         torch.set_rng_state(tensors["random_state"])
+        self.take_tensors(tensors)
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
         self.skipped, self.failures = state["skipped"], state["failures"]
