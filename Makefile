@@ -4,7 +4,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 
 CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
 
-.PHONY: help setup demo test test-all test-interop test-gpu lint fmt notebooks bugs check bench profile clean
+.PHONY: help setup demo reason test test-all test-interop test-gpu lint fmt notebooks bugs check bench profile clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -28,6 +28,9 @@ setup: .venv/dev.stamp  ## make .venv with everything the tests need
 
 demo: .venv/run.stamp  ## train a small DeepSeek-V3 on real text, show what it learned, and write text (5 minutes, two cores)
 	@$(PY) -m deepseek_v3 demo
+
+reason: .venv/run.stamp  ## from nothing to a model that adds: text, dialogues, then right and wrong alone (15 minutes, two cores)
+	@$(PY) -m deepseek_v3 reason
 
 test: $(if $(T),setup,lint)  ## every test but the slow ones; what CI runs. Some of them: make test T=tests/native
 	@$(PY) -m pytest $(if $(T),$(T),-n 2)

@@ -32,6 +32,12 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command("train a small model on real text, show what it learned", "demo", "DemoOptions", "run_demo"),
     "train": Command("train or resume a model", "train", "TrainOptions", "run_train"),
+    "reason": Command(
+        "from nothing to a model that adds, by rewards, in minutes", "reason", "ReasonOptions", "run_reason"
+    ),
+    "sft": Command("fine-tune on dialogues, the loss on answers only", "sft", "SftOptions", "run_sft"),
+    "grpo": Command("learn from right and wrong: GRPO and its relatives on a task", "grpo", "GrpoOptions", "run_grpo"),
+    "distill": Command("teach a student by a teacher's logits or texts", "distill", "DistillOptions", "run_distill"),
     "generate": Command("continue a prompt", "generate", "GenerateOptions", "run_generate"),
     "chat": Command("talk with a model in the terminal", "chat", "ChatOptions", "run_chat"),
     "serve": Command("serve a model by OpenAI's protocol, with a page", "serve", "ServeOptions", "run_serve"),

@@ -183,7 +183,7 @@ class ModelConfig:
 
 def preset_names() -> list[str]:
     """List the presets, smallest first."""
-    order = ["demo", "nano", "small", "v2-lite-16b", "v3-671b"]
+    order = ["reason", "demo", "nano", "small", "v2-lite-16b", "v3-671b"]
     found = [p.stem for p in PRESETS.glob("*.toml")]
     return sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))
 

@@ -240,7 +240,8 @@ class NativeStep:
             tables=at + 8 * (N + 2 * B + M), below=None if below_ND is None else below_ND.data_ptr(),
             cache=latent.data_ptr() + first * latent.stride(0) * latent.element_size(), hidden=hidden_ND.data_ptr(),
             logits=logits_MV.data_ptr(), cos=rotation_TR.cos.data_ptr(), sin=rotation_TR.sin.data_ptr(),
-            choices=None if choice_LNA is None else choice_LNA.data_ptr(), N=N, B=B, M=M, blocks=store.n_blocks, block_size=store.block_size,
+            choices=None if choice_LNA is None else choice_LNA.data_ptr(), N=N, B=B, M=M,
+            blocks=store.n_blocks, block_size=store.block_size,
             bfloat16_cache=latent.dtype == torch.bfloat16, threads=threads_now(torch.get_num_threads()),
         )  # fmt: skip
         stack, _ = addresses.stacks[depth + 1]

@@ -1,0 +1,303 @@
+"""The ledger: one folder a claim; what is missing is run, what has run is collected, drawn and judged.
+
+    python -m experiments.ledger                         every claim: what stands, what is missing; runs nothing
+    python -m experiments.ledger grpo_addition --run     run what is missing of it, one run after the other; resumes
+    python -m experiments.ledger grpo_addition --run --arms grpo --seeds 1
+    python -m experiments.ledger grpo_addition --collect read the runs again, draw, judge
+
+A claim is `experiments/NAME/claim.toml`:
+
+    claim = "..."   source = "..."   number = "..."     in words: what is said, who says it, what it must come to
+    seeds = 5                                           0 .. 4
+    prepare = [["train", "--preset", "..."], ...]       commands that every seed begins with: made once, for all arms
+    command = "grpo"                                    of `deepseek-v3`
+    options = ["{start}", "--task", "addition"]         of all arms
+    [arms.grpo]                                         options, and if they are others: seeds, command, prepare
+    [measure]  kind = "exam"  value = "greedy"          of metrics.jsonl; at = "gain", "last" or "best"
+    [verdict]  arms = ["grpo"]  least = 0.30            or most, or above = "another arm"; of = "mean"
+
+An arm's `prepare` is how many of the preparations it takes. `{start}` is the run that the last of them made, `{seed}`
+the seed. Runs lie in `runs/ledger/NAME/`, which is not committed; `results.json`, `figure.svg` and `verdict.md` beside
+the claim are. A run that was stopped goes on where it stood.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from experiments.drawing import draw_figure
+
+HERE = Path(__file__).parent
+RUNS = HERE.parent / "runs" / "ledger"
+Run = Callable[[list[str]], int]
+
+
+class ClaimError(ValueError):
+    """A claim.toml that cannot be used; the message says what it lacks."""
+
+
+class Job(NamedTuple):
+    """One call of a command: of an arm and a seed, or a preparation."""
+
+    name: str
+    folder: Path
+    words: list[str]
+
+
+class Claim:
+    """What claim.toml says."""
+
+    def __init__(self, folder: Path, runs: Path = RUNS) -> None:
+        """Read it.
+
+        Raises:
+            ClaimError: something is missing or of another kind.
+        """
+        self.folder, self.name, self.runs = folder, folder.name, runs / folder.name
+        try:
+            held: dict[str, Any] = tomllib.loads((folder / "claim.toml").read_text(encoding="utf-8"))
+        except OSError:
+            raise ClaimError(f"there is no {folder / 'claim.toml'}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ClaimError(f"{folder / 'claim.toml'}: {error}") from None
+        for key, kind in (("claim", str), ("source", str), ("number", str), ("command", str), ("arms", dict),
+                          ("measure", dict), ("verdict", dict)):  # fmt: skip
+            if not isinstance(held.get(key), kind):
+                raise ClaimError(f"{folder / 'claim.toml'}: {key} is missing or no {kind.__name__}")
+        self.held, self.arms = held, held["arms"]
+        self.prepare: list[list[str]] = held.get("prepare", [])
+        named = [*held["verdict"].get("arms", []), held["verdict"].get("above")]
+        unknown = [arm for arm in named if arm is not None and arm not in self.arms]
+        if unknown or not held["verdict"].get("arms"):
+            raise ClaimError(f"{folder / 'claim.toml'}: the verdict must name arms, and {unknown} are none")
+
+    def seeds(self, arm: str) -> range:
+        """The seeds of an arm."""
+        return range(self.arms[arm].get("seeds", self.held.get("seeds", 1)))
+
+    def folder_of(self, arm: str, seed: int) -> Path:
+        """Where a run lies."""
+        return self.runs / arm / str(seed)
+
+    def preparations(self, arm: str, seed: int) -> list[Job]:
+        """What an arm's run of a seed begins with."""
+        jobs: list[Job] = []
+        for number, words in enumerate(self.prepare[: self.arms[arm].get("prepare", len(self.prepare))]):
+            folder = self.runs / f"prepare-{number}" / str(seed)
+            start = jobs[-1].folder if jobs else folder
+            jobs.append(self._job(f"prepare {number}", words[0], words[1:], folder, start, seed))
+        return jobs
+
+    def job(self, arm: str, seed: int) -> Job:
+        """The run of an arm and a seed."""
+        before = self.preparations(arm, seed)
+        start = before[-1].folder if before else self.folder
+        words = [*self.held.get("options", []), *self.arms[arm].get("options", [])]
+        command = self.arms[arm].get("command", self.held["command"])
+        return self._job(arm, command, words, self.folder_of(arm, seed), start, seed)
+
+    @staticmethod
+    def _job(name: str, command: str, words: Sequence[str], folder: Path, start: Path, seed: int) -> Job:
+        filled = [str(word).format(start=start, seed=seed) for word in words]
+        return Job(f"{name}, seed {seed}", folder, [command, *filled, "--run", str(folder), "--seed", str(seed)])
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+DONE = "done"  # in the folder of a run: its command ended well
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    return (folder / DONE).is_file()
+
+
+def resume_words(job: Job) -> list[str]:
+    """The command that goes on with a run that was begun, or the one that begins it."""
+    saved = folder.glob("step-*") if (folder := job.folder / "checkpoints").is_dir() else iter(())
+    return [job.words[0], "--run", str(job.folder), "--resume"] if any(saved) else job.words
+
+
+def call_command(words: list[str]) -> int:
+    """Run `deepseek-v3` with some words."""
+    return subprocess.run([sys.executable, "-m", "deepseek_v3", *words], check=False).returncode
+
+
+def missing_jobs(claim: Claim, arms: Sequence[str], seeds: int) -> Iterator[Job]:
+    """Yield what is missing, preparations first, and seed by seed: one seed of all arms before the next."""
+    asked: set[Path] = set()
+    for seed in range(max(len(claim.seeds(arm)) for arm in claim.arms)):
+        for arm in arms:
+            if seed not in claim.seeds(arm) or seed >= seeds:
+                continue
+            for job in [*claim.preparations(arm, seed), claim.job(arm, seed)]:
+                if job.folder not in asked and not is_finished(job.folder):
+                    asked.add(job.folder)
+                    yield job
+
+
+def run_missing(claim: Claim, arms: Sequence[str], seeds: int, run: Run = call_command) -> int:
+    """Run what is missing; stop at the first that does not end well, and return its code."""
+    for job in missing_jobs(claim, arms, seeds):
+        words = resume_words(job)
+        print(f"{claim.name}: {job.name}\n  deepseek-v3 {' '.join(words)}", flush=True)
+        if code := run(words):
+            return code
+        (job.folder / DONE).touch()
+        collect(claim)
+    return 0
+
+
+# -- what came of it ---------------------------------------------------------------------------------------------------
+
+
+def read_series(folder: Path, measure: dict[str, Any]) -> list[tuple[float, float]]:
+    """Return a figure over the steps of a run."""
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    name = measure["value"]
+    return [
+        (row["step"], row[name]) for row in rows if row.get("kind") == measure["kind"] and row.get(name) is not None
+    ]
+
+
+def summarise(series: list[tuple[float, float]], measure: dict[str, Any]) -> float:
+    """Return the one number of a run: its gain, its last value, or its best."""
+    values = [value for _, value in series]
+    best = max(values) if measure.get("higher", True) else min(values)
+    return {"gain": values[-1] - values[0], "last": values[-1], "best": best}[measure.get("at", "gain")]
+
+
+def collect(claim: Claim) -> dict[str, Any]:
+    """Read all finished runs; write results.json, the figure and the verdict."""
+    measure = claim.held["measure"]
+    arms: dict[str, dict[str, Any]] = {}
+    kept = claim.folder / "results.json"
+    before = json.loads(kept.read_text(encoding="utf-8"))["arms"] if kept.is_file() else {}
+    for arm in claim.arms:
+        found = dict(before.get(arm, {}))
+        for seed in claim.seeds(arm):
+            series = read_series(claim.folder_of(arm, seed), measure) if is_finished(claim.folder_of(arm, seed)) else []
+            if series:
+                found[str(seed)] = {"series": series, "number": summarise(series, measure)}
+        arms[arm] = found
+    results = {"claim": claim.held["claim"], "measure": measure, "arms": arms}
+    results["verdict"] = judge(claim, arms)
+    kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if any(arms.values()):
+        (claim.folder / "figure.svg").write_text(draw_figure(claim.name, measure, arms), encoding="utf-8")
+    (claim.folder / "verdict.md").write_text(describe(claim, results), encoding="utf-8")
+    return results
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half of its 95 % interval by Student's t; the half is infinite for one value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.inf
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}.get(len(values), 2.262)
+    return mean, t * spread
+
+
+def judge(claim: Claim, arms: dict[str, dict[str, Any]]) -> str:
+    """Say whether the claim held: by every seed or by the mean, against a number or another arm."""
+    verdict = claim.held["verdict"]
+    named = [*verdict["arms"], *([verdict["above"]] if "above" in verdict else [])]
+    numbers = {arm: [arms[arm][seed]["number"] for seed in sorted(arms[arm], key=int)] for arm in named}
+    lacking = sum(len(claim.seeds(arm)) - len(numbers[arm]) for arm in named)
+    if not all(numbers.values()):
+        return "open: some arm has not run yet"
+    if verdict.get("of", "every seed") == "mean":
+        numbers = {arm: [sum(values) / len(values)] for arm, values in numbers.items()}
+    sign = 1 if claim.held["measure"].get("higher", True) else -1
+    least, most = verdict.get("least", -math.inf), verdict.get("most", math.inf)
+    held = all(least <= value <= most for arm in verdict["arms"] for value in numbers[arm])
+    if "above" in verdict:
+        pairs = [pair for arm in verdict["arms"] for pair in zip(numbers[arm], numbers[verdict["above"]])]
+        held = held and all(sign * (a - b) > 0 for a, b in pairs)
+    word = "holds" if held else "does not hold"
+    return f"{word} so far; {lacking} runs are missing" if lacking > 0 else word
+
+
+def describe(claim: Claim, results: dict[str, Any]) -> str:
+    """Write the verdict as a page."""
+    held, at = claim.held, results["measure"].get("at", "gain")
+    source = f"Source: {held['source']}. What it must come to: {held['number']}."
+    value = f"`{results['measure']['value']}`, {at} of a run:"
+    lines = [f"# {claim.name}", "", f"**{held['claim']}**", "", source, "", f"**Verdict: {results['verdict']}.**", ""]
+    lines += [value, "", "| arm | seeds | mean and 95 % interval | each |", "|---|---|---|---|"]
+    for arm, seeds in results["arms"].items():
+        values = [seeds[seed]["number"] for seed in sorted(seeds, key=int)]
+        if not values:
+            lines.append(f"| {arm} | 0 of {len(claim.seeds(arm))} | - | - |")
+            continue
+        mean, half = interval(values)
+        shown = f"{mean:.3f}" + (f" ± {half:.3f}" if math.isfinite(half) else "")
+        each = ", ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {arm} | {len(values)} of {len(claim.seeds(arm))} | {shown} | {each} |")
+    lines += ["", *(["![the runs](figure.svg)", ""] if any(results["arms"].values()) else [])]
+    lines += [f"Again, or what is missing: `python -m experiments.ledger {claim.name} --run`", ""]
+    return "\n".join(lines)
+
+
+def all_claims() -> list[str]:
+    """The names of all claims."""
+    return sorted(path.parent.name for path in HERE.glob("*/claim.toml"))
+
+
+def show(claim: Claim, results: dict[str, Any]) -> None:
+    """Print a claim in a few lines."""
+    missing = sum(1 for _ in missing_jobs(claim, list(claim.arms), 10**6))
+    print(f"{claim.name}: {results['verdict']}\n  {claim.held['claim']} ({claim.held['number']})")
+    for arm, seeds in results["arms"].items():
+        print(
+            f"  {arm:<14} {len(seeds)} of {len(claim.seeds(arm))} seeds "
+            + "  ".join(f"{s['number']:+.3f}" for s in seeds.values())
+        )
+    print(f"  {missing} runs missing on this machine\n")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.ledger", description="run, collect and judge claims")
+    parser.add_argument("claims", nargs="*", help="folders of experiments/; all by default")
+    parser.add_argument("--run", action="store_true", help="run what is missing")
+    parser.add_argument("--collect", action="store_true", help="read the runs again, draw, judge")
+    parser.add_argument("--arms", nargs="*", default=None, help="of these arms only")
+    parser.add_argument("--seeds", type=int, default=10**6, help="the first so many seeds only")
+    asked = parser.parse_args(words)
+    for name in asked.claims or all_claims():
+        try:
+            claim = Claim(HERE / name)
+            arms = asked.arms or list(claim.arms)
+            if unknown := set(arms) - set(claim.arms):
+                raise ClaimError(f"{name} has no arm {sorted(unknown)[0]!r}; it has {', '.join(claim.arms)}")
+        except ClaimError as error:
+            print(f"ledger: {error}", file=sys.stderr)
+            return 1
+        if asked.run and (code := run_missing(claim, arms, asked.seeds)):
+            return code
+        if asked.run or asked.collect:
+            collect(claim)
+        kept = claim.folder / "results.json"
+        results = (
+            json.loads(kept.read_text()) if kept.is_file() else {"verdict": "open", "arms": {a: {} for a in claim.arms}}
+        )
+        show(claim, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
