@@ -48,6 +48,9 @@ USUAL = {
     "serve": ["--port", "0", "--cache-tokens", "64"],
     "evaluate": ["--data", "text.txt", "--kilobytes", "1", "--seq-len", "13"],
     "size": ["--preset", "nano"],
+    "sft": ["model", "--task", "sort"],
+    "grpo": ["model"],
+    "distill": ["model", "model", "--task", "sort"],
 }
 WRITES = {"train": "runs", "demo": "runs", "export": "out", "import": "out"}
 
@@ -81,6 +84,8 @@ def desk(stock, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("deepseek_v3.training.report.write_report", lambda run: run)
     monkeypatch.setattr("deepseek_v3.training.session.choose_precision", lambda *_: ("fp32", 1e9, "a test"))
     monkeypatch.setattr("deepseek_v3.commands.demo._demonstrate", lambda _: 0)
+    monkeypatch.setattr("deepseek_v3.commands.reason._reason", lambda _: 0)
+    monkeypatch.setattr("deepseek_v3.post_training.session.lay_out", cut_short)
     monkeypatch.setattr("deepseek_v3.commands.doctor.describe_threads", dict)
     monkeypatch.setattr("deepseek_v3.commands.doctor.describe_compiler", dict)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
@@ -91,6 +96,11 @@ def desk(stock, tmp_path, monkeypatch) -> Path:
     load = model_io.load
     monkeypatch.setattr(model_io, "load", lambda path, **o: (model, tokenizer) if path == "model" else load(path, **o))
     return desk
+
+
+def cut_short(*_: Any) -> None:
+    """Where post-training would read its model: what was checked before was real."""
+    raise ValueError("cut short here")
 
 
 def take_stock(desk: Path) -> dict[str, Any]:

@@ -24,12 +24,12 @@ from deepseek_v3.post_training.trainer import Extras, PostTrainer
 from deepseek_v3.post_training.wording import Wording
 from deepseek_v3.sizing import count_parameters
 from deepseek_v3.training.machine import choose_precision
-from deepseek_v3.training.options import OptionsError
+from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress, Silent
 from deepseek_v3.training.record import describe_run, recorded_precision
 from deepseek_v3.training.results import Arithmetic
 from deepseek_v3.training.run_folder import OPTIONS, RunLock, write_files
-from deepseek_v3.training.session import TRAINING_BYTES, choose_options
+from deepseek_v3.training.session import bytes_per_weight, choose_options
 from deepseek_v3.training.training_state import newest_checkpoint
 from deepseek_v3.weights.checkpoint import read_stored_config
 from deepseek_v3.weights.load import build_empty, load_weights
@@ -142,7 +142,7 @@ def read_model(home: Path) -> DeepseekV3:
         CheckpointError, ConfigError: it is missing, damaged or foreign.
     """
     config = read_stored_config(home).replace(torch_dtype="float32", quantization_config=None)
-    check_memory("training this model", count_parameters(config).total * TRAINING_BYTES)
+    check_memory("training this model", count_parameters(config).total * bytes_per_weight(TrainOptions()))
     model = build_empty(config, torch.float32)
     load_weights(model, home)
     return model
