@@ -1,109 +1,133 @@
 # %% [markdown]
 # # Causal attention
 #
-# **The question.** A language model predicts the next token. A text of six tokens holds five such tasks, and
-# attention could work on all of them at once. But the answer to each task is the very next row. How do we let every
-# position learn at the same time, without letting it read its own answer?
+# **The question.** A model learns to guess the next word. A text of seven words holds six such guesses, and attention
+# could work on all of them in one go. But the answer to each guess is the very next row. How do we let every row learn
+# at the same time, and none read its own answer?
 #
-# **The idea.** Before the softmax, strike out every score that points ahead. What remains is a lower triangle: row
-# $t$ looks at columns $1 \dots t$.
+# A teacher hands out a crossword whose solutions are printed on the same page, one line further down each time. Every
+# pupil solves it perfectly. At home, where no solutions are printed, nobody can do a thing. The remedy is a sheet of
+# paper: cover everything below the line you are working on, and move the sheet down line by line. In a matrix product
+# one need not move a sheet: one lays a **mask** over all lines at once, a staircase.
+#
+# What happens without the sheet will be measured below: a model that is *too good* in training, and what it has really
+# learned.
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
-from causal_attention import attend_causally_backward, attend_causally_forward, causal_mask
-from matplotlib.patches import Rectangle
+from causal_attention import attend_causally_backward, attend_causally_forward, attend_masked_forward, causal_mask
 from self_attention import SelfAttentionWeights, attend_forward, self_attend_backward, self_attend_forward
 
+from utils.drawings_01 import draw_growing_shares, draw_offsets
 from utils.gradient_check import central_difference, relative_error
-from utils.whiteboard import COLORS, INK, board, colormap, matrix, note, use_style
-
-use_style()
+from utils.plots_01 import plot_leak
 
 # %% [markdown]
-# ## The attention matrix, growing token by token
+# ## Numbers to follow with a pencil
 #
-# Six tokens with random contents (nothing is trained). Each board shows who looks at whom after one more token has
-# arrived: rows ask, columns are asked. The framed row is the new one.
+# Three tokens, all scores equal, values 6, 2 and 1. Without a mask every row takes the mean of all three: 3, 3, 3.
+#
+# With the mask, row 1 sees only itself: 6. Row 2 sees two, a half each: $(6 + 2)/2 = 4$. Row 3 sees all:
+# $(6 + 2 + 1)/3 = 3$. So causal attention with equal scores is the *running mean*.
 
 # %%
-rng = np.random.default_rng(1)
-words = ["the", "cat", "sat", "on", "the", "mat"]
-weights, hidden = SelfAttentionWeights.init(rng, 8, 8, 8), rng.normal(size=(6, 8))
-
-
-def shares(n_tokens):
-    """Who looks at whom when only the first tokens are there."""
-    return self_attend_forward(hidden[:n_tokens], weights, attend_causally_forward)[1][1][3]
-
-
-grown = [shares(n) for n in range(1, 7)]
-
-# %%
-fig, ax = board(27, 6.9, "A new token adds one row; the rows above it never change")
-x = 0.9
-for n, prob in enumerate(grown, 1):
-    seen = np.where(causal_mask(n, n), prob, np.nan)
-    matrix(ax, x, 5.9, seen, cell=0.95, numbers=".1f" if n > 3 else ".2f", limit=1.0)
-    note(ax, x + n * 0.95 / 2, 6.4, f"{n} token" + "s" * (n > 1), "ink", size=9)
-    bottom = 5.9 - n * 0.95
-    ax.add_patch(Rectangle((x, bottom), n * 0.95, 0.95, fill=False, edgecolor=INK, linewidth=2, zorder=3))
-    note(ax, x + n * 0.95 / 2, bottom - 0.4, f"+ {words[n - 1]}", "content", size=10)
-    x += n * 0.95 + 0.95
-assert all(np.allclose(small, grown[-1][: len(small), : len(small)]) for small in grown)
-plt.show()
+value, zeros = np.array([[6.0], [2.0], [1.0]]), np.zeros((3, 2))
+print("without mask:", attend_forward(zeros, zeros, value)[0][:, 0])
+print("causal:      ", attend_causally_forward(zeros, zeros, value)[0][:, 0])
 
 # %% [markdown]
-# That the old rows stay is more than a pretty picture. It is why one pass over a whole text trains every position as
-# if the text had ended there, and why a model that writes can **keep** what it has computed: a new token needs its
-# own row, and for that the keys and values of the old ones, nothing else. Chapter 02 starts from there.
+# ## Build it
+#
+# Row $t$ may look at the columns $1 \dots t$. The plainest way is to give each row only the keys and values it may see:
+
+
+# %%
+def ask(q, keys, values):
+    """One query: the market of the last notebook."""
+    score = keys @ q / np.sqrt(len(q))
+    share = np.exp(score - score.max())
+    return share / share.sum() @ values
+
+
+def look_back(q, k, v):
+    """Each row sees the rows up to itself, and no other."""
+    return np.array([ask(q[t], k[: t + 1], v[: t + 1]) for t in range(len(q))])
+
+
+# %% [markdown]
+# That is right, and slow: one small product for each row. The trick is to compute *all* scores in one product and put
+# $-\infty$ where looking is forbidden, **before** the softmax. $e^{-\infty}$ is exactly 0.
+
+
+# %%
+def look_back_at_once(q, k, v):
+    """The same by one product and a mask."""
+    score = q @ k.T / np.sqrt(q.shape[1])
+    may_look = np.tril(np.ones(score.shape, dtype=bool))  # True on and below the diagonal
+    score = np.where(may_look, score, -np.inf)
+    share = np.exp(score - score.max(axis=1, keepdims=True))
+    return share / share.sum(axis=1, keepdims=True) @ v
+
+
+rng = np.random.default_rng(0)
+q, k, v = rng.standard_normal((5, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+out, _ = attend_causally_forward(q, k, v)
+assert np.allclose(out, look_back(q, k, v), atol=1e-15)
+assert np.allclose(out, look_back_at_once(q, k, v), atol=1e-15)
+print("row by row, at once, and the module: all agree")
 
 # %% [markdown]
 # ## The derivation
 #
-# **1. The sum stops at $t$.** $\;o_t = \sum_{j=1}^{t} p_{tj} v_j$ with $p_{tj} = e^{s_{tj}} / \sum_{u \le t}
-# e^{s_{tu}}$. Both sums stop: the shares of what may be seen must add up to one.
-#
-# **2. As a mask.** Put $s_{tj} = -\infty$ where $j > t$. Then $e^{s_{tj}} = 0$ exactly, in both sums. (Setting the
-# *share* to zero after the softmax would fix the first sum only. Setting the *score* to zero is worse: $e^0 = 1$, the
-# future gets a share.)
-#
-# **3. Backwards: nothing new.** $ds_{tj} = p_{tj}\,(dp_{tj} - \sum_u p_{tu}\, dp_{tu})$ has the factor $p_{tj}$.
-# Where the mask put a zero, the gradient is zero by itself; no mask is needed on the way back.
-#
-# **4. Older keys.** If $T$ keys are there and the $S$ queries are the last of them, query $s$ stands at position $s +
-# T - S$: $\;\text{mask}[s, t] = t \le s + (T - S)$. The diagonal ends in the last corner.
+# 1. $o_t = \sum_{j \le t} p_{tj}\, v_j$ with $p_{tj} = e^{a_{tj}} / \sum_{u \le t} e^{a_{tu}}$. **Both** sums stop at
+#    $t$: the shares of what may be seen must add up to one.
+# 2. As a mask: $a_{tj} = -\infty$ where $j > t$. Then $e^{a_{tj}} = 0$ in both sums.
+# 3. Two near misses. Setting the *share* to zero after the softmax stops the first sum only: the rows no longer add up
+#    to one, and a hidden key still acts through the second sum. Setting the *score* to zero is worse: $e^0 = 1$, the
+#    future gets a share.
+# 4. **Backwards: nothing new.** $da_{tj} = p_{tj}\,(dp_{tj} - \sum_u p_{tu}\, dp_{tu})$ has the factor $p_{tj}$. Where
+#    the mask made a zero, the gradient is zero by itself.
+# 5. **Older keys.** A model that writes keeps the keys of earlier tokens. If $T$ keys are there and the $S$ queries are
+#    the last of them, query $s$ stands at position $s + T - S$, so it may look at $t \le s + (T - S)$. The diagonal
+#    ends in the *last* corner.
 
 # %%
-fig, ax = board(20, 5.2, "With older keys the diagonal ends in the last corner")
-for x, (S, T), text in ((0.6, (4, 4), "S = T = 4"), (6.6, (2, 5), "S = 2, T = 5"), (13.6, (1, 6), "S = 1, T = 6")):
-    mask = np.where(causal_mask(S, T), 0.5, np.nan)
-    matrix(ax, x, 4.2, mask, cell=0.8, limit=1.0, label=text)
-note(ax, 2.2, 0.4, "a whole text", "ink")
-note(ax, 8.6, 0.4, "two more tokens after three", "ink")
-note(ax, 16.0, 0.4, "one more token: no mask left", "ink")
-plt.show()
-
-# %% [markdown]
-# ## The same in numbers
-#
-# With equal scores row $t$ is the mean of the first $t$ values; and the gradient agrees with central differences.
+draw_offsets(
+    {"a whole text": causal_mask(4, 4), "two more after three": causal_mask(2, 5), "one more": causal_mask(1, 6)}
+)
 
 # %%
-value = np.array([[6.0], [2.0], [1.0]])
-print("running mean of 6, 2, 1:", attend_causally_forward(np.zeros((3, 2)), np.zeros((3, 2)), value)[0][:, 0])
-Q, K, V, dO = (rng.normal(size=(5, 3)) for _ in range(4))
-gradients = attend_causally_backward(dO, attend_causally_forward(Q, K, V)[1])
-for name, array, gradient in zip(("dQ", "dK", "dV"), (Q, K, V), gradients):
-    numeric = central_difference(lambda: np.sum(dO * attend_causally_forward(Q, K, V)[0]), array)
-    print(name, "agrees to 1e-7:", relative_error(gradient, numeric) < 1e-7)
+gradients = attend_causally_backward(np.ones((5, 2)), attend_causally_forward(q, k, v)[1])
+for name, array, gradient in zip(("dq", "dk", "dv"), (q, k, v), gradients):
+    by_trying = central_difference(lambda: np.sum(attend_causally_forward(q, k, v)[0]), array)
+    print(name, "agrees with central differences:", relative_error(gradient, by_trying) < 1e-7)
+whole = attend_causally_forward(q, k, v)[0]
+chunks = [attend_causally_forward(q[:3], k[:3], v[:3])[0], attend_causally_forward(q[3:], k, v)[0]]
+assert np.allclose(whole, np.concatenate(chunks), atol=1e-15)  # step 5: in two pieces, the same
 
 # %% [markdown]
-# ## What leaks without the mask
+# ## Old rows never change
 #
-# A task that **cannot** be learned: each token is drawn at random from five, the next one too. No model can predict
-# it better than by guessing, with loss $\ln 5$. We train the same attention with and without the mask, with the
-# gradients of this chapter. A row holds the token and its place (one-hot each), so that a query can ask for a place.
+# Here is who looks at whom, while a sentence arrives word by word (random weights; only the pattern matters here). The
+# framed row is new. The rows above it stay what they were, to the last digit.
+
+# %%
+words = ["the", "cat", "that", "saw", "the", "dog"]
+layer, hidden = SelfAttentionWeights.init(rng, 8, 8, 8), rng.normal(size=(6, 8))
+grown = [self_attend_forward(hidden[:n], layer, attend_causally_forward)[1][1][3] for n in range(1, 7)]
+assert all(np.allclose(small, grown[-1][: len(small), : len(small)]) for small in grown)
+draw_growing_shares(words, grown)
+
+# %% [markdown]
+# That is more than a pretty picture. It is why one pass over a whole text trains every position as if the text had
+# ended there. And it is why a model that writes can **keep** what it has computed: a new token needs its own row, and
+# for that the keys and values of the old ones. Chapter 02 starts from there.
+#
+# ## The experiment: what leaks without the mask
+#
+# A task that **cannot** be learned: each token is drawn at random from five, the next one too. Nobody can foretell it;
+# an honest loss is $\ln 5 = 1.609$ and stays there. We train the same layer with and without the mask. A row holds its
+# token and its place, one-hot each, so that a query can ask for a place.
 
 # %%
 VOCABULARY, LENGTH = 5, 8
@@ -117,8 +141,8 @@ def draw_texts(n_texts):
 
 
 # %%
-def next_token_loss(logits, answers):
-    """Mean cross-entropy, and its gradient by the logits."""
+def surprise(logits, answers):
+    """Mean surprise, and its gradient by the logits (chapter 00: probability minus one-hot)."""
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     right = np.take_along_axis(p, answers[..., None], axis=-1)[..., 0]
@@ -127,12 +151,12 @@ def next_token_loss(logits, answers):
 
 # %%
 def train(attend, n_steps=400, rate=20.0):
-    """Plain gradient descent on the three matrices; the loss of every step on fresh texts."""
+    """Plain descent on the three matrices; the loss of every step on fresh texts, and the weights."""
     weights, losses = SelfAttentionWeights.init(np.random.default_rng(0), VOCABULARY + LENGTH, 13, VOCABULARY), []
     for _ in range(n_steps):
         hidden, answers = draw_texts(64)
         logits, cache = self_attend_forward(hidden, weights, attend)
-        loss, dlogits = next_token_loss(logits, answers)
+        loss, dlogits = surprise(logits, answers)
         _, dweights = self_attend_backward(dlogits, cache)
         weights = SelfAttentionWeights(*(w - rate * d for w, d in zip(vars(weights).values(), vars(dweights).values())))
         losses.append(loss)
@@ -144,61 +168,93 @@ honest, _ = train(attend_causally_forward)
 leaky, cheat = train(attend_forward)
 guess = np.log(VOCABULARY)
 assert leaky[-50:].mean() < 0.8 * guess < honest[-50:].mean()
-finding = "Without the mask the loss falls below what is possible"
-print(f"guessing {guess:.3f}, causal {honest[-50:].mean():.3f}, without mask {leaky[-50:].mean():.3f}")
-
-# %%
-fig, (ax, shows) = plt.subplots(1, 2, figsize=(9.5, 3.8), width_ratios=(3, 2), layout="constrained")
-ax.plot(honest, color=COLORS["content"])
-ax.plot(leaky, color=COLORS["ink"])
-ax.axhline(guess, color=COLORS["ink"], linestyle="--", linewidth=1.2)
-ax.set(xlabel="step", ylabel="loss on fresh random texts", ylim=(0, 2))
-ax.text(395, guess + 0.16, "causal: stays at guessing, ln 5", color=COLORS["content"], ha="right")
-ax.text(395, leaky[-50:].mean() + 0.12, "without mask", color=COLORS["ink"], ha="right")
-shows.imshow(self_attend_forward(draw_texts(1)[0][0], cheat)[1][1][3], cmap=colormap("ink"), vmin=0, vmax=1)
-shows.set(xlabel="asked", ylabel="asks", title="what it learned")
-shows.grid(visible=False)
-fig.suptitle(finding, fontweight="bold", x=0.01, ha="left", fontsize=13)
-plt.show()
+share = self_attend_forward(draw_texts(1)[0][0], cheat)[1][1][3]
+title = f"Without the mask the loss falls to {leaky[-50:].mean():.2f}, below what is possible ({guess:.2f})"
+plot_leak(honest, leaky, guess, share, title)
 
 # %% [markdown]
-# The matrix on the right shows how: every row looks at the column after it, the place of its own answer. The last
-# row, whose answer is not in the text, cannot cheat. At writing time there is no next column, and such a model is
-# lost. **A loss that is too good is the usual symptom of a leak.** The sharper test changes a token and demands that
-# every output before it stay the same, bit by bit: `test_a_changed_token_changes_nothing_before_it`.
+# The square on the right shows how. Each row looks at the column *after* it, the place of its own answer. The last row,
+# whose answer is not in the text, cannot cheat. When such a model writes, there is no next column, and it is lost.
 #
-# ## What changed
+# **A loss that is too good is the usual symptom of a leak.** The sharper test changes one token and demands that every
+# output before it stay the same, to the last bit:
+
+# %%
+edited = v.copy()
+edited[3] += 1.0
+for name, attend in (("without mask", attend_forward), ("causal", attend_causally_forward)):
+    moved = np.abs(attend(q, k, edited)[0] - attend(q, k, v)[0]).max(axis=1)
+    print(f"token 3 is edited; outputs move by {moved.round(3)} ({name})")
+
+# %% [markdown]
+# ## Change this, predict, run
 #
-# One line: the scores that point ahead become $-\infty$. The backward pass is untouched. Still open: one softmax
-# gives a token one mean to take. `multi_head_attention` gives it several.
+# A colleague multiplies the *shares* by the mask, after the softmax, and says that nothing leaks: no value of the
+# future is ever read. The cell edits the last *key* and looks whether earlier outputs move. Predict: which rows move?
+# And does the same happen when the last *value* is edited?
+#
+# <details><summary>Afterwards</summary>
+#
+# All earlier rows move when the key is edited: the future leaks through the denominator $\sum_u e^{a_{tu}}$, which runs
+# over all keys. When the value is edited none moves. A test that edits values only would have let this mistake pass.
+#
+# </details>
+
+
+# %%
+def masked_too_late(q, k, v):
+    share = attend_forward(q, k, v)[1][3]
+    return np.tril(share) @ v
+
+
+last_key, last_value = k.copy(), v.copy()
+last_key[4] += 1.0
+last_value[4] += 1.0
+print(
+    "key edited:  rows move by", np.abs(masked_too_late(q, last_key, v) - masked_too_late(q, k, v)).max(axis=1).round(3)
+)
+print(
+    "value edited: rows move by",
+    np.abs(masked_too_late(q, k, last_value) - masked_too_late(q, k, v)).max(axis=1).round(3),
+)
+
+# %% [markdown]
+# ## What you can now do
+#
+# Mask attention forward and backward, with older keys too; recognise a leak by its loss and prove it by an edit; say
+# why old rows can be kept.
 #
 # ## Exercises
 #
-# **1.** A colleague multiplies the *shares* by the mask, after the softmax, and says that nothing leaks, since no
-# value of the future is read. Who is right?
+# Graded: `causal_mask`, `causal_attention_backward` (`make check CH=01`). By thought alone:
 #
-# <details><summary>Solution</summary>
-#
-# The future leaks through the denominator: $\sum_u e^{s_{tu}}$ runs over all $u$, so a change of a later key changes
-# how small the visible shares are. And the shares of early rows sum to far less than one.
-# </details>
-#
-# **2.** How many scores of an $S \times S$ product are thrown away? What would a program gain that does not compute
-# them?
+# 1. How many scores of an $S \times S$ product are thrown away? What would a program gain that does not compute them?
 #
 # <details><summary>Solution</summary>
 #
 # $S(S-1)/2$ of $S^2$, nearly half. A kernel that works in blocks skips the blocks above the diagonal, which saves
-# almost half of the time at large $S$. It is why FLOP counts come as "causal" and "non-causal"; for V3 the two differ
+# almost half of the time at large $S$. It is why FLOP counts come as *causal* and *non-causal*; for V3 the two differ
 # by about a tenth at 4,096 tokens, because the experts are most of the work.
+#
 # </details>
 #
-# **3.** Two texts share one row of a batch, one after the other. Draw the mask that keeps them apart. What does
-# DeepSeek-V3 do in pre-training?
+# 2. Two texts share one row of a batch, one after the other. Which mask keeps them apart? What does DeepSeek-V3 do in
+#    pre-training?
 #
 # <details><summary>Solution</summary>
 #
-# Two triangles on the diagonal, nothing between them: `causal_mask(T, T) & (text[:, None] == text[None, :])`, which
+# Two staircases on the diagonal, nothing between them: `causal_mask(T, T) & (text[:, None] == text[None, :])`, which
 # `attend_masked_forward` takes as it is. The report (section 4.1) says that V3 packs documents and does **not** mask
 # across them in pre-training.
+#
+# </details>
+#
+# 3. A model reads a question and then writes. Need the mask hide anything while it *reads the question*?
+#
+# <details><summary>Solution</summary>
+#
+# Nothing forces it: all words of the question are known. But the layers were trained with rows that look back only, and
+# the kept keys and values of the question must not depend on what is written later. A causal model stays causal while
+# reading.
+#
 # </details>

@@ -1,127 +1,160 @@
 # %% [markdown]
 # # RMSNorm
 #
-# **The question.** Every layer adds to the stream, so its rows grow with depth. A matrix that reads a row of length 1
-# in the first layer and of length 30 in the last would see 30 times larger scores there. How do we hand every reader
-# rows of the same size, and lose nothing else?
+# **The question.** Every layer of a deep model *adds* something to its rows, so they grow from layer to layer. A matrix
+# that meets rows of size 1 in the first layer and of size 8 in the last would give scores eight times, and softmaxes
+# far harder, there. How do we hand every reader rows of one size, and lose as little as possible?
 #
-# **The idea.** Divide each row by its root mean square. Length is forgotten, direction is kept. LayerNorm subtracts
-# the mean first; that costs a second pass over the row and turns out not to be needed.
+# A sound engineer records a whisper and a shout. On the tape the shout is a hundred times louder. Before anybody works
+# on them he turns both to the same volume. What was *said* is unchanged: all the loud and soft places of a recording
+# keep their proportions. Only how loud it was as a whole is forgotten.
+#
+# RMSNorm is that knob, one for each row. And forgetting has a consequence for learning, which is the surprise of this
+# notebook: on the way back, no gradient ever says *louder*.
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from rms_norm import rms_norm_backward, rms_norm_forward
 
-from utils.whiteboard import COLORS, use_style
-
-use_style()
+from utils.gradient_check import central_difference, relative_error
+from utils.plots_01 import draw_norm_stages, draw_projection, plot_gain
+from utils.plots_02 import plot_lines
 
 # %% [markdown]
-# ## Two coordinates, on paper
+# ## Numbers to follow with a pencil
 #
-# $x = (1, 7)$ has mean square $(1 + 49) / 2 = 25$ and root mean square 5, so $y = (0.2, 1.4)$. Every row of width $D$
-# lands on the sphere of radius $\sqrt D$; the weight then stretches each coordinate by its own factor.
+# How loud is a row? Take its **root mean square**, rms: square the numbers, take their mean, take the root. For
+# $x = (1, 7)$: the mean of 1 and 49 is 25, the root is 5. Divide: $\hat x = (0.2, 1.4)$. (A hat means: normed.) The row
+# $(10, 70)$ has rms 50 and gives the same $(0.2, 1.4)$.
+#
+# Then each coordinate is multiplied by a **weight** of its own, which is learned. With $w = (1, 2)$: $y = (0.2, 2.8)$.
+#
+# Backwards. Say the loss grows with the first normed coordinate: $dy = (1, 0)$, weights 1. Dividing by 5 would give
+# $(0.2, 0)$. But raising $x_1$ also raises the rms, which lowers *both* normed coordinates. Subtract $\hat x$ times the
+# mean of $dy\,\hat x$, which is $0.2/2 = 0.1$, before dividing: $(1 - 0.02,\; 0 - 0.14)/5 = (0.196, -0.028)$. Multiply
+# it with $x$: $1 \cdot 0.196 - 7 \cdot 0.028 = 0$.
+
+# %%
+x = np.array([1.0, 7.0])
+y, cache = rms_norm_forward(x, np.ones(2), eps=0.0)
+dx, _ = rms_norm_backward(np.array([1.0, 0.0]), cache)
+print("y", y, "  the same for 10 x:", rms_norm_forward(10 * x, np.ones(2), eps=0.0)[0])
+print("dx", dx.round(4), "  dx · x =", round(abs(dx @ x), 12))
+
+# %% [markdown]
+# In the plane: every row lands on one circle, of radius $\sqrt 2$ (in $D$ dimensions on a sphere of radius $\sqrt D$).
+# The weight then stretches the circle.
 
 # %%
 rng = np.random.default_rng(4)
 around = 2 * np.pi * np.arange(9)[:, None] / 9 + 0.2
 points = np.concatenate([np.cos(around), np.sin(around)], axis=1) * rng.uniform(0.4, 3.2, size=(9, 1))
-weight = np.array([1.6, 0.6])
-on_circle, _ = rms_norm_forward(points, np.ones(2))
-stretched, _ = rms_norm_forward(points, weight)
-angle = np.linspace(0, 2 * np.pi, 200)
-circle = np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+draw_norm_stages(points, np.array([1.6, 0.6]))
+
+# %% [markdown]
+# ## Build it
+#
+# A row of zeros has rms 0, and $0/0$ is not a number. So a tiny $\varepsilon$ (epsilon, $10^{-6}$) is added to the mean
+# square, **inside** the root.
 
 
 # %%
-def draw_arrows(ax, start, end, color):
-    """Arrows from each row of `start` to the same row of `end`."""
-    for a, b in zip(start, end):
-        ax.annotate("", b, a, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.4, "shrinkA": 0})
+def norm(x, w, eps=1e-6):
+    """One row."""
+    rms = np.sqrt(np.mean(x**2) + eps)
+    return w * x / rms
 
 
-# %%
-fig, axes = plt.subplots(1, 3, figsize=(10, 3.7), layout="constrained")
-zero = np.zeros_like(points)
-stages, titles = [zero, points, on_circle, stretched], ("rows of any length", "÷ root mean square", "× weight")
-for ax, before, after, title in zip(axes, stages, stages[1:], titles):
-    draw_arrows(ax, before, after, COLORS["ink" if before is zero else "content"])
-    ax.plot(*after.T, "o", color=COLORS["content"], markersize=4)
-    ax.set(xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), aspect="equal", title=title)
-axes[1].plot(*circle.T, color=COLORS["ink"], linewidth=1)
-axes[2].plot(*(circle * weight).T, color=COLORS["ink"], linewidth=1)
-assert np.allclose(np.linalg.norm(on_circle, axis=1), 2**0.5, rtol=1e-4)
-plt.show()
+x, w = rng.standard_normal((3, 5)), rng.standard_normal(5)
+y, cache = rms_norm_forward(x, w)
+assert np.allclose(y, [norm(row, w) for row in x], atol=1e-15)
+print("naive and module agree; a row of zeros gives", norm(np.zeros(2), np.ones(2)))
 
 # %% [markdown]
 # ## The derivation
 #
-# Write $r = \sqrt{\tfrac1D \sum_j x_j^2 + \varepsilon}$, $\hat x = x / r$ and $y = w \odot \hat x$.
+# Letters: $D$ numbers in a row, $r = \sqrt{\tfrac1D \sum_j x_j^2 + \varepsilon}$, $\hat x = x / r$,
+# $y = w \odot \hat x$ ($\odot$: number by number).
 #
-# **1. The weight.** $dw = \sum_\text{tokens} dy \odot \hat x$: one weight serves all tokens, so their gradients add
-# up.
-#
-# **2. Into the norm.** $g = w \odot dy$ is the gradient of $\hat x$.
-#
-# **3. $x$ stands in two places.** From the numerator: $g_i / r$. Through the root: $\partial r / \partial x_i = x_i /
-# (D r)$, and $r$ divides every coordinate, so
-#
-# $$dx_i = \frac{g_i}{r} - \sum_j g_j \frac{x_j}{r^2} \cdot \frac{x_i}{D r}.$$
-#
-# **4. Collect.** $dx = \tfrac1r \big(g - \hat x \cdot \text{mean}(g \odot \hat x)\big)$. With $\varepsilon = 0$ that
-# is a projection: what points along $x$ is taken out. It must be so. Moving along $x$ changes only the length, and
-# the length is forgotten.
-#
-# **5. The factor $1 / r$.** Long rows get small gradients, short rows large ones, as a long lever turns slowly.
+# 1. The weight: $dw = \sum dy \odot \hat x$, summed over **all** rows: one weight serves them all.
+# 2. Into the norm: $g = w \odot dy$ is the slope by $\hat x$. (Forget the $w$ here, and all is right as long as every
+#    weight is 1: at the start of training.)
+# 3. $x$ stands in two places. As the numerator: $g_i / r$.
+# 4. And inside the root. Raise $x_i$ a little: $r$ grows by $x_i / (D r)$. Since $r$ divides every coordinate, each
+#    $\hat x_j$ falls by $\hat x_j / r$ times that. Together:
+#    $-\sum_j g_j \frac{\hat x_j}{r} \cdot \frac{x_i}{D r} = -\frac1r\, \hat x_i\, \text{mean}(g \odot \hat x)$.
+# 5. Collect: $dx = \frac1r \big(g - \hat x \cdot \text{mean}(g \odot \hat x)\big)$.
+# 6. With $\varepsilon = 0$: multiply by $x$ and it is zero. **What points along $x$ is taken out.** It must be so:
+#    moving along $x$ changes the loudness only, and loudness is forgotten.
+# 7. The factor $1/r$: loud rows get small gradients, soft rows large ones.
+
 
 # %%
-x, dy = np.array([[2.6, 1.2]]), np.array([[0.5, 1.1]])
-y, cache = rms_norm_forward(x, np.ones(2), eps=0.0)
-dx, _ = rms_norm_backward(dy, cache)
-assert abs(np.sum(dx * x)) < 1e-12
-arrows = [  # from, to, colour, label, and where it stands
-    (0 * x, x, COLORS["ink"], "x", (2.7, 1.1)),
-    (y, y + dy, COLORS["ink"], "dy", (1.75, 1.85)),
-    (x, x + 2 * dx, COLORS["content"], "dx, drawn twice as long", (2.5, 1.9)),
-]
+def naive_backward(dy, x, w, eps=1e-6):
+    """One row: steps 2 to 5, with the sum of step 4 written out."""
+    D, r = len(x), np.sqrt(np.mean(x**2) + eps)
+    g, dx = w * dy, np.zeros(len(x))
+    for i in range(D):
+        dx[i] = g[i] / r
+        for j in range(D):
+            dx[i] -= g[j] * x[j] / r**2 * x[i] / (D * r)
+    return dx
+
 
 # %%
-fig, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
-ax.plot(*circle.T, color=COLORS["ink"], linewidth=1)
-for start, end, color, label, place in arrows:
-    draw_arrows(ax, start, end, color)
-    ax.text(*place, label, color=color)
-ax.set(xlim=(-1.6, 4.6), ylim=(-1.6, 2.6), aspect="equal")
-ax.set_title("No gradient points along x")
-plt.show()
+dy = rng.standard_normal((3, 5))
+dx, dw = rms_norm_backward(dy, cache)
+assert np.allclose(dx, [naive_backward(d, row, w) for d, row in zip(dy, x)], atol=1e-14)
+assert np.allclose(dw, sum(d * row / np.sqrt(np.mean(row**2) + 1e-6) for d, row in zip(dy, x)), atol=1e-14)
+by_trying = central_difference(lambda: np.sum(dy * rms_norm_forward(x, w)[0]), x)
+print("naive and module agree; central differences:", relative_error(dx, by_trying) < 1e-8)
+
+# %%
+row, slope = np.array([2.6, 1.2]), np.array([0.5, 1.1])
+across, _ = rms_norm_backward(slope[None], rms_norm_forward(row[None], np.ones(2), eps=0.0)[1])
+assert abs(np.sum(across * row)) < 1e-12
+draw_projection(row, slope, across[0])
 
 # %% [markdown]
-# ## The same in numbers
+# ## The experiment: rows that can only grow
 #
-# The whole Jacobian of the norm, from its formula in step 4, against one backward pass per coordinate.
+# Step 6 has a consequence that one can watch. Take a row and let plain descent move it, through a norm, towards a
+# target direction. Every step stands at a right angle to the row, and a step at a right angle makes it *longer*
+# (Pythagoras), never shorter. Then, by step 7, the longer row gets smaller gradients. The norm slows its own row down.
+# The larger the rate, the more.
 
 # %%
-x = rng.normal(size=5)
-r = np.sqrt(np.mean(x**2))
-jacobian = (np.eye(5) - np.outer(x, x) / (5 * r**2)) / r
-rows = [rms_norm_backward(e, rms_norm_forward(x, np.ones(5), eps=0.0)[1])[0] for e in np.eye(5)]
-print("equal to 1e-14:", np.abs(jacobian - rows).max() < 1e-14)
-print("Jacobian times x is zero:", np.abs(jacobian @ x).max() < 1e-14)
+goal = rng.standard_normal(64)
+start = rng.standard_normal(64)
+walks, lengths = {}, {}
+for rate in (3.0, 30.0, 300.0):
+    row, sizes = start.copy(), []
+    for _ in range(200):
+        y, cache = rms_norm_forward(row, np.ones(64), eps=0.0)
+        row = row - rate * rms_norm_backward((y - goal) / 64, cache)[0]
+        sizes.append(np.sqrt(np.mean(row**2)))
+    walks[f"rate {rate:g}"] = (range(200), sizes)
+    lengths[rate] = sizes
+    assert all(b >= a - 1e-9 for a, b in zip(sizes, sizes[1:]))
+
+# %%
+ends = {rate: sizes[-1] for rate, sizes in lengths.items()}
+title = f"A row behind a norm never shrinks; rate 300: {ends[300.0]:.1f} times as long"
+plot_lines(walks, ["#B9CFE8", "#7BA3D3", "content"], title, "step", "root mean square of the row", ylim=(0, None))
 
 # %% [markdown]
-# ## What eps is for
+# This is why the exact size of what stands before a norm hardly matters, and why such weights are kept from growing by
+# decay (chapter 00), not by the loss.
 #
-# $\varepsilon = 10^{-6}$ stands inside the root. For ordinary rows it is nothing; a row of zeros it saves from $0/0$.
-# In between it decides how far tiny rows are amplified. We send rows of every size through and look at the size that
-# comes out, and at the factor that a gradient gets on its way back.
+# ## The experiment: what eps is for
+#
+# For ordinary rows $\varepsilon$ is nothing. For tiny ones it decides how far they are amplified. We send rows of every
+# size through, and look at the size that comes out, and at the factor that a gradient gets on its way back.
 
 # %%
-sizes = np.logspace(-6, 2, 81)
-direction = rng.normal(size=64)
+sizes, direction, across = np.logspace(-6, 2, 81), rng.normal(size=64), rng.normal(size=64)
 direction /= np.sqrt(np.mean(direction**2))
-across = rng.normal(size=64)
-across -= direction * np.mean(across * direction)
+across -= direction * np.mean(across * direction)  # at a right angle: it gets through
 came_out, gain = [], []
 for size in sizes:
     y, cache = rms_norm_forward(size * direction, np.ones(64))
@@ -129,54 +162,73 @@ for size in sizes:
     gain.append(np.linalg.norm(rms_norm_backward(across, cache)[0]) / np.linalg.norm(across))
 
 # %%
-fig, ax = plt.subplots(figsize=(8.5, 3.9), layout="constrained")
-ax.loglog(sizes, came_out, color=COLORS["content"])
-ax.loglog(sizes, gain, color=COLORS["ink"])
-ax.axvline(1e-3, color="#BBBBBB", linewidth=1)
-ax.text(1.2e-3, 3e-3, r"$\sqrt{\varepsilon} = 0.001$", color=COLORS["ink"])
-ax.text(1.0, 1.6, "size of the output", color=COLORS["content"])
-ax.text(2e-6, 1600, "factor on the gradient", color=COLORS["ink"])
-ax.set(xlabel="root mean square of the row", ylim=(5e-4, 6e3))
-largest, knee = max(gain), came_out[np.argmin(np.abs(sizes - 1e-3))]
-assert abs(knee - 2**-0.5) < 1e-6
-ax.set_title(f"eps bounds the factor on a gradient at {largest:,.0f}")
-plt.show()
+assert abs(came_out[np.argmin(np.abs(sizes - 1e-3))] - 2**-0.5) < 1e-6
+plot_gain(sizes, came_out, gain, f"eps inside the root bounds the factor on a gradient at {max(gain):,.0f}")
 
 # %% [markdown]
-# At $\text{rms} = \sqrt\varepsilon$ the output has size $1/\sqrt2$. With eps added **outside** the root the knee
-# would sit at $10^{-6}$ and the factor would reach a million. It is one of the planted mistakes of this chapter
+# At rms $= \sqrt\varepsilon$ the output has size $1/\sqrt2$. With eps added **outside** the root the bend would sit at
+# $10^{-6}$ and the factor would reach a million. It is one of the planted mistakes of this chapter
 # (`test_eps_stands_inside_the_root`).
 #
-# ## Where V3 norms
+# DeepSeek-V3 norms before attention, before the MLP, on both latents of its attention, and once before the head: each
+# with its own weight, all with $\varepsilon = 10^{-6}$. In training it does not even keep the outputs: it computes
+# every RMSNorm again on the way back (report, section 3.2.3), for that is cheaper than storing.
 #
-# Before attention, before the MLP, on the query latent, on the key-value latent, and once before the head: each with
-# its own weight, all with $\varepsilon = 10^{-6}$. In training V3 does not even keep the outputs: it recomputes every
-# RMSNorm on the way back (report, section 3.2.3), for it is cheaper to do again than to store.
+# ## Change this, predict, run
+#
+# Older models use **LayerNorm**, which subtracts the mean of the row first. The cell norms three rows both ways.
+# Predict: which rows come out alike, and which one does LayerNorm erase altogether?
+#
+# <details><summary>Afterwards</summary>
+#
+# Rows of mean zero come out alike. The constant row comes out as ones from RMSNorm and as zeros from LayerNorm: the
+# direction $(1, \dots, 1)$ is lost. Released DeepSeek weights use that direction like any other
+# (`test_the_mean_is_not_subtracted`).
+#
+# </details>
+
+# %%
+for row in ([1.0, -1.0, 2.0, -2.0], [1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0]):
+    row = np.array(row)
+    centred = row - row.mean()
+    layer_norm = centred / np.sqrt(np.mean(centred**2) + 1e-6)
+    print(row, "RMSNorm", norm(row, np.ones(4)).round(2), " LayerNorm", layer_norm.round(2))
+
+# %% [markdown]
+# ## What you can now do
+#
+# Write RMSNorm forward and backward, with the term through the root; say why no gradient points along the row, and what
+# follows from it; place eps.
 #
 # ## Exercises
 #
-# **1.** Show that RMSNorm of $c\,x$ is RMSNorm of $x$ for $c > 0$, and use it to derive $dx \cdot x = 0$ without any
-# algebra.
+# Graded: `rms_norm_backward` (`make check CH=01`). By thought alone:
+#
+# 1. Show $dx \cdot x = 0$ (for $\varepsilon = 0$) without any algebra.
 #
 # <details><summary>Solution</summary>
 #
-# $c$ comes out of the root and cancels. So the loss, as a function of $c$, is constant: its derivative at $c = 1$ is
-# zero. By the chain rule that derivative is $\sum_i dx_i\, x_i$.
+# RMSNorm of $c\,x$ is RMSNorm of $x$ for every $c > 0$. So the loss, as a function of $c$, is constant: its slope at
+# $c = 1$ is zero. By the chain rule that slope is $\sum_i dx_i\, x_i$.
+#
 # </details>
 #
-# **2.** Which rows do RMSNorm and LayerNorm treat alike? Where do they differ most?
-#
-# <details><summary>Solution</summary>
-#
-# Rows of mean zero come out alike. A constant row comes out as ones from RMSNorm and as zeros from LayerNorm, which
-# erases the direction $(1, \dots, 1)$ altogether: `test_the_mean_is_not_subtracted`.
-# </details>
-#
-# **3.** Where could the weight $w$ go if the next thing is a matrix $W$? Why do models keep it all the same?
+# 2. Where could the weight $w$ go if the next thing is a matrix $W$? Why do models keep it all the same?
 #
 # <details><summary>Solution</summary>
 #
 # Into the columns of the matrix: $W (w \odot \hat x) = (W\, \text{diag}(w))\, \hat x$. Several matrices read the same
 # norm ($W_Q, W_K, W_V$), and one vector to train for all of them moves differently under Adam than three scaled
 # matrices. For inference one may fold it in.
+#
+# </details>
+#
+# 3. A test norms random rows with weights of one and compares with central differences. Which mistake of step 2 does it
+#    miss?
+#
+# <details><summary>Solution</summary>
+#
+# The mean of $dy \odot \hat x$ instead of $g \odot \hat x$: with $w = 1$ they are equal. So test with weights that are
+# not one.
+#
 # </details>
