@@ -31,10 +31,8 @@ def expect_same(got, want: np.ndarray, usual: dict[str, np.ndarray], what: str) 
             f"{what}: right direction, {ratio[0]:.4g} times the right size: a factor is missing or counted twice"
         )
     worst = np.unravel_index(np.argmax(np.abs(np.asarray(got, float) - want)), np.shape(want))
-    place = tuple(int(i) for i in worst)
-    raise AssertionError(
-        f"{what}: at {place} there is {np.asarray(got)[worst]:.6g}, should be {np.asarray(want)[worst]:.6g}"
-    )
+    place, there, right = tuple(int(i) for i in worst), float(np.asarray(got)[worst]), float(np.asarray(want)[worst])
+    raise AssertionError(f"{what}: at {place} there is {there:.6g}, should be {right:.6g}")
 
 
 def expect_parts(got, want: dict[str, np.ndarray], usual: dict[str, dict[str, np.ndarray]]) -> None:

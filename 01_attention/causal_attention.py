@@ -73,10 +73,15 @@ def main() -> None:
     """With equal scores causal attention is the running mean; then what leaks, then the gradient check."""
     query, key, value = np.zeros((3, 2)), np.zeros((3, 2)), np.array([[6.0], [2.0], [1.0]])
     out, cache = attend_causally_forward(query, key, value)
-    print("may look at\n", causal_mask(3, 3).astype(int))
-    print("equal scores: each row shares alike among what it sees\n", cache[3].round(4))
-    print("values 6, 2, 1 -> 6, (6 + 2) / 2, (6 + 2 + 1) / 3 =", out[:, 0])
-    print("two new queries after three cached keys (S = 2, T = 5)\n", causal_mask(2, 5).astype(int))
+    print("three tokens with equal scores and the values 6, 2, 1:")
+    for s in range(3):
+        seen = " ".join("yes" if sees else "no" for sees in causal_mask(3, 3)[s])
+        shares = ", ".join(f"{share:.3g}" for share in cache[3][s])
+        print(f"  token {s} may look at tokens 0, 1, 2: {seen}; its shares are {shares}; it takes home {out[s, 0]:g}")
+    print("that is the running mean: 6, (6 + 2) / 2, (6 + 2 + 1) / 3")
+    print("two new queries after three cached keys (S = 2, T = 5):")
+    for s, row in enumerate(causal_mask(2, 5)):
+        print(f"  the query at position {3 + s} sees keys {', '.join(str(t) for t in np.flatnonzero(row))}")
 
     rng = np.random.default_rng(0)
     query, key, value = rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), rng.normal(size=(5, 2))
@@ -85,7 +90,7 @@ def main() -> None:
     print("\nedit token 3: how far does each output move?")
     for name, attend in (("without mask", attend_forward), ("causal", attend_causally_forward)):
         moved = np.abs(attend(query, key, edited)[0] - attend(query, key, value)[0]).max(axis=-1)
-        print(f"  {name:13}", moved.round(3))
+        print(f"  {name:13}", ", ".join(f"token {s}: {move:.3f}" for s, move in enumerate(moved)))
 
     dout = rng.normal(size=(5, 2))
     gradients = attend_causally_backward(dout, attend_causally_forward(query, key, value)[1])

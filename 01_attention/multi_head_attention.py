@@ -121,8 +121,11 @@ def main() -> None:
     counted = np.arange(12).reshape(1, 2, 6)
     print("two tokens of width 6, split into H = 2 heads of width 3: [1, 2, 6] to [1, 2, 2, 3]")
     for h, head in enumerate(split_heads(counted, 2)[0]):
-        print(f"  head {h}: token 0 {head[0]}  token 1 {head[1]}")
-    print("merged again:", merge_heads(split_heads(counted, 2)).tolist()[0])
+        first, second = (", ".join(str(n) for n in row) for row in head)
+        print(f"  head {h} holds {first} of token 0 and {second} of token 1")
+    print(
+        "merged again, every number is in its old place:", bool((merge_heads(split_heads(counted, 2)) == counted).all())
+    )
 
     token = np.array([[[3.0, 0.0], [0.0, 3.0], [3.0, 3.0]]])
     eye = np.eye(2)
@@ -131,7 +134,7 @@ def main() -> None:
     for n_heads in (1, 2):
         shares = multi_head_forward(token, both, n_heads)[1][1][3][0, :, -1]
         for h, share in enumerate(shares):
-            print(f"  H = {n_heads}, head {h}:", share.round(3))
+            print(f"  H = {n_heads}, head {h}: " + ", ".join(f"{s:.0%} at token {t}" for t, s in enumerate(share)))
 
     rng = np.random.default_rng(0)
     weights, hidden = AttentionWeights.init(rng, 7, 3, 2, 5), rng.normal(size=(2, 5, 7))

@@ -153,13 +153,19 @@ def main() -> None:
     key = np.array([[0.0, 0, 0, 0], [np.log(3.0), 0, 0, 0]])
     out, cache = attend_forward(query, key, value)
     dquery, dkey, dvalue = attend_backward(np.ones((1, 2)), cache)
-    print("score   (0, 2 ln 3) / sqrt(4)            =", score_keys(query, key)[0].round(4))
-    print("shares  (1, 3) / 4                       =", cache[3][0])
-    print("out     1/4 (4, 0) + 3/4 (0, 8)          =", out[0])
-    print("dprob   (1, 1) . values                  = (4, 8), mean 1/4 4 + 3/4 8 = 7")
-    print("dscore  (1/4 (4 - 7), 3/4 (8 - 7))       = (-0.75, 0.75)")
-    print("dquery  0.75 ln 3 / 2 in coordinate one  =", dquery[0].round(4))
-    print("dkey    dscore 2 / 2 in coordinate one   =", dkey[:, 0], " dvalue", dvalue[:, 0])
+    scores, shares = score_keys(query, key)[0], cache[3][0]
+    print(
+        f"The query (2, 0, 0, 0) meets the keys 0 and (ln 3, 0, 0, 0): scores 0 and 2 ln 3 / sqrt(4) = {scores[1]:.4f}."
+    )
+    print(f"Raised they are 1 and 3, so the shares are {shares[0]:.2f} and {shares[1]:.2f}.")
+    print(f"The values (4, 0) and (0, 8), mixed: 1/4 (4, 0) + 3/4 (0, 8) = ({out[0, 0]:g}, {out[0, 1]:g}).")
+    print("Back, for a gradient of (1, 1): a unit more of share 1 is worth 4, of share 2 it is worth 8, on average 7.")
+    print("So the scores get 1/4 (4 - 7) = -0.75 and 3/4 (8 - 7) = 0.75; the sum is zero.")
+    print(
+        f"The query's first coordinate gets 0.75 ln 3 / 2 = {dquery[0, 0]:.4f}, the keys' get {dkey[0, 0]:g} and",
+        end=" ",
+    )
+    print(f"{dkey[1, 0]:g}; the values get their shares, {dvalue[0, 0]:g} and {dvalue[1, 0]:g}.")
 
     rng = np.random.default_rng(0)
     print("\nwidth K   spread of q.k   spread of q.k / sqrt(K)   (64 random queries, 64 random keys)")

@@ -164,9 +164,11 @@ def main() -> None:
     for what, axes, shape in tour_block(caches[0]):
         print(f"  {what:32} {axes:8} {shape}")
     sizes_on_the_way = [np.sqrt(np.mean(h**2)) for h in [hidden, *(c.stream[-1] for c in caches)]]
-    print("size (rms) of the stream after 0, 1, 2, 3 blocks:", np.round(sizes_on_the_way, 2))
+    grown = ", ".join(f"{size:.2f}" for size in sizes_on_the_way)
+    print(f"size (root mean square) of the stream after 0, 1, 2, 3 blocks: {grown}")
     print("each block adds its answer; nothing is overwritten, and the final norm brings the size back to 1:")
-    print("  ", np.round(np.sqrt(np.mean(rms_norm_forward(out, np.ones(sizes.hidden_size))[0] ** 2)), 4))
+    settled = np.sqrt(np.mean(rms_norm_forward(out, np.ones(sizes.hidden_size))[0] ** 2))
+    print(f"after that norm it is {settled:.4f}")
 
     weights, n_heads = layers[0], sizes.n_heads
     dout = rng.normal(size=hidden.shape)
