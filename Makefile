@@ -4,7 +4,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 
 CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
 
-.PHONY: help setup demo reason test test-all test-interop test-gpu lint fmt notebooks bugs check bench profile clean
+.PHONY: help setup demo reason test test-kernels test-all test-interop test-gpu lint fmt notebooks bugs check bench profile clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -34,6 +34,7 @@ reason: .venv/run.stamp  ## from nothing to a model that adds: text, dialogues, 
 
 test: $(if $(T),setup,lint)  ## every test but the slow ones; what CI runs. Some of them: make test T=tests/native
 	@$(PY) -m pytest $(if $(T),$(T),-n 2)
+	@$(if $(T),:,$(MAKE) --no-print-directory test-kernels)
 
 test-all: setup  ## every test, the slow ones too
 	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
@@ -44,6 +45,15 @@ test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan) and co
 	@cd tests/interop && npm install --silent --no-audit --no-fund
 	@timeout 1500 bash tests/interop/build_llama.sh >/dev/null || echo "llama.cpp is not built yet; another call goes on"
 	@$(PY) -m pytest -m interop tests
+
+.venv/triton.stamp: tests/kernels/triton.txt .venv/dev.stamp
+	@$(PY) -c 'import triton; assert triton.__version__ == "3.6.0"' 2>/dev/null || [ "$$(uname)" != Linux ] || \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/triton -r tests/kernels/triton.txt
+	@touch $@
+
+test-kernels: .venv/triton.stamp  ## Triton's kernels without a GPU: values in its interpreter, and compiled for sm_90a
+	@PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(PY) -m pytest -m triton tests/kernels/test_values.py tests/kernels/test_planted.py
+	@PYTHONPATH=.venv/triton $(PY) -m pytest -m triton tests/kernels/test_compiled.py
 
 test-gpu: setup  ## on a GPU: training, generation and export are those of the CPU; skipped where there is none
 	@$(PY) -m pytest tests/gpu -m gpu
