@@ -143,7 +143,8 @@ def test_lines_and_report_tell_what_a_reader_wants_to_know(tmp_path, start, caps
     assert all(row["sampler_gap"] < 1e-4 for row in steps)
     data = collect_data(read_metrics(tmp_path / "run" / "metrics.jsonl"))["policy"]
     assert data["exams"]["step"] == [0, 2, 4]
-    assert data["meters"]["rerouted_tokens"] == [0.0, 0.0]
+    assert data["meters"]["rerouted_tokens"] == [0.0, 0.0, 0.0]
+    assert max(data["meters"]["gap_own"]) < 1e-4
     assert len(data["answers"]) == 6
     page = (tmp_path / "run" / "report.html").read_text()
     assert "held-out problems right" in page

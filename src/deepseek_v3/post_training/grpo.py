@@ -30,6 +30,7 @@ from deepseek_v3.post_training.rollout import Rollout, Writer, mix_seed
 from deepseek_v3.post_training.tasks import Problem
 from deepseek_v3.post_training.wording import Wording
 
+METERED, METERED_GROUP = 32, 4  # questions and answers by which sampler and trainer are compared
 MOST_ROUNDS = 3  # of dynamic sampling in one phase
 EDGES = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 0.28)}
 
@@ -121,6 +122,15 @@ class RolloutStream:
         if not self.listed:
             return self.process.draw(seed, self.options.questions)
         return random.Random(seed).choices(self.listed, k=self.options.questions)
+
+    def write_for_meter(self) -> AnswerBatch:
+        """Let today's weights answer the first questions once more, for nobody to learn from."""
+        problems = (self.process.draw("meter", METERED, held_out=True) or self.listed)[:METERED]
+        prompts = [self.wording.ask(problem["prompt"]) for problem in problems]
+        rollouts = self.writer.write(
+            prompts, METERED_GROUP, temperature=self.options.temperature, seed=mix_seed("meter")
+        )
+        return stack_answers(rollouts, torch.zeros(len(rollouts)), self.wording.pad)
 
     def _roll_out(self, n_rows: int) -> list[AnswerBatch]:
         options, spent = self.options, {"rollout_s": 0.0, "reward_s": 0.0}

@@ -188,10 +188,9 @@ def build_grpo(desk: Desk) -> PostTrainer:
     )  # fmt: skip
 
     def meter() -> dict[str, float]:
-        if stream.latest is None:
-            return {}
+        batch = stream.write_for_meter()  # by today's weights: those of a step's batch have moved since
         with trainer.update.autocast():
-            return measure_mismatch(model, stream.latest, options.micro_batch, options.temperature)
+            return measure_mismatch(model, batch, options.micro_batch, options.temperature)
 
     examiner = Writer(model, stop_tokens=stops, max_new_tokens=longest)
     extras = Extras(
