@@ -39,9 +39,10 @@ test: $(if $(T),setup,lint)  ## every test but the slow ones; what CI runs. Some
 test-all: setup  ## every test, the slow ones too
 	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
 
-test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan) and compare with them
+test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan, TRL) and compare with them
 	@$(PIP) -e '.[dev,interop]'
 	@$(PIP) --no-deps --upgrade --target tests/interop/.torchtitan -r tests/interop/torchtitan.txt
+	@$(PIP) --no-deps --upgrade --target tests/interop/.trl -r tests/interop/trl.txt
 	@cd tests/interop && npm install --silent --no-audit --no-fund
 	@timeout 1500 bash tests/interop/build_llama.sh >/dev/null || echo "llama.cpp is not built yet; another call goes on"
 	@$(PY) -m pytest -m interop tests

@@ -1,6 +1,6 @@
 """`make reason`: from nothing to a model that adds, in four acts on two cores, and a page of what happened.
 
-    1  pretraining      text of small sums and counting, a line each
+    1  pretraining      text of sums and counting, a line each
     2  fine-tuning      dialogues of sums, until about a quarter of the held-out ones are right: a weak start
     3  GRPO             right and wrong and nothing else
     4  the page         before and after on held-out problems, answers on the way, what other experts would have done
@@ -22,7 +22,7 @@ from deepseek_v3.training.options import OptionsError
 
 ACTS = {"pretraining": 0.17, "fine-tuning": 0.25, "grpo": 0.5}  # of the minutes; the rest is for the page
 WEAK = 0.22  # of the held-out problems, greedily: from here on rewards tell something
-LINES = 60_000  # of the text to begin with
+LINES = 150_000  # of the text to begin with
 TASK = "addition"
 
 
@@ -133,17 +133,21 @@ def clear_former(folder: Path) -> Path:
 
 
 def write_text(seed: int, count: int = LINES) -> Iterator[str]:
-    """Yield lines of small sums, units first, of counting, and of numbers written backwards."""
+    """Yield lines of sums, units first, of counting, and of numbers written backwards; no sum that is held out."""
+    from deepseek_v3.post_training.tasks import draw_problems, find_task
+
     rng = random.Random(f"text {seed}")
+    sums = {
+        digits: draw_problems(find_task(f"{TASK}:{digits}"), f"text {seed}", held_out=False) for digits in (1, 2, 3)
+    }
     for _ in range(count):
-        kind, a, b = rng.random(), rng.randrange(10 ** rng.randint(1, 2)), rng.randrange(10 ** rng.randint(1, 2))
-        if kind < 0.6:
-            yield f"{a}+{b}={str(a + b)[::-1]}"
-        elif kind < 0.8:
-            first = rng.randrange(990)
-            yield " ".join(str(n) for n in range(first, first + 5))
+        kind, number = rng.random(), rng.randrange(995)
+        if kind < 0.8:
+            problem = next(sums[rng.choice((1, 2, 2, 3, 3, 3))])
+            yield problem["prompt"] + str(problem["sum"])[::-1]
+        elif kind < 0.9:
+            yield " ".join(str(n) for n in range(number, number + 5))
         else:
-            number = rng.randrange(1000)
             yield f"{number}>{str(number)[::-1]}"
 
 
@@ -175,8 +179,8 @@ def fine_tune(folder: Path, options: ReasonOptions):
 
     return prepare_sft(
         SftOptions(
-            start=str(folder / "pretrained"), run=str(folder / "sft"), task=TASK, examples=6000, seq_len=192,
-            batch_size=16, micro_batch=16, steps=1500, lr=2e-3, lr_end=1.0, warmup_steps=10, eval_every=20,
+            start=str(folder / "pretrained"), run=str(folder / "sft"), task=TASK, examples=8000, seq_len=192,
+            batch_size=4, micro_batch=4, steps=3000, lr=1e-3, lr_end=1.0, warmup_steps=10, eval_every=20,
             save_every=0, keep=1, stop_at=WEAK, exam_answers=0, seed=options.seed, bias_speed=1e-3,
         ),
         choose_progress(),
