@@ -151,7 +151,8 @@ for name, model in models.items():
 
 # %%
 looks = [1, 2, 4, 8, 12, 16]
-paid = [measure_context(unseen, train_context(token, n, V=V)[0], n) for n in looks]
+trained = {n: weights if n == T else train_context(token, n, V=V)[0] for n in looks}
+paid = [measure_context(unseen, trained[n], n) for n in looks]
 text = tell_stories(np.random.default_rng(1), 4000)
 
 
@@ -191,7 +192,6 @@ print(f"trained on twenty sentences: {seen_price:.3f} on them, {other_price:.3f}
 # does what cats do.
 
 # %%
-wide, _ = train_context(token, 16, V=V)
 line, before = "the cat that heard the dog sat on the mat. ", "the owl sang in the oak. "
 
 
@@ -203,7 +203,7 @@ def surprises(w, T):
 
 
 # %%
-nats = {"8 letters": surprises(weights, 8), "16 letters": surprises(wide, 16)}
+nats = {"8 letters": surprises(weights, 8), "16 letters": surprises(trained[16], 16)}
 verb = slice(line.index("sat"), line.index("sat") + 3)
 for name, values in nats.items():
     print(f"{name}: {values[verb].sum():.2f} nats for the verb")

@@ -1,0 +1,63 @@
+"""The book holds together: links lead somewhere, what a page says is graded or tested exists, words have a place."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted(ROOT.glob("0[0-8]_*"))
+PAGES = [p for c in CHAPTERS for p in [*sorted(c.glob("*.md")), *sorted((c / "notebooks").glob("*.py"))]]
+PAGES += [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TESTS = {
+    node.name
+    for path in [*ROOT.glob("0[0-8]_*/tests/*.py"), *(ROOT / "tests").rglob("test_*.py")]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+}
+
+
+def page_name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def plain_text(path: Path) -> str:
+    """The text of a page; in a notebook's source the marks of comments are taken away, so that lines join."""
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"^# ?", "", text, flags=re.MULTILINE) if path.suffix == ".py" else text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_every_link_within_the_repository_leads_somewhere(page):
+    here = page.parent.parent if page.parent.name == "notebooks" else page.parent  # a notebook lies beside its module
+    for target in re.findall(r"\]\(([^)\s]+)\)", plain_text(page)):
+        if re.match(r"[a-z]+:|#", target):
+            continue
+        assert (here / target.split("#")[0]).exists(), f"{page_name(page)} links to {target}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_every_chapter_leads_to_the_glossary(chapter):
+    assert "GLOSSARY.md" in (chapter / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_what_a_notebook_calls_graded_is_an_exercise(chapter):
+    tree = ast.parse((chapter / "exercises.py").read_text(encoding="utf-8"))
+    exercises = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for page in sorted((chapter / "notebooks").glob("*.py")):
+        for sentence in re.findall(r"Graded:(.*?)\(`make", plain_text(page), flags=re.DOTALL):
+            assert (named := set(re.findall(r"`(\w+)`", sentence))) <= exercises, f"{page.name}: {named - exercises}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_every_test_that_a_page_names_exists(page):
+    named = set(re.findall(r"`(test_\w+)`", plain_text(page)))
+    assert named <= TESTS, f"{page_name(page)} names {sorted(named - TESTS)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_no_page_leans_on_a_list_that_is_not_here(page):
+    found = re.findall(r"rows? [\"“`][A-Z][\"”`] of|project's list", plain_text(page))
+    assert not found, f"{page_name(page)}: {found}"
