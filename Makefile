@@ -4,7 +4,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 
 CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
 
-.PHONY: help setup demo reason test test-kernels test-all test-interop test-gpu lint fmt notebooks bugs check bench profile clean
+.PHONY: help setup demo reason test test-kernels test-all test-interop test-gpu lint fmt notebook notebooks bugs check bench profile clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -22,6 +22,11 @@ help:  ## this list
 .venv/dev.stamp: .venv/run.stamp
 	@echo "installing what the tests need ..."
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/read.stamp: .venv/run.stamp
+	@echo "installing Jupyter ..."
+	@$(PIP) -e '.[read]'
 	@touch $@
 
 setup: .venv/dev.stamp  ## make .venv with everything the tests need
@@ -68,6 +73,10 @@ fmt: setup  ## format Python by ruff and C++ by clang-format
 	@$(PY) -m ruff check --fix --quiet .
 	@$(PY) -m ruff format --quiet .
 	@.venv/bin/clang-format -i $(CPP)
+
+NB ?= 00_language_model/text_tokens.ipynb
+notebook: .venv/read.stamp  ## open Jupyter on the book: make notebook NB=01_attention/self_attention.ipynb
+	@PYTHONPATH="$(CURDIR)" $(PY) -m notebook --ServerApp.root_dir="$(CURDIR)" $(NB)
 
 notebooks: setup  ## rebuild every notebook from its source, byte-identically
 	@$(PY) -m utils.notebooks build

@@ -120,8 +120,8 @@ print("naive and module agree:", out.shape)
 #
 # Index $s$ counts queries, $t$ counts keys.
 #
-# 1. $a_{st} = q_s \cdot k_t / \sqrt K$, the score. 2 $\;p_{st} = e^{a_{st}} / \sum_u e^{a_{su}}$, the share. Then $o_s
-#    = \sum_t p_{st} v_t$, the mixture.
+# 1. The score $a_{st} = q_s \cdot k_t / \sqrt K$; the share $p_{st} = e^{a_{st}} / \sum_u e^{a_{su}}$; the mixture
+#    $o_s = \sum_t p_{st} v_t$.
 # 2. **Why the root?** Let the numbers of $q$ and $k$ be independent, with mean 0 and variance 1 (variance: the mean of
 #    the squares). Each product $q_i k_i$ has variance 1 too, and variances of independent things add: a sum of $K$
 #    products has variance $K$, so its typical size is $\sqrt K$. Without the division, wider queries would mean larger

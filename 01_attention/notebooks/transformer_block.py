@@ -52,7 +52,7 @@ draw_block()
 #
 # **With the stream**, $x \leftarrow x + 0.1\, x = 1.1\, x$. After 60 layers: $1.1^{60} = 304$ times. **Without**,
 # $x \leftarrow 0.1\, x$: after 60 layers $10^{-60}$. Gradients are multiplied by the same factors on their way back.
-# With a tenth of $10^{-60}$ of a gradient nothing learns.
+# With $10^{-60}$ of a gradient nothing learns.
 #
 # Now let every layer be silent, $f(x) = 0$. With the stream, $x$ arrives as it was and so does the gradient, after any
 # number of layers. Without it, everything is zero. *A layer that has not learned anything yet does no harm*: that is
@@ -372,7 +372,8 @@ draw_lanes(
 # It stays near the floor! The row of *dog* does not need the order: it knows that it is the *dog* itself, and looks for
 # the **other** actor. The mask helps too: a row sees only what came before it. It pays where the trick fails: at the
 # row of the verb, which must foretell *on* or *at*, both actors are just others, and the verb does not always say who
-# it was. If you had predicted more, so did the author of these lines, before he ran the cell.
+# it was. (The first
+# draft of this answer predicted more, until the cell was run.)
 #
 # </details>
 
