@@ -211,7 +211,7 @@ print(f"who remembers the cat: {-np.log(0.75):.2f} (cats sit three times in four
 draw_surprises({name: (line, v) for name, v in nats.items()}, "Both windows pay for the verb: the cat is out of sight")
 
 # %% [markdown]
-# **At the verb the actor is 19 letters back.** A window of eight cannot see it, one of sixteen cannot either. One could
+# **At the verb the actor is 21 letters back.** A window of eight cannot see it, one of sixteen cannot either. One could
 # make the window longer still. But the first layer grows with every letter, each place in the window has weights of its
 # own, and most of what lies in between (*that heard the dog*) is of no use for the verb. What one would like is to **go
 # and fetch** the one word that counts, wherever it stands. That is attention, and chapter 01 begins with the question
