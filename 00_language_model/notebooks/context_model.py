@@ -224,8 +224,8 @@ draw_surprises({name: (line, v) for name, v in nats.items()}, "Both windows pay 
 #
 # <details><summary>Afterwards</summary>
 #
-# It falls, and ends near the right one, since the sign of every slope is right and Adam forgives sizes. A falling loss
-# proves little. A gradient check takes a second and proves it.
+# It falls, and ends near the right one, since at every hidden unit the sign is right and only the size is wrong, and
+# Adam forgives sizes. A falling loss proves little. A gradient check takes a second and proves it.
 #
 # </details>
 
@@ -278,6 +278,7 @@ print(f"what a gradient check says of the second: dW_up is wrong by {error:.0%} 
 # <details><summary>Solution</summary>
 #
 # There are only 224 sentences. Among 3,000 all frequent ones occur, about as often as they should: there are no
-# accidents to learn. Twenty sentences are full of them, and 9,000 weights are enough to keep twenty sentences by heart.
+# accidents to learn. Twenty sentences are full of them, and nearly 10,000 weights are enough to keep twenty sentences
+# by heart.
 #
 # </details>

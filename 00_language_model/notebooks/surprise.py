@@ -183,7 +183,7 @@ print(
 # its accidents.)
 #
 # Three things to take along. **The loss of a model has a floor**, and it is not zero: what is truly random cannot be
-# learned. **A context is worth what it foretells**: two letters foretell the next one of a word. And the last bit is
+# learned. **A context is worth what it foretells**: two letters foretell the next one of a word. And the last of it is
 # far away: after *the cat that heard the dog* the verb depends on the *cat*, 21 letters back. Tables of such runs
 # cannot grow for ever. That is why there are models.
 #

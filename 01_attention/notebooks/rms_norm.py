@@ -143,8 +143,8 @@ title = f"A row behind a norm never shrinks; rate 300: {ends[300.0]:.1f} times a
 plot_lines(walks, ["#B9CFE8", "#7BA3D3", "content"], title, "step", "root mean square of the row", ylim=(0, None))
 
 # %% [markdown]
-# This is why the exact size of what stands before a norm hardly matters, and why such weights are kept from growing by
-# decay (chapter 00), not by the loss.
+# This is why the exact size of what stands before a norm hardly matters. Weights that act through a norm only can grow
+# in the same way; what holds them is decay (chapter 00), not the loss.
 #
 # ## The experiment: what eps is for
 #
