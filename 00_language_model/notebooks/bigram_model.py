@@ -50,13 +50,13 @@ print("surprises", *(f"{abs(p):.3f}" for p in paid), f" mean {np.mean(paid):.3f}
 # %% [markdown]
 # ## Build it: count
 #
-# The text is this chapter's stories. We count pairs on one half of them and are surprised on the other. To every count
-# we add a tenth: a pair that was never seen becomes unlikely, not impossible. (With a zero, one unexpected letter would
-# cost $-\ln 0$: everything.)
+# The text is this chapter's stories. We count pairs in some of them and are surprised by others. To every count we add
+# a tenth: a pair that was never seen becomes unlikely, not impossible. (With a zero, one unexpected letter would cost
+# $-\ln 0$: everything.)
 
 # %%
 rng = np.random.default_rng(0)
-token, unseen = (encode_characters(tell_stories(rng, n)) for n in (400, 400))
+token, unseen = (encode_characters(tell_stories(rng, n)) for n in (250, 400))
 counted = share_counts(count_pairs(token, V), smoothing=0.1)
 print(f"{len(token):,} letters of {V} kinds; most likely after h: {ALPHABET[counted[ALPHABET.index('h')].argmax()]!r}")
 

@@ -137,7 +137,7 @@ plot_to_floor(curves, ["content"], floor, "nobody can pay less", title, "step", 
 # And it writes. Beside it the bigram of the last notebook, for comparison.
 
 # %%
-table, _ = train_bigram(token[:12000], V, 300, 20.0)
+table, _ = train_bigram(token[:6000], V, 150, 20.0)
 start = encode_characters("the cat ").tolist()
 models = {
     "one letter": lambda so_far: table[so_far[-1]],
