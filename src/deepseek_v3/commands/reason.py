@@ -179,8 +179,8 @@ def fine_tune(folder: Path, options: ReasonOptions):
 
     return prepare_sft(
         SftOptions(
-            start=str(folder / "pretrained"), run=str(folder / "sft"), task=TASK, examples=8000, seq_len=192,
-            batch_size=4, micro_batch=4, steps=3000, lr=1e-3, lr_end=1.0, warmup_steps=10, eval_every=20,
+            start=str(folder / "pretrained"), run=str(folder / "sft"), task=TASK, examples=6000, seq_len=192,
+            batch_size=16, micro_batch=16, steps=1500, lr=2e-3, lr_end=1.0, warmup_steps=10, eval_every=20,
             save_every=0, keep=1, stop_at=WEAK, exam_answers=0, seed=options.seed, bias_speed=1e-3,
         ),
         choose_progress(),
@@ -195,7 +195,7 @@ def reinforce(folder: Path, options: ReasonOptions):
 
     return prepare_grpo(
         GrpoOptions(
-            start=str(folder / "sft"), run=str(folder / "grpo"), task=TASK, loss=options.loss, steps=400, lr=5e-4,
+            start=str(folder / "sft"), run=str(folder / "grpo"), task=TASK, loss=options.loss, steps=400, lr=1e-4,
             eval_every=25, save_every=0, keep=1, seed=options.seed, shown=6,
         ),
         choose_progress(),

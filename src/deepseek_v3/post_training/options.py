@@ -197,7 +197,7 @@ class GrpoOptions(PostTrainingOptions):
     drafts: int = 0
     sampler: str = "fp32"
     control: str = "none"
-    lr: float = 5e-4
+    lr: float = 1e-4
     micro_batch: int = 256
 
     command: ClassVar[str] = "grpo"
