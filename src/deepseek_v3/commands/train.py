@@ -33,7 +33,11 @@ def _train(options: TrainOptions) -> int:
     keep_freed_memory()
     trainer = prepare_training(options, sampler=continue_text, progress=choose_progress())
     outcome = trainer.train()
+    if not trainer.layout.leads:
+        trainer.layout.close()
+        return 0 if outcome.finished else STOPPED.get(outcome.stopped_by, 1)
     report = write_report(trainer.run)
+    trainer.layout.close()
     if outcome.finished:
         print(f"\ndone: {outcome.checkpoint}\nreport: {report}")
         print(f'try: deepseek-v3 generate {shlex.quote(str(trainer.run))} --prompt "def"')

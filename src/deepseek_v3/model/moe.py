@@ -6,6 +6,8 @@ Letters: N tokens, D width, E experts, A experts per token, F hidden width.
 Source: arXiv:2412.19437, Eq. (12); arXiv:2401.06066.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ class Experts(HoldsFP8):
     """
 
     recipe: Recipe | None = None  # of FP8 training
+    exchange: Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor], Tensor] | None = None  # parallel/
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -34,11 +37,24 @@ class Experts(HoldsFP8):
 
     def forward(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
         """Send every token through its experts and add them up by weight."""
+        if self.exchange is None:
+            return self.run(x_ND, weight_NA, index_NA)
+        return self.exchange(self.run, x_ND, weight_NA, index_NA)
+
+    def run(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:
+        """Run the experts that are here; `index_NA` counts from the first of them."""
+        up_EFD, down_EDF = _local(self.gate_up_proj), _local(self.down_proj)
+        if not x_ND.shape[0]:  # of many processes one may have no token: its weights have gradients all the same
+            return x_ND + 0 * (up_EFD[:1, :1, :1].sum() + down_EDF[:1, :1, :1].sum() + weight_NA.sum()).to(x_ND.dtype)
         if self.recipe is not None:
-            stacks = self.gate_up_proj, self.down_proj
-            return ops.experts_in_fp8(x_ND, weight_NA, index_NA, *stacks, self.recipe)
+            return ops.experts_in_fp8(x_ND, weight_NA, index_NA, up_EFD, down_EDF, self.recipe)
         scales = self.scales("gate_up_proj"), self.scales("down_proj")
-        return ops.run_experts(x_ND, weight_NA, index_NA, self.gate_up_proj, self.down_proj, *scales)
+        return ops.run_experts(x_ND, weight_NA, index_NA, up_EFD, down_EDF, *scales)
+
+
+def _local(weight: Tensor) -> Tensor:
+    """The part of a weight that is here."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 class MixtureOfExperts(nn.Module):

@@ -27,6 +27,7 @@ class Layout(Protocol):
     """What the update of a training asks of its processes."""
 
     device: torch.device
+    leads: bool  # whether this process tells and writes; one of them does
 
     def place(self, model: Model) -> Model:
         """Bring the model to where it runs; before an optimizer is built over its parameters."""
@@ -52,9 +53,43 @@ class Layout(Protocol):
         """Cut the whole gradient to a norm; return the norm that it had."""
         ...
 
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for any process: what one must do, all do."""
+        ...
+
+    def agree(self, value: Any) -> Any:
+        """Return what the leading process says."""
+        ...
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in one piece."""
+        ...
+
+    def part(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """Return a whole tensor, cut as another is, as a copy."""
+        ...
+
+    def plain_model(self, model: Model) -> Model:
+        """Return a model in one piece to read weights into, for `take`."""
+        ...
+
+    def whole_model(self, model: Model) -> Model:
+        """Return the model in one piece."""
+        ...
+
+    def take(self, model: Model, plain: Model) -> None:
+        """Take over the weights of a model in one piece."""
+        ...
+
+    def close(self) -> None:
+        """Leave the others, after a success."""
+        ...
+
 
 class Solo:
     """One process: micro-batches in turn, nothing to add up with anybody."""
+
+    leads = True
 
     def __init__(self, micro_batch: int, device: torch.device | str = "cpu") -> None:
         self.micro_batch, self.device = micro_batch, torch.device(device)
@@ -87,3 +122,33 @@ class Solo:
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
         """Clip by PyTorch's norm of all gradients."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+
+    def any(self, flag: bool) -> bool:
+        """Return it as it is."""
+        return flag
+
+    def agree(self, value: Any) -> Any:
+        """Return it as it is."""
+        return value
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return it as it is."""
+        return tensor
+
+    def part(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """Return a copy beside the other."""
+        return tensor.to(like.device, copy=True)
+
+    def plain_model(self, model: Model) -> Model:
+        """Return the model itself."""
+        return model
+
+    def whole_model(self, model: Model) -> Model:
+        """Return the model itself."""
+        return model
+
+    def take(self, model: Model, plain: Model) -> None:
+        """Do nothing: it is the model itself."""
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -6,7 +6,7 @@ number, not the set; a gain pulled towards 0 only fights the next matrix.
 Source: arXiv:2412.19437, section 4.2 (betas 0.9 and 0.95, decay 0.1, clip 1.0) and section 3.2.3 (averaged weights).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,16 +59,19 @@ class ShortMomentsAdamW(torch.optim.AdamW):
 
 
 def build_optimizer(model: nn.Module, options: TrainOptions, precision: str = "fp32") -> torch.optim.AdamW:
-    """Return AdamW with two groups: matrices decay, vectors do not.
+    """Return AdamW with groups: matrices decay, vectors do not.
 
     Args:
         precision: of the products; by it the moments' format is chosen, if the options leave that open.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    ways = list(dict.fromkeys(getattr(p, "device_mesh", None) for p in parameters))  # to cut them over processes
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+        {"params": [p for p in parameters if getattr(p, "device_mesh", None) == way and matrix == (p.dim() >= 2)],
+         "weight_decay": options.weight_decay if matrix else 0.0}
+        for matrix in (True, False) for way in ways
+    ]  # fmt: skip
+    groups = [group for group in groups if group["params"] or len(ways) == 1]
     settings: dict[str, Any] = {"lr": options.lr, "betas": (options.beta1, options.beta2), "eps": options.adam_eps}
     if options.moments == "bf16" or (options.moments == "auto" and precision == "fp8"):
         return ShortMomentsAdamW(groups, round_weights=options.fp8_variant == "bf16-weights", **settings)
@@ -121,8 +124,17 @@ def moments_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 @torch.no_grad()
-def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `moments_by_name` returned, in the format that the optimizer keeps."""
+def restore_moments(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    part: Callable[[Tensor, Tensor], Tensor] = lambda tensor, like: tensor.to(like.device, copy=True),
+) -> None:
+    """Put back what `moments_by_name` returned, in the format that the optimizer keeps.
+
+    Args:
+        part: cuts a whole tensor as another is cut.
+    """
     kept = MOMENTS if isinstance(optimizer, ShortMomentsAdamW) else None
     for name, p in model.named_parameters():
         state = {
@@ -130,6 +142,6 @@ def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
         }
         if state:
             optimizer.state[p] = {
-                key: value.to(p.device, value.dtype if key == "step" else kept or p.dtype, copy=True)
+                key: part(value, p).to(value.dtype if key == "step" else kept or p.dtype)
                 for key, value in state.items()
             }

@@ -58,6 +58,7 @@ class TrainOptions:
         nudge: move one weight by one BF16 step before the first update: what chance alone makes of a run.
         moments: of AdamW, kept in fp32, bf16, or auto: bf16 if the precision is fp8.
         device: cpu, cuda, or auto: a GPU where PyTorch sees one.
+        ep: processes that share the experts, where torchrun starts several; it divides their number.
         recompute: make the activations of blocks again in the backward pass: less memory, one more forward pass.
         threads: of PyTorch; 0 leaves its choice.
         seed: of weights, data order and fill-in-the-middle.
@@ -111,6 +112,7 @@ class TrainOptions:
     nudge: bool = False
     moments: str = "auto"
     device: str = "auto"
+    ep: int = 1
     recompute: bool = False
     threads: int = 0
     seed: int = 0
@@ -153,7 +155,7 @@ def check_options(o: TrainOptions) -> None:
     for name in ("run", "data"):
         if not getattr(o, name).strip():
             raise OptionsError(f"--{name} is empty; leave it out for {getattr(TrainOptions, name)!r}, or name one")
-    for name in ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "keep", "log_every", "eval_kilobytes"):
+    for name in ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "keep", "log_every", "eval_kilobytes", "ep"):
         if getattr(o, name) < 1 + (name == "seq_len"):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at least {1 + (name == 'seq_len')}")
     for name in ("batch_size_start", "warmup_steps", "eval_every", "save_every", "threads", "seed"):

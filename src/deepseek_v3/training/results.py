@@ -1,10 +1,12 @@
 """What a step did and how a training ended, as numbers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
@@ -52,7 +54,12 @@ class StepResult:
 
 
 def summarise_step(
-    labels_BS: Tensor, parts: list[LossParts], settings: Settings, norm: float, byte_length: Tensor
+    labels_BS: Tensor,
+    parts: list[LossParts],
+    settings: Settings,
+    norm: float,
+    byte_length: Tensor,
+    add: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> StepResult:
     """Add up the micro-batches of a step.
 
@@ -60,23 +67,33 @@ def summarise_step(
         labels_BS: what the main rows were scored on.
         norm: of the whole gradient, before the clip.
         byte_length: bytes of text that each token stands for.
+        add: adds up over all processes.
     """
-    rows = max(1, sum(p.main_rows for p in parts))
-    nats = sum(float(p.main_nats) for p in parts)
     depths = range(len(parts[0].mtp_nats))
-    mtp_losses = [sum(float(p.mtp_nats[k]) for p in parts) / max(1, sum(p.mtp_rows[k] for p in parts)) for k in depths]
     n_bytes = int(byte_length[labels_BS.clamp(min=0)][labels_BS != IGNORED].sum())
-    total = sum(float(p.total.detach()) for p in parts)
+    sums = [
+        sum(float(p.total.detach()) for p in parts),
+        sum(p.balance for p in parts),
+        sum(float(p.main_nats) for p in parts),
+        sum(p.main_rows for p in parts),
+        n_bytes,
+        labels_BS.numel(),
+        *(sum(float(p.mtp_nats[k]) for p in parts) for k in depths),
+        *(sum(p.mtp_rows[k] for p in parts) for k in depths),
+        *(float(sum(p.further[name] for p in parts)) for name in parts[0].further),
+    ]
+    summed = add(torch.tensor(sums, dtype=torch.float64, device=labels_BS.device)).tolist()
+    total, balance, nats, rows, n_bytes, tokens, *by_depth = summed
     return StepResult(
         applied=math.isfinite(total) and math.isfinite(norm),
-        loss=nats / rows,
-        mtp_losses=mtp_losses,
+        loss=nats / max(1, rows),
+        mtp_losses=[by_depth[k] / max(1, by_depth[k + len(depths)]) for k in depths],
         bits_per_byte=nats / math.log(2) / max(1, n_bytes),
-        balance_loss=sum(p.balance for p in parts),
+        balance_loss=balance,
         grad_norm=norm,
-        tokens=labels_BS.numel(),
+        tokens=int(tokens),
         settings=settings,
-        further={name: sum(p.further[name] for p in parts) / rows for name in parts[0].further},
+        further={name: value / max(1, rows) for name, value in zip(parts[0].further, by_depth[2 * len(depths) :])},
     )
 
 

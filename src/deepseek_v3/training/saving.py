@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from deepseek_v3.parallel.layout import Layout
 from deepseek_v3.training.training_state import list_checkpoints
+from deepseek_v3.weights.errors import SaveError
 
 
 class TrainingError(ValueError):
@@ -16,6 +18,26 @@ def last_good(run: Path) -> str:
     if not found:
         return "no checkpoint had been written yet, so begin again"
     return f"the last good checkpoint is {found[-1]}: go on from it with --resume"
+
+
+def write_by_one(layout: Layout, write: Callable[[], Path]) -> Path:
+    """Let the leading process write; all wait for it, and learn how it went.
+
+    Raises:
+        OSError: what it met; in every process.
+    """
+    written: Path | None = None
+    problem: OSError | None = None
+    if layout.leads:
+        try:
+            written = write()
+        except OSError as error:
+            problem = error
+    written, said = layout.agree((written, None if problem is None else str(problem)))
+    if said is not None:
+        raise problem or SaveError(said)
+    assert written is not None
+    return written
 
 
 def save_or_go_on(save: Callable[[], Path], run: Path, tell: Callable[[str], None]) -> bool:

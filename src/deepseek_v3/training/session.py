@@ -4,6 +4,7 @@ RUN/   config.json  tokenizer.json  options.json  metrics.jsonl  checkpoints/  r
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.device import choose_device
 from deepseek_v3.memory import check_memory
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.parallel.layout import Layout, Solo
 from deepseek_v3.sizing import count_parameters
 from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
@@ -50,19 +52,40 @@ def prepare_training(
     """
     run = Path(options.run)
     options = choose_options(run, options)
-    lock = RunLock(run)
+    layout = make_layout(options)
+    layout.agree(None)  # everybody has seen the folder before anything is written into it
+    lock = RunLock(run) if layout.leads else None
     try:
-        trainer = build_trainer(run, options, sampler, progress)
+        trainer = build_trainer(run, options, layout, sampler, progress if layout.leads else None)
     except BaseException:
-        lock.give_up()
+        if lock is not None:
+            lock.give_up()
         raise
     trainer.lock = lock
     return trainer
 
 
+def make_layout(options: Options) -> Layout:
+    """Return the layout of one process, or of those that torchrun has started.
+
+    Raises:
+        OptionsError: several are asked for, and there is one.
+    """
+    device = choose_device(options.device)
+    if not int(os.environ.get("WORLD_SIZE", "0")):
+        if options.ep > 1:
+            raise OptionsError(f"--ep {options.ep} needs as many processes: torchrun --nproc-per-node {options.ep} ...")
+        return Solo(options.micro_batch, device)
+    from deepseek_v3.parallel.mesh import Mesh
+
+    return Mesh(options.micro_batch, device, options.ep)
+
+
 def choose_options(run: Path, options: Options) -> Options:
     """Return the options to go by, those recorded for a resume; a run folder that cannot serve is refused."""
     check_run_folder(run)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and list_checkpoints(run):
+        options = options.replace(resume=True)  # torchrun has started all processes again after one had died
     if options.resume:
         newest_checkpoint(run)
         return merge_options(recorded_options(run, type(options)), options)
@@ -74,7 +97,9 @@ def choose_options(run: Path, options: Options) -> Options:
     return options
 
 
-def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, progress: Progress | None) -> Trainer:
+def build_trainer(
+    run: Path, options: TrainOptions, layout: Layout, sampler: Sampler | None, progress: Progress | None
+) -> Trainer:
     """Read the data, make tokenizer, config, model and stream, go to the checkpoint, and record what the run is."""
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -94,7 +119,7 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
     config = prepare_config(options, tokenizer)
     wish = recorded_precision(run) if options.resume and options.precision == "auto" else options.precision
     device = choose_device(options.device)
-    precision, peak, why = choose_precision(wish, device)
+    precision, peak, why = layout.agree(choose_precision(wish, device))
     say(
         f"precision {precision}: {why}; {peak / 1e9:,.0f} GFLOP/s in matrix products, {torch.get_num_threads()} threads"
     )
@@ -113,14 +138,23 @@ def build_trainer(run: Path, options: TrainOptions, sampler: Sampler | None, pro
     heldout = cut_evenly(corpus.heldout_texts(max(1, n_bytes // HELDOUT_BYTES)), n_bytes)
     arithmetic = Arithmetic(precision, peak, device)
     trainer = Trainer(
-        model, tokenizer, stream, heldout, options, arithmetic=arithmetic, sampler=sampler, progress=progress
+        model,
+        tokenizer,
+        stream,
+        heldout,
+        options,
+        arithmetic=arithmetic,
+        layout=layout,
+        sampler=sampler if isinstance(layout, Solo) else None,  # the engine reads weights in one piece
+        progress=progress,
     )
     if options.resume:
         trainer.resume(newest_checkpoint(run))
         say(f"going on from step {trainer.step}")
     record = describe_run(options, data=corpus.describe(), digest=corpus.digest, precision=precision)
     text = json.dumps(config.to_dict(), indent=2) + "\n"
-    write_files(run, {OPTIONS: record, "config.json": text, **tokenizer.files()})
+    if layout.leads:
+        write_files(run, {OPTIONS: record, "config.json": text, **tokenizer.files()})
     return trainer
 
 

@@ -56,7 +56,7 @@ class Update:
             if parts is None:
                 return None
             norm = self.layout.clip(self.model.parameters(), self.clip_norm)
-            result = summarise_step(labels_BS, parts, settings, norm, self.byte_length)
+            result = summarise_step(labels_BS, parts, settings, norm, self.byte_length, self.layout.sum)
             if result.applied:
                 self.optimizer.step()
                 self.counter.sum_over(self.layout.sum)

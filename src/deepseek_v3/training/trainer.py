@@ -36,7 +36,7 @@ from deepseek_v3.training.progress import Clock, Progress, Silent
 from deepseek_v3.training.recompute import recompute_blocks
 from deepseek_v3.training.results import Arithmetic, Outcome, StepResult, describe_step
 from deepseek_v3.training.run_folder import RunLock
-from deepseek_v3.training.saving import TrainingError, last_good, save_or_end, save_or_go_on
+from deepseek_v3.training.saving import TrainingError, last_good, save_or_end, save_or_go_on, write_by_one
 from deepseek_v3.training.schedule import move_end, settings_at
 from deepseek_v3.training.signals import StopSignal
 from deepseek_v3.training.step import Update
@@ -81,7 +81,7 @@ class Trainer:
         self.run = Path(options.run)
         self.arithmetic = arithmetic or Arithmetic()
         self.sampler, self.progress = sampler, progress or Silent()
-        layout = layout or Solo(options.micro_batch, self.arithmetic.device)
+        self.layout = layout = layout or Solo(options.micro_batch, self.arithmetic.device)
         self.model = layout.place(model)
         if options.recompute:
             recompute_blocks(self.model)
@@ -114,7 +114,8 @@ class Trainer:
         Raises:
             TrainingError: the loss was not finite three times in a row, or the last checkpoint could not be written.
         """
-        self.metrics = MetricsLog(self.run / "metrics.jsonl", resume_at=self.step if self.step else None)
+        if self.layout.leads:
+            self.metrics = MetricsLog(self.run / "metrics.jsonl", resume_at=self.step if self.step else None)
         saved_at = self.step if self.step else -1
         self.progress.start(self.step, self.options.steps)
         stop = StopSignal()
@@ -123,7 +124,7 @@ class Trainer:
                 if self.step == 0:
                     self.examine(stop)
                 clock = Clock()
-                while self.step < self.options.steps and not stop:
+                while self.step < self.options.steps and not self.layout.any(bool(stop)):
                     result = self.run_step(stop)
                     if result is None:
                         break
@@ -141,7 +142,7 @@ class Trainer:
                     save_or_end(self.save, self.run)
         finally:
             self.progress.finish()
-            if problem := self.metrics.close():
+            if self.metrics is not None and (problem := self.metrics.close()):
                 self.progress.note(problem)
             if self.lock is not None:
                 self.lock.release()
@@ -212,7 +213,7 @@ class Trainer:
 
     def examine(self, stop: StopSignal) -> None:
         """Measure on held-out text and let the model write; a training of another kind has its own."""
-        found = self.measure(lambda: bool(stop))
+        found = self.measure(lambda: self.layout.any(bool(stop)))
         if found is None:
             return
         acceptance = found.mtp_acceptance
@@ -222,7 +223,7 @@ class Trainer:
             text += f", {acceptance:.0%} of MTP drafts would stand"
         if self.averaged and self.step:
             with self.averaged.applied_to(self.model):
-                smooth = self.measure(lambda: bool(stop))
+                smooth = self.measure(lambda: self.layout.any(bool(stop)))
             if smooth is not None:
                 self.write("averaged", step=self.step, bits_per_byte=smooth.bits_per_byte)
                 text += f", {smooth.bits_per_byte:.3f} with averaged weights"
@@ -251,25 +252,27 @@ class Trainer:
     # -- where it stands -----------------------------------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a checkpoint.
+        """Write a checkpoint: the leading process does, of the weights and moments in one piece.
 
         Raises:
-            SaveError: no room or no permission; the older checkpoints still stand.
+            SaveError: no room or no permission; the older checkpoints still stand. All processes raise it.
         """
         tensors = moments_by_name(self.model, self.optimizer)
         if self.averaged:
             tensors |= {f"averaged.{name}": value for name, value in self.averaged.shadow.items()}
+        tensors = {name: self.layout.whole(value) for name, value in tensors.items()}
         tensors |= {"random_state": torch.get_rng_state(), **self.kept_tensors()}
-        state = {
-            "step": self.step,
-            "tokens_seen": self.tokens_seen,
-            "skipped": self.skipped,
-            "failures": self.failures,
+        counters = {name: getattr(self, name) for name in ("step", "tokens_seen", "skipped", "failures")}
+        state = counters | {
             "stream": self.stream.state_dict(),
             "precision": self.arithmetic.precision,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        return write_checkpoint(self.run, self.step, self.model, self.tokenizer, tensors, state, keep=self.options.keep)
+        model, keep = self.layout.whole_model(self.model), self.options.keep
+        return write_by_one(
+            self.layout,
+            lambda: write_checkpoint(self.run, self.step, model, self.tokenizer, tensors, state, keep=keep),
+        )
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Return what else of this kind of training belongs into a checkpoint."""
@@ -284,12 +287,15 @@ class Trainer:
         Raises:
             CheckpointError, ResumeError, DataError: damaged, without training state, or of other data.
         """
-        tensors, state = read_checkpoint(self.model, folder)
+        plain = self.layout.plain_model(self.model)
+        tensors, state = read_checkpoint(plain, folder)
+        self.layout.take(self.model, plain)
         self.stream.load_state_dict(state["stream"])
-        restore_moments(self.model, self.optimizer, tensors)
+        restore_moments(self.model, self.optimizer, tensors, self.layout.part)
         if self.averaged:
             for name, value in self.averaged.shadow.items():
-                value.copy_(tensors.get(f"averaged.{name}", self.model.get_parameter(name).detach()))
+                kept, like = tensors.get(f"averaged.{name}"), self.model.get_parameter(name).detach()
+                value.copy_(like if kept is None else self.layout.part(kept, like))
         torch.set_rng_state(tensors["random_state"])
         self.take_tensors(tensors)
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]

@@ -1,0 +1,58 @@
+"""Experts spread over processes: each token travels to the process that holds its expert, and its result back.
+
+    sort the pairs (token, expert) by expert -> counts to everybody -> tokens and gates to everybody
+    -> the experts that live here -> results back -> each token adds up its own
+
+Every process enters every exchange, also one that has no tokens for anybody: the others would wait for good.
+
+Letters: N tokens, A experts per token, E experts, L of them here, P = N * A pairs, M pairs received, D width.
+Source: arXiv:2412.19437, section 3.2.2; what is sent between nodes there is counted in chapter 08.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import _functional_collectives as collectives
+
+
+class ExpertExchange:
+    """The exchange of one group of processes, which hold the experts in equal parts, in their order."""
+
+    def __init__(self, group: dist.ProcessGroup, experts: int) -> None:
+        self.group, self.size, self.experts = group, dist.get_world_size(group), experts
+
+    def __call__(
+        self, run: Callable[[Tensor, Tensor, Tensor], Tensor], x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor
+    ) -> Tensor:
+        """Send each token through its experts, wherever they live, and add them up by weight, [N, D].
+
+        Args:
+            run: the experts that are here, on rows of one expert each, counted from the first that is here.
+        """
+        local, per_token = self.experts // self.size, index_NA.shape[1]
+        expert_P = index_NA.flatten()
+        order_P = expert_P.argsort(stable=True)
+        sent_E = torch.bincount(expert_P, minlength=self.experts)
+        received_RL = self._exchange_counts(sent_E).view(self.size, local)
+        sent, received = sent_E.view(self.size, local).sum(1).tolist(), received_RL.sum(1).tolist()
+        token_P = order_P // per_token
+        x_MD = self._exchange(x_ND[token_P], received, sent)
+        weight_M = self._exchange(weight_NA.flatten()[order_P], received, sent)
+        index_M = torch.arange(local, device=x_ND.device).repeat(self.size).repeat_interleave(received_RL.flatten())
+        y_MD = run(x_MD, weight_M[:, None], index_M[:, None])
+        y_PD = self._exchange(y_MD, sent, received)
+        back_P = torch.empty_like(order_P)
+        back_P[order_P] = torch.arange(len(order_P), device=order_P.device)
+        return y_PD[back_P].unflatten(0, (-1, per_token)).sum(1)
+
+    def _exchange_counts(self, sent_E: Tensor) -> Tensor:
+        received = torch.empty_like(sent_E)
+        dist.all_to_all_single(received, sent_E, group=self.group)
+        return received
+
+    def _exchange(self, x: Tensor, received: list[int], sent: list[int]) -> Tensor:
+        """Rows of everybody for this process, in the order of the processes; has a gradient."""
+        moved = collectives.all_to_all_single_autograd(x.contiguous(), received, sent, self.group)
+        return collectives.wait_tensor(moved) if isinstance(moved, collectives.AsyncCollectiveTensor) else moved

@@ -1,0 +1,198 @@
+"""Many processes that train one model: PyTorch's FSDP2 for the weights, an exchange of tokens for the experts.
+
+    mesh [world / ep, ep]      dense weights are cut over all processes, experts first over ep, then over the rest
+
+Each process reads its rows of the one global batch. Losses are divided by the rows of all, gradients are summed, so any
+number of processes makes the step of one. Every process enters every exchange: what only one can know (it was told to
+stop, its loss is not finite, its disk is full) all agree on before they go on.
+
+Started by torchrun; gloo on a CPU, NCCL on GPUs. Source: arXiv:2412.19437, section 3.2.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from deepseek_v3.model.block import Block
+from deepseek_v3.model.moe import Experts
+from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.parallel.expert_parallel import ExpertExchange
+from deepseek_v3.parallel.layout import Rows
+
+Value = TypeVar("Value")
+
+
+class MeshError(ValueError):
+    """Processes, experts or rows that do not divide; the message names the mend."""
+
+
+class Mesh:
+    """One process of many; `leads` says whether it is the one that tells and writes."""
+
+    def __init__(self, micro_batch: int, device: str = "cpu", ep: int = 1) -> None:
+        """Meet the other processes.
+
+        Raises:
+            MeshError: `ep` does not divide their number.
+        """
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if ep < 1 or world % ep:
+            raise MeshError(f"--ep {ep} must divide the number of processes, {world}")
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device(device if device == "cpu" else f"{device}:{local}")
+        if device != "cpu":
+            torch.cuda.set_device(self.device)
+        if not dist.is_initialized():
+            dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+        self.micro_batch, self.ep, self.rank, self.world = micro_batch, ep, dist.get_rank(), world
+        self.leads = self.rank == 0
+        root = dist.init_device_mesh(device, (world // ep, ep), mesh_dim_names=("efsdp", "ep"))
+        self.efsdp, self.experts = root["efsdp"], root["ep"]
+        self.dense = dist.init_device_mesh(device, (world,), mesh_dim_names=("fsdp",))
+
+    def close(self) -> None:
+        """Leave together; after a success only."""
+        dist.barrier()  # without it the end of one may abort another
+        dist.destroy_process_group()
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+
+    def place(self, model: DeepseekV3) -> DeepseekV3:
+        """Cut the weights over the processes; all of them bring the same model.
+
+        Raises:
+            MeshError: the experts cannot be shared equally.
+        """
+        self.model = model.to(self.device)
+        for module in model.modules():
+            if isinstance(module, Experts) and self.ep > 1:
+                self._spread(module)
+        units = [m for m in model.modules() if isinstance(m, Block)]
+        for unit in [*units, *model.mtp, model]:
+            fully_shard(unit, mesh=self.dense)
+        for unit in model.modules():
+            if isinstance(unit, FSDPModule):  # sums, not means; the loss is divided by all rows already
+                unit.set_gradient_divide_factor(1.0)
+                unit.set_force_sum_reduction_for_comms(True)
+        model.within = MethodType(lambda _, work: work(), model)  # type: ignore[assignment]
+        register_fsdp_forward_method(model, "within")
+        return model
+
+    def _spread(self, experts: Experts) -> None:
+        count = experts.gate_up_proj.shape[0]
+        if count % self.ep:
+            raise MeshError(f"--ep {self.ep} must divide n_routed_experts={count}")
+        for name in ("gate_up_proj", "down_proj"):
+            weight = getattr(experts, name).detach()
+            part = distribute_tensor(weight, self.experts, [Shard(0)], src_data_rank=None)
+            setattr(experts, name, nn.Parameter(part))
+        experts.exchange = ExpertExchange(self.experts.get_group(), count)
+        fully_shard(experts, mesh=self.efsdp, shard_placement_fn=lambda p: Shard(1))
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that is cut over the processes as one."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def part(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """Return a whole tensor, cut as another is, as a copy."""
+        if not isinstance(like, DTensor) or tensor.dim() == 0:
+            return tensor.to(self.device, copy=True)
+        return distribute_tensor(tensor.to(self.device), like.device_mesh, like.placements, src_data_rank=None)
+
+    def plain_model(self, model: DeepseekV3) -> DeepseekV3:
+        """Return an unfilled model of the same config, in one piece."""
+        with torch.device("meta"):
+            return DeepseekV3(model.config).to_empty(device="cpu")
+
+    def whole_model(self, model: DeepseekV3) -> DeepseekV3:
+        """Return the model in one piece."""
+        plain = self.plain_model(model)
+        self._copy(((whole, self.whole(value.detach())) for whole, value in _pairs(plain, model)))
+        return plain
+
+    def take(self, model: DeepseekV3, plain: DeepseekV3) -> None:
+        """Take the weights of a model in one piece."""
+        self._copy(((value, self.part(whole.detach(), value)) for whole, value in _pairs(plain, model)))
+
+    @torch.no_grad()
+    def _copy(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for to, value in pairs:
+            to.copy_(value)
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def rows(self, batch: Any) -> Any:
+        """Return this process's share of a step's rows.
+
+        Raises:
+            MeshError: they cannot be shared equally.
+        """
+        if len(batch) % self.world:
+            raise MeshError(
+                f"a batch of {len(batch)} rows cannot be shared by {self.world} processes; "
+                f"give --batch-size (and --batch-size-start) a multiple of {self.world}, and --micro-batch too"
+            )
+        share = len(batch) // self.world
+        return batch.part(self.rank * share, (self.rank + 1) * share).to(self.device)
+
+    def accumulate(self, step: Callable[[Any], Any], batch: Rows, should_stop: Callable[[], bool]) -> list[Any] | None:
+        """Forward and backward over the micro-batches; what one process must break off, all break off."""
+        collected = []
+        for start in range(0, len(batch), self.micro_batch):
+            if self.any(should_stop()):
+                return None
+            micro = batch.part(start, min(len(batch), start + self.micro_batch))
+            _, parts = self.model.within(lambda micro=micro: _with_total(step(micro)))  # type: ignore[operator]
+            collected.append(parts)
+            if self.any(not math.isfinite(float(parts.total.detach()))):
+                self.model.reshard()  # type: ignore[operator]
+                break
+            parts.total.backward()
+        return collected
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add up over all processes."""
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for any process."""
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+
+    def agree(self, value: Value) -> Value:
+        """Return what the leading process says."""
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Cut the whole gradient to a norm, over all processes and ways of cutting; return the norm that it had."""
+        grads = [_local(p.grad) for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        if self.world > 1:  # every number of the gradient lies in one process
+            norm = self.sum(norm.double() ** 2).sqrt().float()
+        torch._foreach_mul_(grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        return float(norm)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _with_total(parts: Any) -> tuple[Tensor, Any]:
+    return parts.total, parts
+
+
+def _pairs(plain: DeepseekV3, model: DeepseekV3) -> Iterable[tuple[Tensor, Tensor]]:
+    cut = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, whole in [*plain.named_parameters(), *plain.named_buffers()]:
+        yield whole, cut[name]
