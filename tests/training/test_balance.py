@@ -30,7 +30,9 @@ def test_counts_are_those_of_the_whole_step_not_of_its_last_part(tiny_model):
     model = tiny_model()
     counter = LoadCounter(model)
     for counts in ([6, 0, 3, 3, 3, 3], [0, 6, 3, 3, 3, 3]):
-        counter.add(RoutingRecord(counts=dict.fromkeys(counter.routers, torch.tensor(counts))))
+        record = RoutingRecord()
+        record.counts = dict.fromkeys(counter.routers, torch.tensor(counts))
+        counter.add(record)
     counter.move_biases(0.001)
     assert all(not router.e_score_correction_bias.any() for router in find_routers(model).values())
 

@@ -9,8 +9,6 @@ Letters: N tokens, D width, E experts, G groups, A experts per token.
 Source: arXiv:2412.19437, Eqs. (12) to (20); arXiv:2405.04434, section 2.2.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,6 @@ import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 
 
-@dataclass
 class RoutingRecord:
     """What the routers of one forward pass did, by index of the layer; MTP module k is layer num_hidden_layers + k - 1.
 
@@ -31,10 +28,12 @@ class RoutingRecord:
         replay: what the routers shall choose, expert indices [N, A]; a layer that is not in it chooses itself.
     """
 
-    counts: dict[int, Tensor] = field(default_factory=dict)
-    balance_losses: dict[int, Tensor] = field(default_factory=dict)
-    choices: dict[int, Tensor] = field(default_factory=dict)
-    replay: dict[int, Tensor] = field(default_factory=dict)
+    def __init__(self, replay: dict[int, Tensor] | None = None) -> None:
+        """Begin; no dataclass, for FSDP hands on a copy of one that holds tensors with gradients."""
+        self.counts: dict[int, Tensor] = {}
+        self.balance_losses: dict[int, Tensor] = {}
+        self.choices: dict[int, Tensor] = {}
+        self.replay = replay or {}
 
     def note(self, layer: int, index_NA: Tensor, score_BSE: Tensor) -> None:
         """Note a layer's choice and scores.

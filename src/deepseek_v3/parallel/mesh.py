@@ -51,7 +51,11 @@ class Mesh:
         if device != "cpu":
             torch.cuda.set_device(self.device)
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+            store, rank, _ = next(dist.rendezvous("env://"))
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # without it they would look for the dead
+            backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+            store = dist.PrefixStore(f"attempt {attempt}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         self.micro_batch, self.ep, self.rank, self.world = micro_batch, ep, dist.get_rank(), world
         self.leads = self.rank == 0
         root = dist.init_device_mesh(device, (world // ep, ep), mesh_dim_names=("efsdp", "ep"))
@@ -77,7 +81,7 @@ class Mesh:
                 self._spread(module)
         units = [m for m in model.modules() if isinstance(m, Block)]
         for unit in [*units, *model.mtp, model]:
-            fully_shard(unit, mesh=self.dense)
+            fully_shard(unit, mesh=self.dense, reshard_after_forward=True)  # else the root has other parameters then
         for unit in model.modules():
             if isinstance(unit, FSDPModule):  # sums, not means; the loss is divided by all rows already
                 unit.set_gradient_divide_factor(1.0)

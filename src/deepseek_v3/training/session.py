@@ -51,7 +51,7 @@ def prepare_training(
         OptionsError, DataError, ConfigError, CheckpointError: what cannot work, in one line.
     """
     run = Path(options.run)
-    options = choose_options(run, options)
+    options = choose_options(run, options).replace(ep=options.ep)  # a run may go on with any number of processes
     layout = make_layout(options)
     layout.agree(None)  # everybody has seen the folder before anything is written into it
     lock = RunLock(run) if layout.leads else None
@@ -65,7 +65,7 @@ def prepare_training(
     return trainer
 
 
-def make_layout(options: Options) -> Layout:
+def make_layout(options: TrainOptions) -> Layout:
     """Return the layout of one process, or of those that torchrun has started.
 
     Raises:

@@ -1,0 +1,136 @@
+"""A training on several processes is the training of one: `deepseek-v3 train` by torchrun, in FP32 over gloo."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deepseek_v3.cli import main
+
+STEPS, ROWS, LENGTH, EXPERTS = 5, 8, 29, 8
+SHAPE = ["num_hidden_layers=3", "hidden_size=40", "vocab_size=331", f"n_routed_experts={EXPERTS}"]
+SHAPE += ["moe_intermediate_size=24", "num_nextn_predict_layers=1", "n_group=2", "topk_group=1"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> list[str]:
+    """The options that every run has."""
+    draw, folder = random.Random(7), tmp_path_factory.mktemp("text")
+    names = ["otter", "heron", "fox", "wren", "pike", "toad"]
+    lines = [
+        " ".join(draw.choice(names) + draw.choice([" sits", " runs", " eats"]) for _ in range(9)) for _ in range(400)
+    ]
+    (folder / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    known = ["--preset", "demo", "--set", *SHAPE, "--data", str(folder / "text.txt"), "--precision", "fp32"]
+    known += ["--batch-size", str(ROWS), "--micro-batch", "2", "--seq-len", str(LENGTH), "--eval-kilobytes", "1"]
+    return [*known, "--threads", "1", "--balance-alpha", "0.1", "--warmup-steps", "1", "--save-every", "3"]
+
+
+@pytest.fixture(scope="module")
+def alone(words, tmp_path_factory) -> Path:
+    """The run of one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert main(["train", "--run", str(run), "--steps", str(STEPS), "--sample-prompts", "x", *words]) == 0
+    return run
+
+
+def steps(run: Path) -> list[dict]:
+    """The lines of its steps."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == "step"]
+
+
+def weights(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    """What its checkpoint holds."""
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def agree(run: Path, other: Path, *, loss: float = 1e-6, norm: float = 1e-5) -> None:
+    """Losses, norms, counts and biases are those of the other run."""
+    mine, known = steps(run), steps(other)
+    assert len(mine) == len(known) > 0
+    for a, b in zip(mine, known):
+        assert a["tokens"] == b["tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=loss)
+        assert a["mtp_loss"] == pytest.approx(b["mtp_loss"], rel=loss)
+        assert a["balance_loss"] == pytest.approx(b["balance_loss"], rel=loss)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=norm)
+    # of the first step the weights are the same bits, so the counts are
+    assert mine[0]["loads"] == known[0]["loads"]
+    for name, bias in weights(run).items():
+        if name.endswith("e_score_correction_bias"):
+            assert torch.equal(bias, weights(other)[name])
+
+
+def test_one_process_under_torchrun_gives_the_bits_of_one_alone(torchrun, words, alone, tmp_path):
+    torchrun(1, "train", "--run", str(tmp_path / "run"), "--steps", str(STEPS), *words)
+    for name in ("loss", "mtp_loss", "balance_loss", "grad_norm", "loads"):
+        assert [row.get(name) for row in steps(tmp_path / "run")] == [row.get(name) for row in steps(alone)]
+    known = weights(alone)
+    assert all(torch.equal(value, known[name]) for name, value in weights(tmp_path / "run").items())
+
+
+SLOW = [pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 2), (4, 1), (4, 4))]
+
+
+@pytest.mark.parametrize(("processes", "ep"), [(2, 1), (4, 2), *SLOW])
+def test_several_processes_make_the_steps_of_one(torchrun, words, alone, tmp_path, processes, ep):
+    torchrun(processes, "train", "--run", str(tmp_path / "run"), "--ep", str(ep), "--steps", str(STEPS), *words)
+    agree(tmp_path / "run", alone)
+
+
+def test_recomputation_counts_the_loads_once(torchrun, words, alone, tmp_path):
+    torchrun(2, "train", "--run", str(tmp_path / "run"), "--ep", "2", "--recompute", "--steps", str(STEPS), *words)
+    agree(tmp_path / "run", alone)
+
+
+def test_a_run_of_two_goes_on_alone_and_a_run_of_one_goes_on_with_two(torchrun, words, alone, tmp_path):
+    two, one = tmp_path / "two", tmp_path / "one"
+    torchrun(2, "train", "--run", str(two), "--ep", "2", "--steps", "3", *words)
+    assert main(["train", "--run", str(two), "--resume", "--steps", str(STEPS)]) == 0
+    assert main(["train", "--run", str(one), "--steps", "3", "--sample-prompts", "x", *words]) == 0
+    torchrun(2, "train", "--run", str(one), "--resume", "--steps", str(STEPS))
+    assert steps(two)[-1]["loss"] == pytest.approx(steps(one)[-1]["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_comes_back_and_the_end_is_that_of_an_unbroken_run(torchrun, words, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    torchrun(2, "train", "--run", str(whole), "--ep", "2", "--steps", "60", *words)
+    killer = threading.Thread(target=kill_a_worker, args=(broken, 12))
+    killer.start()
+    torchrun(2, "train", "--run", str(broken), "--ep", "2", "--steps", "60", *words, more=("--max-restarts", "2"))
+    killer.join()
+    assert repr(steps(broken)[-1]["loss"]) == repr(steps(whole)[-1]["loss"])
+
+
+def kill_a_worker(run: Path, step: int) -> None:
+    """Kill the last process of a run once it has a checkpoint of that step."""
+    deadline = time.monotonic() + 100
+    while not (run / "checkpoints" / f"step-{step:08d}").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(run).encode() in words and b"LOCAL_RANK=1" in environment:
+            workers.append(int(process.name))
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+
+
+def test_what_cannot_be_shared_is_refused_by_name(torchrun, words, tmp_path, capsys):
+    assert main(["train", "--run", str(tmp_path / "a"), "--ep", "2", *words]) == 1
+    assert "torchrun" in capsys.readouterr().err
+    said = torchrun(2, "train", "--run", str(tmp_path / "b"), "--steps", "1", *words, "--batch-size", "7", code=1)
+    assert "a batch of 7 rows cannot be shared by 2 processes" in said
