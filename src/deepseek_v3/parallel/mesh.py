@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -58,9 +59,9 @@ class Mesh:
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         self.micro_batch, self.ep, self.rank, self.world = micro_batch, ep, dist.get_rank(), world
         self.leads = self.rank == 0
-        root = dist.init_device_mesh(device, (world // ep, ep), mesh_dim_names=("efsdp", "ep"))
+        root = init_device_mesh(device, (world // ep, ep), mesh_dim_names=("efsdp", "ep"))
         self.efsdp, self.experts = root["efsdp"], root["ep"]
-        self.dense = dist.init_device_mesh(device, (world,), mesh_dim_names=("fsdp",))
+        self.dense = init_device_mesh(device, (world,), mesh_dim_names=("fsdp",))
 
     def close(self) -> None:
         """Leave together; after a success only."""
@@ -69,7 +70,7 @@ class Mesh:
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
-    def place(self, model: DeepseekV3) -> DeepseekV3:
+    def place(self, model: Any) -> Any:
         """Cut the weights over the processes; all of them bring the same model.
 
         Raises:
@@ -111,18 +112,18 @@ class Mesh:
             return tensor.to(self.device, copy=True)
         return distribute_tensor(tensor.to(self.device), like.device_mesh, like.placements, src_data_rank=None)
 
-    def plain_model(self, model: DeepseekV3) -> DeepseekV3:
+    def plain_model(self, model: Any) -> Any:
         """Return an unfilled model of the same config, in one piece."""
         with torch.device("meta"):
             return DeepseekV3(model.config).to_empty(device="cpu")
 
-    def whole_model(self, model: DeepseekV3) -> DeepseekV3:
+    def whole_model(self, model: Any) -> Any:
         """Return the model in one piece."""
         plain = self.plain_model(model)
         self._copy(((whole, self.whole(value.detach())) for whole, value in _pairs(plain, model)))
         return plain
 
-    def take(self, model: DeepseekV3, plain: DeepseekV3) -> None:
+    def take(self, model: Any, plain: Any) -> None:
         """Take the weights of a model in one piece."""
         self._copy(((value, self.part(whole.detach(), value)) for whole, value in _pairs(plain, model)))
 
@@ -184,7 +185,9 @@ class Mesh:
         norm = nn.utils.get_total_norm(grads)
         if self.world > 1:  # every number of the gradient lies in one process
             norm = self.sum(norm.double() ** 2).sqrt().float()
-        torch._foreach_mul_(grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+            grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        )
         return float(norm)
 
 
