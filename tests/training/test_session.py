@@ -83,7 +83,7 @@ def test_what_cannot_work_is_refused_in_one_line(options, changes, message):
         {"lr": float("nan")},
         {"beta2": 1.0},
         {"fim_rate": 1.5},
-        {"precision": "fp8"},
+        {"precision": "fp4"},
     ]
     + [{"batch_size_start": 99}, {"constant_fraction": 0.99}, {"micro_batch": 0}, {"seq_len": 1}],
 )

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, rendezvous
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -52,10 +53,10 @@ class Mesh:
         if device != "cpu":
             torch.cuda.set_device(self.device)
         if not dist.is_initialized():
-            store, rank, _ = next(dist.rendezvous("env://"))
+            store, rank, _ = next(rendezvous("env://"))
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # without it they would look for the dead
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-            store = dist.PrefixStore(f"attempt {attempt}", store)
+            store = PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         self.micro_batch, self.ep, self.rank, self.world = micro_batch, ep, dist.get_rank(), world
         self.leads = self.rank == 0

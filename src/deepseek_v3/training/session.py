@@ -74,7 +74,9 @@ def make_layout(options: TrainOptions) -> Layout:
     device = choose_device(options.device)
     if not int(os.environ.get("WORLD_SIZE", "0")):
         if options.ep > 1:
-            raise OptionsError(f"--ep {options.ep} needs as many processes: torchrun --nproc-per-node {options.ep} ...")
+            raise OptionsError(
+                f"--ep {options.ep} needs several processes, started by torchrun: see docs/distributed.md"
+            )
         return Solo(options.micro_batch, device)
     from deepseek_v3.parallel.mesh import Mesh
 

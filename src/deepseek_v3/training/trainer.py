@@ -268,11 +268,9 @@ class Trainer:
             "precision": self.arithmetic.precision,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        model, keep = self.layout.whole_model(self.model), self.options.keep
-        return write_by_one(
-            self.layout,
-            lambda: write_checkpoint(self.run, self.step, model, self.tokenizer, tensors, state, keep=keep),
-        )
+        whole, own = self.layout.whole_model(self.model), (self.run, self.step)
+        rest = self.tokenizer, tensors, state
+        return write_by_one(self.layout, lambda: write_checkpoint(*own, whole, *rest, keep=self.options.keep))
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Return what else of this kind of training belongs into a checkpoint."""
