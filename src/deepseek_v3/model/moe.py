@@ -54,7 +54,8 @@ class Experts(HoldsFP8):
 
 def _local(weight: Tensor) -> Tensor:
     """The part of a weight that is here."""
-    return weight.to_local() if hasattr(weight, "to_local") else weight
+    part = getattr(weight, "to_local", None)
+    return weight if part is None else part()
 
 
 class MixtureOfExperts(nn.Module):
