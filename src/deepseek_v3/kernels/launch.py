@@ -3,7 +3,7 @@
 Letters: R rows, C columns, M, N rows of the operands, K the summed axis, E experts, B rows of a step, H heads.
 """
 
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
 import torch
 import triton
 from torch import Tensor
