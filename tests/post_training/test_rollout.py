@@ -33,6 +33,7 @@ def test_the_trainer_finds_what_was_written_as_likely_as_the_engine(form, model,
     rollouts = write(model, drafts=drafts)
     assert len(rollouts) == 21
     assert any(r.ended for r in rollouts)
+    assert all((r.tokens[-1] in STOPS) == r.ended for r in rollouts)
     assert {len(r.tokens) for r in rollouts} != {9}
     batch = stack_answers(rollouts, torch.zeros(21), pad=2)
     for replay in (True, False):
