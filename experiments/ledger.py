@@ -9,19 +9,22 @@ A claim is `experiments/NAME/claim.toml`:
 
     claim = "..."   source = "..."   number = "..."     in words: what is said, who says it, what it must come to
     seeds = 5                                           0 .. 4
-    prepare = [["train", "--preset", "..."], ...]       commands that every seed begins with: made once, for all arms
+    prepare = [["train", "--preset", "..."], ...]       commands that every seed begins with: made once a seed
     command = "grpo"                                    of `deepseek-v3`
     options = ["{start}", "--task", "addition"]         of all arms
     [arms.grpo]                                         options, and if they are others: seeds, command, prepare
     [measure]  kind = "exam"  value = "greedy"          of metrics.jsonl; at = "gain", "last" or "best"
-    [verdict]  arms = ["grpo"]  least = 0.30            or most, or above = "another arm"; of = "mean"
+    [verdict]  arms = ["grpo"]  least = 0.30            or most, or above = "another arm"; of = "mean"; keeps = "passk":
+                                                        a figure that must not end below where it began
 
 An arm's `prepare` is how many of the preparations it takes. `{start}` is the run that the last of them made, `{seed}`
-the seed. Runs lie in `runs/ledger/NAME/`, which is not committed; `results.json`, `figure.svg` and `verdict.md` beside
-the claim are. A run that was stopped goes on where it stood.
+the seed. Runs lie in `runs/ledger/NAME/`, preparations in `runs/ledger/starts/`, where claims with the same ones share
+them; neither is committed. `results.json`, `figure.svg` and `verdict.md` beside the claim are. A run that was stopped
+goes on where it stood.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import subprocess
@@ -63,7 +66,7 @@ class Claim:
         Raises:
             ClaimError: something is missing or of another kind.
         """
-        self.folder, self.name, self.runs = folder, folder.name, runs / folder.name
+        self.folder, self.name, self.runs, self.starts = folder, folder.name, runs / folder.name, runs / "starts"
         try:
             held: dict[str, Any] = tomllib.loads((folder / "claim.toml").read_text(encoding="utf-8"))
         except OSError:
@@ -93,7 +96,8 @@ class Claim:
         """What an arm's run of a seed begins with."""
         jobs: list[Job] = []
         for number, words in enumerate(self.prepare[: self.arms[arm].get("prepare", len(self.prepare))]):
-            folder = self.runs / f"prepare-{number}" / str(seed)
+            before = json.dumps(self.prepare[: number + 1])
+            folder = self.starts / f"{words[0]}-{hashlib.sha256(before.encode()).hexdigest()[:8]}" / str(seed)
             start = jobs[-1].folder if jobs else folder
             jobs.append(self._job(f"prepare {number}", words[0], words[1:], folder, start, seed))
         return jobs
@@ -181,7 +185,7 @@ def summarise(series: list[tuple[float, float]], measure: dict[str, Any]) -> flo
 
 def collect(claim: Claim) -> dict[str, Any]:
     """Read all finished runs; write results.json, the figure and the verdict."""
-    measure = claim.held["measure"]
+    measure, keeps = claim.held["measure"], claim.held["verdict"].get("keeps")
     arms: dict[str, dict[str, Any]] = {}
     kept = claim.folder / "results.json"
     before = json.loads(kept.read_text(encoding="utf-8"))["arms"] if kept.is_file() else {}
@@ -191,6 +195,8 @@ def collect(claim: Claim) -> dict[str, Any]:
             series = read_series(claim.folder_of(arm, seed), measure) if is_finished(claim.folder_of(arm, seed)) else []
             if series:
                 found[str(seed)] = {"series": series, "number": summarise(series, measure)}
+                if keeps and (kept_series := read_series(claim.folder_of(arm, seed), {**measure, "value": keeps})):
+                    found[str(seed)]["kept"] = [kept_series[0][1], kept_series[-1][1]]
         arms[arm] = found
     results = {"claim": claim.held["claim"], "measure": measure, "arms": arms}
     results["verdict"] = judge(claim, arms)
@@ -227,6 +233,8 @@ def judge(claim: Claim, arms: dict[str, dict[str, Any]]) -> str:
     if "above" in verdict:
         pairs = [pair for arm in verdict["arms"] for pair in zip(numbers[arm], numbers[verdict["above"]])]
         held = held and all(sign * (a - b) > 0 for a, b in pairs)
+    runs = [run for arm in verdict["arms"] for run in arms[arm].values()]
+    held = held and all(run["kept"][1] >= run["kept"][0] for run in runs if "kept" in run)
     word = "holds" if held else "does not hold"
     return f"{word} so far; {lacking} runs are missing" if lacking > 0 else word
 
@@ -247,6 +255,10 @@ def describe(claim: Claim, results: dict[str, Any]) -> str:
         shown = f"{mean:.3f}" + (f" ± {half:.3f}" if math.isfinite(half) else "")
         each = ", ".join(f"{value:.3f}" for value in values)
         lines.append(f"| {arm} | {len(values)} of {len(claim.seeds(arm))} | {shown} | {each} |")
+    for arm, seeds in results["arms"].items():
+        ends = [seeds[seed]["kept"] for seed in sorted(seeds, key=int) if "kept" in seeds[seed]]
+        kept = ", ".join(f"{first:.3f} -> {last:.3f}" for first, last in ends)
+        lines += ["", f"`{held['verdict']['keeps']}` of {arm}, from its start to its end: {kept}"] if kept else []
     lines += ["", *(["![the runs](figure.svg)", ""] if any(results["arms"].values()) else [])]
     lines += [f"Again, or what is missing: `python -m experiments.ledger {claim.name} --run`", ""]
     return "\n".join(lines)

@@ -64,18 +64,44 @@ def test_preparations_are_made_once_and_everything_is_run_once(claim):
     machine = Machine()
     assert run_missing(claim, ["a", "b"], 9, machine) == 0
     names = [
-        (words[0], Path(words[words.index("--run") + 1]).relative_to(claim.runs).as_posix()) for words in machine.asked
+        (words[0], *Path(words[words.index("--run") + 1]).relative_to(claim.runs.parent).parts)
+        for words in machine.asked
     ]
+    text, sft = names[0][2], names[1][2]
     assert names == [
-        ("train", "prepare-0/0"), ("sft", "prepare-1/0"), ("grpo", "a/0"), ("sft", "b/0"),
-        ("train", "prepare-0/1"), ("sft", "prepare-1/1"), ("grpo", "a/1"),
+        ("train", "starts", text, "0"), ("sft", "starts", sft, "0"),
+        ("grpo", "one", "a", "0"), ("sft", "one", "b", "0"),
+        ("train", "starts", text, "1"), ("sft", "starts", sft, "1"), ("grpo", "one", "a", "1"),
     ]  # fmt: skip
-    assert machine.asked[2][:4] == ["grpo", str(claim.runs / "prepare-1" / "0"), "--lr", "0"]
-    assert machine.asked[3][1] == str(claim.runs / "prepare-0" / "0")
+    assert machine.asked[2][:4] == ["grpo", str(claim.starts / sft / "0"), "--lr", "0"]
+    assert machine.asked[3][1] == str(claim.starts / text / "0")
     assert machine.asked[6][-2:] == ["--seed", "1"]
     again = Machine()
     assert run_missing(claim, ["a", "b"], 9, again) == 0
     assert again.asked == []
+
+
+def test_claims_with_the_same_preparations_share_them_and_others_do_not(claim, tmp_path):
+    run_missing(claim, ["a"], 1, Machine())
+    other = CLAIM.replace("sort", "reverse")
+    for name, changed, asked in (("same", CLAIM, ["grpo"]), ("other", other, ["sft", "grpo"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "claim.toml").write_text(changed)
+        machine = Machine()
+        run_missing(Claim(tmp_path / name, tmp_path / "runs"), ["a"], 1, machine)
+        assert [words[0] for words in machine.asked] == asked
+
+
+@pytest.mark.parametrize(("ends", "verdict"), [(0.5, "holds"), (0.4, "does not hold")])
+def test_a_gain_that_costs_what_is_to_be_kept_does_not_hold(tmp_path, ends, verdict):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "claim.toml").write_text(CLAIM.replace("seeds = 2", "seeds = 1") + 'keeps = "passk"\n')
+    claim = Claim(tmp_path / "one", tmp_path / "runs")
+    run_missing(claim, ["a"], 1, Machine())
+    rows = [{"kind": "exam", "step": s, "greedy": s / 10, "passk": p} for s, p in ((0, 0.5), (10, ends))]
+    (claim.folder_of("a", 0) / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert collect(claim)["verdict"] == verdict
+    assert f"0.500 -> {ends:.3f}" in (claim.folder / "verdict.md").read_text()
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_stood(claim):

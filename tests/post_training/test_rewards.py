@@ -69,6 +69,14 @@ def test_the_reward_is_that_of_the_own_problem():
             process.judge(problems, right[:-1])
 
 
+def test_what_is_solved_is_what_is_drawn_each_with_a_right_answer():
+    with RewardProcess("addition:2") as process:
+        for where in ({}, {"held_out": True, "different": True}):
+            problems, solved = process.draw("1", 9, **where), process.solve("1", 9, **where)
+            assert [prompt for prompt, _ in solved] == [problem["prompt"] for problem in problems]
+            assert process.judge(problems, [text for _, text in solved]).rewards == [1.0] * 9
+
+
 def test_a_file_of_ones_own_is_split_by_key_and_draws_need_no_demonstration(own):
     with RewardProcess(str(own)) as process:
         learned, held_out = process.draw("", 0), process.draw("", 0, held_out=True)

@@ -1,5 +1,7 @@
 """Fine-tuning: the mask belongs to what is predicted, packing and padding change nothing, prompts teach nothing."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from deepseek_v3.post_training.dialogues import Dialogue
 from deepseek_v3.post_training.sft import (
     DialogueStream,
     FineTuning,
+    FreshDialogues,
     answer_labels,
     plan_rows,
     stack_rows,
@@ -160,3 +163,22 @@ def test_a_stream_gives_every_dialogue_once_an_epoch_and_is_taken_up_where_it_st
     other = DialogueStream(dialogues[1:], 30, PAD, seed=5, pack=pack)
     with pytest.raises(DataError, match="changed since the checkpoint"):
         other.load_state_dict(state)
+
+
+def test_what_is_drawn_anew_comes_once_and_a_resumed_stream_draws_the_same():
+    def begin(name: str = "sums") -> FreshDialogues:
+        return FreshDialogues(lambda epoch: some_dialogues(11, epoch), name, 40, PAD, seed=5, pack=True)
+
+    stream, seen, states = begin(), [], []
+    for _ in range(9):
+        states.append(stream.state_dict())
+        seen.append(stream.next_batch(2).tokens.tolist())
+    drawn = Counter(token for batch in seen for row in batch for token in row if token != PAD)
+    whole = Counter(t for epoch in range(stream.epoch) for d in some_dialogues(11, epoch) for t in d.tokens)
+    assert stream.epoch >= 2
+    assert not whole - drawn
+    for at in (8, 3, 0):  # forwards, back, and to the very beginning
+        stream.load_state_dict(states[at])
+        assert stream.next_batch(2).tokens.tolist() == seen[at]
+    with pytest.raises(DataError, match="changed since the checkpoint"):
+        begin("letters").load_state_dict(states[3])

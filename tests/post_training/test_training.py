@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from deepseek_v3.cli import main
 from deepseek_v3.post_training.grpo import judge_rollouts
 from deepseek_v3.post_training.options import DistillOptions, GrpoOptions, SftOptions
 from deepseek_v3.post_training.session import prepare_grpo
+from deepseek_v3.post_training.tasks import is_held_out
 from deepseek_v3.post_training.text_session import prepare_distill, prepare_sft
 from deepseek_v3.training.metrics import read_metrics
 from deepseek_v3.training.options import OptionsError
@@ -86,6 +88,7 @@ class StopAt(StopSignal):
     ("kind", "changes"),
     [
         ("sft", {}),
+        ("sft", {"examples": 0, "pack": False}),
         ("grpo", {}),
         ("grpo", {"updates": 3, "loss": "gspo", "beta": 0.1, "refresh_reference": 2, "drafts": 1, "dynamic": True}),
         ("distill", {}),
@@ -110,6 +113,20 @@ def test_six_steps_are_four_a_stop_and_two_bit_by_bit(tmp_path, start, lessons, 
     ]
     assert figures[0] == figures[1]
     assert len(figures[0]) == 6
+
+
+def test_sums_that_are_drawn_anew_are_never_the_held_out_ones_and_never_those_before(tmp_path, start):
+    trainer = make("sft", start, tmp_path / "run", task="addition:2", examples=0)
+    asked = []
+    for epoch in (0, 1):
+        texts = [trainer.tokenizer.decode(d.tokens) for d in trainer.stream.draw(epoch)]
+        sums = [re.search(r"(\d+)\+(\d+)=", text).groups() for text in texts]
+        asked.append([f"{min(int(a), int(b))}+{max(int(a), int(b))}" for a, b in sums])
+    trainer.close()
+    trainer.lock.release()
+    assert not any(is_held_out(key) for keys in asked for key in keys)
+    assert asked[0] != asked[1]
+    assert trainer.extras.measure is not None
 
 
 def test_a_stop_between_micro_batches_rolls_the_rollouts_back(tmp_path, start):

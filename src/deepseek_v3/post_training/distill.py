@@ -144,13 +144,15 @@ def keep_lessons(path: Path, lessons: Iterator[tuple[str, str]]) -> int:
     return len(lines)
 
 
-def solved_problems(process: RewardProcess, count: int, seed: int) -> Iterator[tuple[str, Messages]]:
+def solved_problems(process: RewardProcess, count: int, seed: object, **where: bool) -> Iterator[tuple[str, Messages]]:
     """Yield problems with a right answer of the task's own, as dialogues.
 
+    Args:
+        where: held_out, different: as of `RewardProcess.draw`.
     Raises:
         DataError: the task shows no answers.
     """
     if not process.about()["demonstrates"]:
         raise DataError(f"{process.task} has no demonstrate(problem), so there is nothing to learn from; give --data")
-    for number, problem in enumerate(process.draw(f"examples {seed}", count), 1):
-        yield f"{process.task}:{number}", make_messages(problem["prompt"], process.demonstrate(problem))
+    for number, (prompt, answer) in enumerate(process.solve(f"examples {seed}", count, **where), 1):
+        yield f"{process.task}:{number}", make_messages(prompt, answer)

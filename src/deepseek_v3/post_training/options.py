@@ -117,7 +117,7 @@ class SftOptions(PostTrainingOptions):
         start: the run folder or checkpoint to begin with.
         data: dialogues.jsonl: a line has messages, or prompt and completion.
         task: a task whose held-out problems are asked; without --data its solved problems are the dialogues.
-        examples: solved problems to learn from, without --data; drawn once.
+        examples: solved problems to learn from, without --data: drawn once; 0 draws others as long as it learns.
         heldout_fraction: part of the dialogues that is measured and never learned from.
         seq_len: tokens per row.
         batch_size: rows per step.
@@ -130,7 +130,7 @@ class SftOptions(PostTrainingOptions):
     run: str = "runs/sft"
     data: str = ""
     task: str = ""
-    examples: int = 2000
+    examples: int = 0
     heldout_fraction: float = 0.05
     seq_len: int = 256
     batch_size: int = 16
@@ -145,7 +145,8 @@ class SftOptions(PostTrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "examples", "batch_size")
+        check_counts(self, "batch_size")
+        check_counts(self, "examples", least=0)
         check_counts(self, "seq_len", least=2)
         check_fractions(self, "heldout_fraction")
         check_numbers(self, "mtp_weight")

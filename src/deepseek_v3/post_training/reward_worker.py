@@ -4,7 +4,7 @@
 
     {"draw": ["seed", false, 3, true]}      ->  {"problems": [...]}
     {"judge": [problem, "975"]}             ->  {"reward": 1.0}  or  {"refused": "ValueError"}
-    {"demonstrate": problem}                ->  {"text": "975"}
+    {"solve": ["seed", false, 3, true]}     ->  {"solved": [["123+456=", "975"], ...]}
 
 A rule reads the text of a model; nothing here runs it. What a file of a user's does, it does in this process only: it
 can raise, hang or print, and the training goes on (`rewards.py` kills and starts again).
@@ -44,8 +44,9 @@ def answer_request(task: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Do one thing that was asked for."""
     if "judge" in request:
         return judge_answer(task, *request["judge"])
-    if "demonstrate" in request:
-        return {"text": str(task.demonstrate(request["demonstrate"]))}
+    if "solve" in request:
+        problems = list_problems(task, *request["solve"])
+        return {"solved": [[problem["prompt"], str(task.demonstrate(problem))] for problem in problems]}
     if "draw" in request:
         return {"problems": list_problems(task, *request["draw"])}
     return {

@@ -74,9 +74,10 @@ class RewardProcess:
         """Return problems: of a task of ours `count` drawn from a seed, of a file all of its side."""
         return self._demand({"draw": [seed, held_out, count, different]})["problems"]
 
-    def demonstrate(self, problem: Problem) -> str:
-        """Return a right answer."""
-        return self._demand({"demonstrate": problem})["text"]
+    def solve(self, seed: str, count: int, *, held_out: bool = False, different: bool = False) -> list[tuple[str, str]]:
+        """Return the problems that `draw` returns, as a prompt and a right answer each."""
+        solved = self._demand({"solve": [seed, held_out, count, different]})["solved"]
+        return [(prompt, text) for prompt, text in solved]
 
     def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tally:
         """Return the reward of every text for its own problem.

@@ -11,7 +11,7 @@ Source: arXiv:2412.19437, section 5.1 (packed with sample masking). By hand: 07_
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,28 @@ class DialogueStream:
             planned = plan_rows([len(self.dialogues[i].tokens) for i in pool], self.row_tokens)
             rows += [[pool[i] for i in row] for row in planned]
         return [rows[i] for i in rng.permutation(len(rows))]
+
+
+class FreshDialogues(DialogueStream):
+    """Dialogues that are drawn as they are needed: every epoch has others, and none is learned by heart."""
+
+    def __init__(
+        self, draw: Callable[[int], Sequence[Dialogue]], name: str, row_tokens: int, pad: int, *, seed: int, pack: bool
+    ) -> None:
+        """Begin with epoch 0.
+
+        Args:
+            draw: returns the dialogues of an epoch, always the same ones.
+            name: of what is drawn; a stream of another name does not go on with this one's state.
+        """
+        self.draw, self.drawn = draw, 0
+        super().__init__(draw(0), row_tokens, pad, seed=seed, pack=pack)
+        self.identity = [0, row_tokens, seed, pack, name]
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        if epoch != self.drawn:
+            self.dialogues, self.drawn = self.draw(epoch), epoch
+        return super()._order(epoch)
 
 
 def answer_labels(batch: DialogueBatch, depth: int = 0) -> Tensor:

@@ -18,8 +18,10 @@ from deepseek_v3.post_training.options import DistillOptions, SftOptions
 from deepseek_v3.post_training.rollout import Writer
 from deepseek_v3.post_training.session import Desk, find_checkpoint, prepare, read_model, record_run
 from deepseek_v3.post_training.sft import (
+    POOL,
     DialogueStream,
     FineTuning,
+    FreshDialogues,
     answer_labels,
     measure_answers,
     stack_rows,
@@ -46,14 +48,37 @@ def prepare_distill(options: DistillOptions, progress: Progress | None = None) -
 
 
 def build_sft(desk: Desk) -> PostTrainer:
-    """Read the dialogues, or the solved problems of the task."""
+    """Read the dialogues, or the solved problems of the task: so many, or others in every epoch."""
     options = desk.options
+    if not (options.data or options.examples or options.task.endswith(".py")):
+        return build_on_fresh(desk)
     if options.data:
         rows, name = read_dialogues(options.data), options.data
     else:
         assert desk.process is not None
-        rows, name = solved_problems(desk.process, options.examples, options.seed), f"task {options.task}"
+        rows, name = solved_problems(desk.process, options.examples or 1, options.seed), f"task {options.task}"
     return build_from_rows(desk, rows, name, FineTuning(options.sample_mask), options.mtp_weight)
+
+
+def build_on_fresh(desk: Desk) -> PostTrainer:
+    """Draw solved problems as the training needs them; what is measured is held out."""
+    options, process, room = desk.options, desk.process, check_room(desk)
+    assert process is not None
+
+    def encode(rows: Iterator[tuple[str, Messages]]) -> list[Dialogue]:
+        return encode_dialogues(desk.wording.template, desk.tokenizer, rows, room)
+
+    def draw(epoch: int) -> list[Dialogue]:
+        return encode(solved_problems(process, POOL, f"{options.seed} {epoch}"))
+
+    where = {"held_out": True, "different": True}
+    held_out = encode(solved_problems(process, MEASURED, "measured", **where)) if options.heldout_fraction else []
+    name = f"task {options.task}, drawn anew"
+    desk.say(f"{name}: {POOL:,} solved problems an epoch; {len(held_out):,} others are held out")
+    stream = FreshDialogues(draw, name, room, desk.wording.pad, seed=options.seed, pack=options.pack)
+    trainer = put_together(desk, stream, held_out, FineTuning(options.sample_mask), options.mtp_weight)
+    record_run(desk, data=name)
+    return trainer
 
 
 def build_distill(desk: Desk) -> PostTrainer:
@@ -93,28 +118,43 @@ def build_from_rows(
     desk: Desk, rows: Iterator[tuple[str, Messages]], name: str, objective: Objective, mtp_weight: float
 ) -> PostTrainer:
     """Encode and split the dialogues, and put the trainer together."""
-    options = desk.options
-    room = options.seq_len + 1
-    if options.seq_len > desk.model.config.max_position_embeddings:
-        most = desk.model.config.max_position_embeddings
-        raise OptionsError(f"--seq-len {options.seq_len} exceeds max_position_embeddings={most}")
+    options, room = desk.options, check_room(desk)
     dialogues = encode_dialogues(desk.wording.template, desk.tokenizer, rows, room)
     learned, held_out = hold_out(dialogues, options.heldout_fraction)
     desk.say(f"{name}: {len(learned):,} dialogues, and {len(held_out):,} held out")
     stream = DialogueStream(learned, room, desk.wording.pad, seed=options.seed, pack=options.pack)
-    model = desk.model.to(desk.arithmetic.device)
+    trainer = put_together(desk, stream, held_out[:MEASURED], objective, mtp_weight)
+    record_run(desk, data=f"{name}: {len(dialogues):,} dialogues", digest=stream.identity[-1])
+    return trainer
+
+
+def check_room(desk: Desk) -> int:
+    """Return the tokens that a row is cut from: one more than it reads.
+
+    Raises:
+        OptionsError: the model does not reach so far.
+    """
+    options, most = desk.options, desk.model.config.max_position_embeddings
+    if options.seq_len > most:
+        raise OptionsError(f"--seq-len {options.seq_len} exceeds max_position_embeddings={most}")
+    return options.seq_len + 1
+
+
+def put_together(
+    desk: Desk, stream: DialogueStream, held_out: list[Dialogue], objective: Objective, mtp_weight: float
+) -> PostTrainer:
+    """Build the trainer of a stream of dialogues."""
+    options, model = desk.options, desk.model.to(desk.arithmetic.device)
     examiner = Writer(model, stop_tokens=desk.tokenizer.stop_ids, max_new_tokens=desk.answer_tokens())
     extras = Extras(
         desk.examination(examiner),
-        measure=measure_on(desk, held_out[:MEASURED]) if held_out else None,
+        measure=measure_on(desk, held_out) if held_out else None,
         stop_at=options.stop_at,
     )
-    trainer = PostTrainer(
+    return PostTrainer(
         model, desk.tokenizer, stream, [], options.training(options.batch_size, options.seq_len, mtp_weight),
         arithmetic=desk.arithmetic, objective=objective, progress=desk.progress, extras=extras,
     )  # fmt: skip
-    record_run(desk, data=f"{name}: {len(dialogues):,} dialogues", digest=stream.identity[-1])
-    return trainer
 
 
 def measure_on(desk: Desk, held_out: list[Dialogue]):
