@@ -102,9 +102,15 @@ class Past(NamedTuple):
 
 
 class Within(NamedTuple):
-    """No past, and less than causal attention to the given tokens: documents of a row that do not see each other."""
+    """No past, and less than causal attention to the given tokens: documents of a row that do not see each other.
+
+    Attributes:
+        mask_ST: True where a query may look, [B, 1, S, S].
+        position_BS: of the tokens; None where they stand behind each other from 0 on.
+    """
 
     mask_ST: Tensor
+    position_BS: Tensor | None = None
 
     @classmethod
     def documents(cls, document_BS: Tensor) -> "Within":
@@ -116,7 +122,8 @@ class Within(NamedTuple):
 
     def first(self, rows: int) -> "Within":
         """Return the same for the first rows."""
-        return Within(self.mask_ST[..., :rows, :rows])
+        position_BS = None if self.position_BS is None else self.position_BS[:, :rows]
+        return Within(self.mask_ST[..., :rows, :rows], position_BS)
 
     def at(self, layer: int) -> "Within":
         """Return itself: every layer sees the same."""

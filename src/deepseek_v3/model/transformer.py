@@ -131,6 +131,8 @@ class DeepseekV3(nn.Module):
         """
         rotation, before = self.place_tokens(tokens_BS.shape[1], cache, counts)
         past = before or within
+        if within is not None and within.position_BS is not None:
+            rotation = rotation_at(within.position_BS, self.frequency_R, self.rope_magnitude)
         x_BSD = self.embed_tokens(tokens_BS)
         for i, layer in enumerate(self.layers):
             x_BSD = layer(x_BSD, rotation, past=None if past is None else past.at(i), record=record)
@@ -151,13 +153,15 @@ class DeepseekV3(nn.Module):
         router has seen them.
         """
         rotation, _ = self.place_tokens(tokens_BS.shape[1], None)
+        if within is not None and within.position_BS is not None:
+            rotation = rotation_at(within.position_BS, self.frequency_R, self.rope_magnitude)
         hiddens = []
         for k, module in enumerate(self.mtp, 1):
             rows = tokens_BS.shape[1] - k
             if rows < 1:
                 hiddens.append(torch.zeros_like(hidden_BSD))
                 continue
-            turned = ops.Rotation(rotation.cos[:rows], rotation.sin[:rows])
+            turned = ops.Rotation(rotation.cos[..., :rows, :], rotation.sin[..., :rows, :])
             past = None if within is None else within.first(rows)
             hidden = module(hidden_BSD[:, :rows], self.embed_tokens(tokens_BS[:, k:]), turned, past=past, record=record)
             hidden_BSD = nn.functional.pad(hidden, (0, 0, 0, k))

@@ -24,6 +24,7 @@ from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.post_training.losses import Answers, truncated_importance
 from deepseek_v3.post_training.rollout import Rollout
 from deepseek_v3.post_training.sft import count_real_tokens
+from deepseek_v3.post_training.shared_prompts import read_written
 from deepseek_v3.training.loss import IGNORED, LossParts
 from deepseek_v3.training.schedule import Settings
 
@@ -133,8 +134,7 @@ def score_written(
     model: DeepseekV3, batch: AnswerBatch, record: RoutingRecord, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Return log pi of every written token, 0 elsewhere [B, S], and the entropy of the rows that wrote them [M]."""
-    hidden_BSD = model.hidden_states(batch.tokens[:, :-1], record=record)
-    logits_MV = model.lm_head(hidden_BSD[batch.written])
+    logits_MV = model.lm_head(read_written(model, batch.tokens, batch.written, record))
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)) / temperature
     all_MV = logits_MV.log_softmax(-1)
     logp_M = all_MV.gather(1, batch.tokens[:, 1:][batch.written][:, None]).flatten()

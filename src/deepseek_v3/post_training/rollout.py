@@ -25,7 +25,7 @@ from deepseek_v3.fp8.decode import dequantize_weight
 from deepseek_v3.fp8.quantize import quantize_weight
 from deepseek_v3.model.transformer import DeepseekV3
 
-BLOCK = 16  # tokens of a block of the cache
+BLOCK = 4  # tokens of a block of the cache: small, so that the answers of a group share most of their question
 MOST_ROWS = 512  # answers that are written side by side
 
 
@@ -68,12 +68,8 @@ def run_rollouts(
         BrokenLogits: logits that are no numbers.
     """
     ask = {"rule": rule, "max_new_tokens": max_new_tokens, "drafts": drafts, "stop_tokens": stop_tokens, "trace": True}
-    requests = [
-        Request(list(prompt), seed=seed + i * group + member, **ask)
-        for i, prompt in enumerate(prompts)
-        for member in range(group)
-    ]
-    sequences = [engine.admit(request) for request in requests]
+    requests = [Request(list(prompt), seed=seed + i * group, **ask) for i, prompt in enumerate(prompts)]
+    sequences = [sequence for request in requests for sequence in engine.admit_copies(request, group)]
     while engine.sequences:
         raise_errors(engine.step(), engine.model)
     return [_collect(sequence) for sequence in sequences]
@@ -151,7 +147,7 @@ class Writer:
             options = EngineOptions(
                 n_blocks=rows * -(-slots // BLOCK),
                 block_size=BLOCK,
-                step_tokens=max(64, rows * (1 + self.drafts)),
+                step_tokens=max(64, rows * max(BLOCK, 1 + self.drafts)),
                 max_rows=rows,
                 modules=self.drafts,
                 record_choices=self.choices,
