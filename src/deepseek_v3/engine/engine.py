@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.engine.block_pool import BlockPool
+from deepseek_v3.engine.draws import Drawn, draw_together
 from deepseek_v3.engine.metrics import Metrics
 from deepseek_v3.engine.request import EngineOptions, Request, check_request
 from deepseek_v3.engine.runner import Reading, Runner
@@ -114,7 +115,8 @@ class Engine:
             return []
         proposals = draft_tokens(self.runner, rows)
         read = self.runner.read([self._ask(row, proposal) for row, proposal in zip(rows, proposals)])
-        events = [self._settle(row, proposal, *of_row) for row, proposal, of_row in zip(rows, proposals, read)]
+        drawn = draw_together(rows, proposals, [logits_SV for _, logits_SV in read])
+        events = [self._settle(*parts, *of_row, one) for *parts, of_row, one in zip(rows, proposals, read, drawn)]
         told = [event for event in events if event is not None]
         self._count(rows, proposals, told, self.clock() - start)
         return told
@@ -126,7 +128,9 @@ class Engine:
         tokens = [*sequence.tokens[sequence.read : end], *proposal.tokens]
         return Reading(sequence, tokens, sequence.read, known and known + len(proposal.tokens))
 
-    def _settle(self, row: Row, proposal: Proposal, hidden_SD: Tensor, logits_SV: Tensor) -> Event | None:
+    def _settle(
+        self, row: Row, proposal: Proposal, hidden_SD: Tensor, logits_SV: Tensor, ahead: Drawn | None
+    ) -> Event | None:
         """Keep what was read for good, let the drafts that fell be forgotten, and see whether the sequence is over."""
         sequence, drafts, stood = row.sequence, proposal.tokens, 0
         tokens: list[int] = []
@@ -138,7 +142,7 @@ class Engine:
         try:
             sequence.score_prompt(logits_SV, row.size)
             if choosing:
-                stood, tokens, scores = self._choose(sequence, proposal, logits_SV[-1 - len(drafts) :])
+                stood, tokens, scores = self._choose(sequence, proposal, logits_SV[-1 - len(drafts) :], ahead)
         except BrokenLogits as error:
             return self._fail(sequence, f"the logits behind token {sequence.read - 1} are {error}")
         sequence.read += stood  # the latents of rejected drafts lie beyond, unseen
@@ -154,15 +158,24 @@ class Engine:
         told = min(stood, len(tokens))
         return Event(sequence, tokens, sequence.finish, "", sequence.take_shown(), scores, drafts, told)
 
-    def _choose(self, sequence: Sequence, proposal: Proposal, logits_SV: Tensor) -> tuple[int, list[int], list[Score]]:
+    def _choose(
+        self, sequence: Sequence, proposal: Proposal, logits_SV: Tensor, ahead: Drawn | None
+    ) -> tuple[int, list[int], list[Score]]:
         """Judge the drafts and choose the token behind; return how many stand, what became text, and its scores."""
         if not sequence.limit:  # only the prompt is asked about
             return 0, sequence.accept([]), []
         drafts, how = proposal.tokens, (sequence.request.rule, sequence.generator)
-        stood, token = judge_drafts(sequence.steer(logits_SV, drafts), drafts, proposal.sources, *how)
+        if ahead is not None:
+            stood, token = 0, ahead.token
+        else:
+            stood, token = judge_drafts(sequence.steer(logits_SV, drafts), drafts, proposal.sources, *how)
         tokens, top = sequence.accept(drawn := [*drafts[:stood], token]), sequence.request.logprobs
         if sequence.trace is not None:
-            sequence.trace.note(logits_SV, drawn[: len(tokens) + (sequence.finish == "stop")], how[0])
+            taken = drawn[: len(tokens) + (sequence.finish == "stop")]
+            if ahead is not None:
+                sequence.trace.add(taken, [ahead.logprob])
+            else:
+                sequence.trace.note(logits_SV, taken, how[0])
         return stood, tokens, [] if top is None else score_tokens(logits_SV[: len(tokens)], tokens, top)
 
     def _count(self, rows: Many[Row], proposals: Many[Proposal], events: Many[Event], spent: float) -> None:

@@ -33,8 +33,12 @@ class Trace:
         """Note tokens that were drawn by the first rows, one each; greedy ones by the model's own distribution."""
         at_SV = logits_SV[: len(tokens)] / (rule.temperature or 1.0)
         drawn_S1 = torch.tensor(tokens, device=logits_SV.device)[:, None]
+        self.add(tokens, at_SV.log_softmax(-1).gather(1, drawn_S1).flatten().tolist())
+
+    def add(self, tokens: list[int], logprobs: list[float]) -> None:
+        """Note tokens with their log pi."""
         self.tokens += tokens
-        self.logprobs += at_SV.log_softmax(-1).gather(1, drawn_S1).flatten().tolist()
+        self.logprobs += logprobs
 
 
 def routed_layers(config: ModelConfig) -> list[int]:
