@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from deepseek_v3.engine import draws
 from deepseek_v3.engine.engine import Engine
 from deepseek_v3.engine.request import EngineOptions, Request
