@@ -90,3 +90,15 @@ def test_recomputation_keeps_the_inputs_of_blocks_and_no_weights():
     layer = 2 * 61 * NARROW["hidden_size"] * 4
     assert nothing <= 2 * layer  # its input, and at most what the rotation needs
     assert inputs + block < whole
+
+
+def test_rollouts_and_the_plain_engine_draw_the_same_and_are_timed():
+    from benchmarks import rollouts
+    from deepseek_v3.data.tokenizer import SMALLEST_VOCAB, Tokenizer
+    from deepseek_v3.model.transformer import DeepseekV3
+    from deepseek_v3.post_training.wording import Wording
+
+    model = DeepseekV3(tiny_config(vocab_size=271, num_nextn_predict_layers=0))
+    found = rollouts.measure(model, Wording(Tokenizer.train([], SMALLEST_VOCAB)), 3, 4, rounds=1)
+    assert set(found) == {"rollout", "plain", "times as fast"}
+    assert min(found.values()) > 0
