@@ -1,7 +1,7 @@
 """The command `deepseek-v3 sft`: fine-tuning on dialogues, the loss on answers only.
 
 deepseek-v3 sft runs/first --data dialogues.jsonl --run runs/sft
-deepseek-v3 sft runs/first --task addition --examples 2000 --stop-at 0.3
+deepseek-v3 sft runs/first --task addition --stop-at 0.3
 deepseek-v3 sft --run runs/sft --resume
 """
 
