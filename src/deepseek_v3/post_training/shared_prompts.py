@@ -44,7 +44,7 @@ def fold_answers(tokens_BT: Tensor, written_BS: Tensor) -> Folded | None:
         written_BS: True in row s if token s + 1 is of the answer, whose tokens stand behind each other.
     """
     batch, rows = written_BS.shape
-    tokens, counts = tokens_BT.tolist(), written_BS.sum(1).tolist()
+    tokens, counts = tokens_BT.tolist(), written_BS.sum(1).clamp(min=1).tolist()
     groups: dict[tuple[int, ...], list[int]] = {}
     for b, last in enumerate(written_BS.int().argmax(1).tolist()):  # the question's last token asks for the answer
         groups.setdefault(tuple(tokens[b][: last + 1]), []).append(b)
