@@ -1,4 +1,4 @@
-"""`make reason`: its page tells what the runs measured, its text holds nothing that is held out, and it runs as a whole."""
+"""`make reason`: its page tells what the runs measured, its text holds nothing held out, and it runs as a whole."""
 
 import io
 import json
