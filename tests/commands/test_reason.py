@@ -11,7 +11,8 @@ from deepseek_v3.commands import reason_facts
 from deepseek_v3.commands.reason import ReasonOptions, run_reason, write_text
 from deepseek_v3.post_training.tasks import is_held_out
 
-STEP = {"kind": "step", "rollout_s": 0.5, "reward_s": 0.1, "update_s": 0.4, "new_tokens": 100}
+STEP = {"kind": "step", "rollout_s": 0.5, "reward_s": 0.1, "update_s": 0.4, "new_tokens": 100,
+        "loss": 1.0, "bits_per_byte": 1.0, "tokens": 9, "tokens_per_s": 1.0, "max_vio": 0.0}  # fmt: skip
 EXAM = {"kind": "exam", "k": 8, "problems": 200, "refused": 0}
 
 
