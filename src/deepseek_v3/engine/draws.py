@@ -69,4 +69,5 @@ def draw_rows(logits_MV: Tensor, rule: SamplingRule, sequences: Rows[Sequence]) 
         at_MV = logits_MV / (rule.temperature or 1.0)
         logprobs = at_MV.log_softmax(-1).gather(1, token_M[:, None]).flatten().tolist()
     finite = top_M.isfinite().tolist()
-    return [Drawn(*pair) if good else None for good, *pair in zip(finite, token_M.tolist(), logprobs)]
+    drawn = [Drawn(token, logprob) for token, logprob in zip(token_M.tolist(), logprobs)]
+    return [one if good else None for one, good in zip(drawn, finite)]

@@ -116,7 +116,8 @@ class Engine:
         proposals = draft_tokens(self.runner, rows)
         read = self.runner.read([self._ask(row, proposal) for row, proposal in zip(rows, proposals)])
         drawn = draw_together(rows, proposals, [logits_SV for _, logits_SV in read])
-        events = [self._settle(*parts, *of_row, one) for *parts, of_row, one in zip(rows, proposals, read, drawn)]
+        parts = zip(rows, proposals, read, drawn)
+        events = [self._settle(row, proposal, *of_row, ahead) for row, proposal, of_row, ahead in parts]
         told = [event for event in events if event is not None]
         self._count(rows, proposals, told, self.clock() - start)
         return told

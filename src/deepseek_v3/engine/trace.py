@@ -35,7 +35,7 @@ class Trace:
         drawn_S1 = torch.tensor(tokens, device=logits_SV.device)[:, None]
         self.add(tokens, at_SV.log_softmax(-1).gather(1, drawn_S1).flatten().tolist())
 
-    def add(self, tokens: list[int], logprobs: list[float]) -> None:
+    def add(self, tokens: Rows[int], logprobs: Rows[float]) -> None:
         """Note tokens with their log pi."""
         self.tokens += tokens
         self.logprobs += logprobs
