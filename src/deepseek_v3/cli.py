@@ -41,6 +41,7 @@ COMMANDS = {
     "generate": Command("continue a prompt", "generate", "GenerateOptions", "run_generate"),
     "chat": Command("talk with a model in the terminal", "chat", "ChatOptions", "run_chat"),
     "serve": Command("serve a model by OpenAI's protocol, with a page", "serve", "ServeOptions", "run_serve"),
+    "explore": Command("look into a model in the browser, on any text", "explore", "ExploreOptions", "run_explore"),
     "evaluate": Command(
         "bits per byte, perplexity and MTP acceptance on any text", "evaluate", "EvaluateOptions", "run_evaluate"
     ),

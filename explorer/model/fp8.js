@@ -1,0 +1,121 @@
+// FP8: a matrix as codes of 8 bits, with a scale for each tile, block or the whole (chapter 05).
+//
+//   scale = max |x| / largest of the format        code = nearest(x / scale)        x ~ value of the code * scale
+//
+//   E4M3: 4 bits of exponent, 3 of mantissa, up to 448        E5M2: 5 and 2, up to 57,344
+//
+// Every step is float32, as in the released kernels: `f` rounds to it. Source: arXiv:2412.19437, section 3.3.
+
+import {project} from './numbers.js';
+
+const f = Math.fround;
+const FLOOR = f(1e-4); // under max |x|: a tile of zeros stays zero, and not 0 / 0
+export const FORMATS = {
+  e4m3: {exponentBits: 4, mantissaBits: 3, largestCode: 0x7e, nan: 0x7f, infinity: null},
+  e5m2: {exponentBits: 5, mantissaBits: 2, largestCode: 0x7b, nan: 0x7e, infinity: 0x7c},
+};
+const number = new Float32Array(1), bits = new Uint32Array(number.buffer);
+
+/** floor(log2 x) of a positive float32 that is not subnormal, from its bits; -127 below those. */
+function exponentOf(x) {
+  number[0] = x;
+  return ((bits[0] >>> 23) & 0xff) - 127;
+}
+
+function roundToEven(x) {
+  const up = Math.round(x); // ties go up
+  return up - x === 0.5 && up % 2 ? up - 1 : up;
+}
+
+/** The value of every code of a format, 256 numbers. */
+export function valuesOf({exponentBits, mantissaBits, largestCode, infinity}) {
+  const bias = 2 ** (exponentBits - 1) - 1;
+  return Float32Array.from({length: 256}, (_, code) => {
+    const steps = 2 ** mantissaBits, size = code & 0x7f, exponent = size >> mantissaBits, mantissa = (size % steps) / steps;
+    const value = exponent ? 2 ** (exponent - bias) * (1 + mantissa) : 2 ** (1 - bias) * mantissa; // below: subnormal
+    const real = size <= largestCode ? value : size === infinity ? Infinity : NaN;
+    return code & 0x80 ? -real : real;
+  });
+}
+
+for (const format of Object.values(FORMATS)) format.values = valuesOf(format);
+
+/** The code nearest to a float32 number, ties to the even code; beyond the largest it stays the largest. */
+export function encode(x, {exponentBits, mantissaBits, largestCode, nan}) {
+  const sign = x < 0 || Object.is(x, -0) ? 0x80 : 0, size = Math.abs(x);
+  if (Number.isNaN(size)) return nan;
+  if (size === Infinity) return sign | largestCode;
+  const smallest = 2 - 2 ** (exponentBits - 1); // exponent of the smallest normal number, shared by the subnormals
+  const exponent = Math.max(exponentOf(size), smallest);
+  const steps = roundToEven(size / 2 ** (exponent - mantissaBits)); // a carry lands in the next exponent by itself
+  return sign | Math.min(((exponent - smallest) << mantissaBits) + steps, largestCode);
+}
+
+/** 2^ceil(log2 x). */
+function powerOfTwoAbove(x) {
+  const below = 2 ** exponentOf(x);
+  return below === x ? x : 2 * below;
+}
+
+/** Rows and columns that share a scale. */
+export function tileOf(granularity, rows, columns) {
+  const sizes = {tile: [1, 128], block: [128, 128], tensor: [rows, columns]}; // V3 Fig. 7
+  if (!sizes[granularity]) throw new Error(`granularity ${granularity} must be tile, block or tensor`);
+  return sizes[granularity];
+}
+
+/**
+ * Quantize a matrix [rows, columns]; ragged edges are tiles cut short.
+ *
+ * Returns codes, one scale a tile (row after row of tiles), and the values that can be read back from them.
+ */
+export function quantize(values, rows, columns, {format = 'e4m3', granularity = 'tile', powerOfTwo = false} = {}) {
+  const kind = FORMATS[format];
+  if (!kind) throw new Error(`format ${format} must be ${Object.keys(FORMATS).join(' or ')}`);
+  const [height, width] = tileOf(granularity, rows, columns), across = Math.ceil(columns / width);
+  const scales = new Float32Array(Math.ceil(rows / height) * across);
+  const tileAt = (i) => Math.floor(Math.floor(i / columns) / height) * across + Math.floor((i % columns) / width);
+  for (let i = 0; i < values.length; i++) {
+    if (!Number.isFinite(values[i])) throw new Error('a matrix with infinity or NaN has no FP8 form');
+    scales[tileAt(i)] = Math.max(scales[tileAt(i)], Math.abs(values[i]));
+  }
+  const largest = kind.values[kind.largestCode];
+  scales.forEach((most, t) => { scales[t] = f(Math.max(most, FLOOR) / largest); });
+  if (powerOfTwo) scales.forEach((scale, t) => { scales[t] = powerOfTwoAbove(scale); });
+  const codes = new Uint8Array(values.length), back = new Float32Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    const scale = scales[tileAt(i)];
+    codes[i] = encode(f(f(values[i]) / scale), kind);
+    back[i] = kind.values[codes[i]] * scale;
+  }
+  return {codes, scales, values: back};
+}
+
+const held = new WeakMap(); // matrices in FP8, by the matrix, then by the way it was quantized
+
+/**
+ * The products of a model in FP8: the rows by the given granularity, the weights by blocks of 128 x 128 (or as one).
+ *
+ * Sums are exact here; what FP8 loses lies in the codes. Embedding, head, gate, norms and attention itself stay wide.
+ */
+export function fp8Linear(options) {
+  const {format = 'e4m3', granularity = 'tile', powerOfTwo = false, weights = true, activations = true} = options;
+  const quantizeWeight = (weight) => {
+    const how = {format, granularity: granularity === 'tensor' ? 'tensor' : 'block', powerOfTwo};
+    const key = JSON.stringify(how), known = held.get(weight) ?? held.set(weight, new Map()).get(weight);
+    if (!known.has(key)) known.set(key, {...weight, ...quantize(weight.values, weight.rows, weight.columns, how)});
+    return known.get(key);
+  };
+  return (weight, rows) => {
+    const narrow = activations ? quantizeRows(rows, {format, granularity, powerOfTwo}) : rows;
+    return project(weights ? quantizeWeight(weight) : weight, narrow);
+  };
+}
+
+/** Quantize the rows of a text as one matrix, and read them back. */
+export function quantizeRows(rows, how) {
+  const width = rows[0].length, joined = new Float32Array(rows.length * width);
+  rows.forEach((row, t) => joined.set(row, t * width));
+  const {values} = quantize(joined, rows.length, width, how);
+  return rows.map((_, t) => values.subarray(t * width, (t + 1) * width));
+}
