@@ -36,6 +36,8 @@ def test_everything_that_the_package_reads_at_run_time_is_in_it(wheel):
     kinds = ("*.py", "*.cpp", "*.hpp", "*.cu", "*.toml", "*.html", "py.typed")
     wanted = {path.relative_to(package).as_posix() for kind in kinds for path in package.rglob(kind)}
     assert wanted <= names
+    page = ROOT / "explorer"
+    assert {f"explorer/{path.relative_to(page).as_posix()}" for path in page.rglob("*") if path.is_file()} <= names
     assert not [name for name in names if "test" in name or name.startswith(("utils", "benchmarks"))]
 
 
@@ -53,6 +55,9 @@ def test_the_commands_run_from_it_in_an_environment_of_its_own(wheel, tmp_path):
         done = subprocess.run([command, *words.split()], env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert figure in done.stdout
+    code = "from deepseek_v3.commands.explore import explorer_files as f; print(f()['model/load.js'])"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == str(site / "deepseek_v3" / "explorer" / "model" / "load.js"), done.stderr
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -36,6 +36,7 @@ PLACES = {
     "generate": ["model"],
     "chat": ["model"],
     "serve": ["model"],
+    "explore": ["model"],
     "evaluate": ["model"],
     "inspect": ["model"],
     "export": ["model", "out"],
@@ -48,11 +49,12 @@ USUAL = {
     "serve": ["--port", "0", "--cache-tokens", "64"],
     "evaluate": ["--data", "text.txt", "--kilobytes", "1", "--seq-len", "13"],
     "size": ["--preset", "nano"],
+    "explore": ["--save", "saved"],
     "sft": ["model", "--task", "sort"],
     "grpo": ["model"],
     "distill": ["model", "model", "--task", "sort"],
 }
-WRITES = {"train": "runs", "demo": "runs", "export": "out", "import": "out"}
+WRITES = {"train": "runs", "demo": "runs", "export": "out", "import": "out", "explore": "saved"}
 
 
 def options_of(name: str) -> type:
@@ -90,6 +92,7 @@ def desk(stock, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("deepseek_v3.commands.doctor.describe_compiler", dict)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr("deepseek_v3.commands.serve.make_server", lambda *_: SimpleNamespace(run=lambda sockets: None))
+    monkeypatch.setattr("deepseek_v3.commands.explore.open_server", cut_short)
     monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
     model, tokenizer = load_model(desk / "model", tokenizer_from=Tokenizer.from_file)
     monkeypatch.setattr(Tokenizer, "train", lambda *_: tokenizer)
@@ -99,7 +102,7 @@ def desk(stock, tmp_path, monkeypatch) -> Path:
 
 
 def cut_short(*_: Any) -> None:
-    """Where post-training would read its model: what was checked before was real."""
+    """Where post-training would read its model, or a server begin: what was checked before was real."""
     raise ValueError("cut short here")
 
 
@@ -111,9 +114,14 @@ def take_stock(desk: Path) -> dict[str, Any]:
     }
 
 
+def is_positional(field: dataclasses.Field) -> bool:
+    """Whether a field is a word without a flag: one that must be given, or that its type says is one."""
+    return field.default is dataclasses.MISSING or "Positional" in repr(field.type)
+
+
 def write_words(name: str, field: str, value: str) -> list[str]:
     """Return a usual command line with one odd value."""
-    positional = [f.name for f in dataclasses.fields(options_of(name)) if f.default is dataclasses.MISSING]
+    positional = [f.name for f in dataclasses.fields(options_of(name)) if is_positional(f)]
     places = dict(zip(positional, PLACES.get(name, [])))
     if field in places:
         return [name, *({**places, field: value}).values(), *USUAL.get(name, [])]
@@ -190,7 +198,7 @@ def try_words(name: str, field: Any, value: str, desk: Path, capsys: Any) -> str
         problem = f"taken for a number: {said.out[-100:]}"
     elif not code and said.err.startswith("deepseek-v3"):
         problem = f"code 0, but {said.err[:200]}"
-    target = value if field.name in ("run", "target") and name in WRITES else WRITES.get(name, "")
+    target = value if field.name in ("run", "target", "save") and name in WRITES else WRITES.get(name, "")
     after, place = take_stock(desk), str((desk / target).resolve()) if target.strip() else ""
     if changed := [path for path in before if before[path] != after.get(path)]:
         problem = problem or f"changed {changed}"

@@ -10,7 +10,7 @@ from deepseek_v3.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 STRINGS = 2000
 MIXED = (
     "def return self the of Tokenizer encode naïve café Straße 深度 求索 模型 ひらがな カタカナ привет κόσμε हिन्दी "
-    "עברית العربية 한국어 e\u0301 n\u0303 🙂 👩‍👩‍👧 🇩🇪 x² ½ ① Ⅷ १२३ ٣٤ 1234567 3.14 1e-7 don't I'll we're 's ... !? --> → "
+    "עברית العربية 한국어 e\u0301 n\u0303 🙂 👩‍👩‍👧 🇩🇪 x² ½ ① Ⅷ १२३ ٣٤ 1234567 3.14 1e-7 don't I'll we're ... !? → "
     '"q" € © ™ a_b #tag @x C:\\dir\\ $x_i^2$ <｜User｜> <｜Assistant｜> <think> </think> <｜end▁of▁sentence｜> <｜User'
 )
 WORDS = MIXED.split(" ")

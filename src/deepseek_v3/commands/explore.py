@@ -29,6 +29,7 @@ KINDS = {
     ".svg": "image/svg+xml",
 }
 HERE = ("127.0.0.1", "localhost")
+ABSENT = "the page's files (explorer/) are not here; install the package again"
 NOT_SERVED = ("README.md", "package.json")
 
 
@@ -59,14 +60,17 @@ def run_explore(options: ExploreOptions) -> None:
     """
     if not 0 <= options.port <= 65535:
         raise ValueError(f"--port {options.port} must lie between 0 and 65535")
+    page = explorer_files()
+    if "index.html" not in page:
+        raise ValueError(ABSENT)
     folder = model_folder(options.run or newest_demo(Path("runs")))
     if options.save:
         from deepseek_v3.commands.explore_save import save_page
 
-        save_page(explorer_files(), folder, options.save, to=options.to)
+        save_page(page, folder, options.save, to=options.to)
         print(f"wrote {options.save}: open {Path(options.save) / 'index.html'}, or put the folder on any web server")
         return
-    with open_server(pages_of(folder), options.port) as server:
+    with open_server(pages_of(page, folder), options.port) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/"
         print(f"{folder}\n{address} (Ctrl-C stops)", flush=True)
         if options.browser:
@@ -128,15 +132,15 @@ def explorer_files() -> dict[str, Path]:
     """
     package = Path(__file__).resolve().parent.parent
     for root in (package / "explorer", package.parent.parent / "explorer"):
-        if (root / "index.html").is_file():
+        if (root / "model" / "load.js").is_file():
             files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
             return {name: path for name, path in files.items() if name not in NOT_SERVED}
-    raise ValueError("the page's files (explorer/) are not here; install the package again")
+    raise ValueError(ABSENT)
 
 
-def pages_of(folder: Path) -> dict[str, Path]:
+def pages_of(page: dict[str, Path], folder: Path) -> dict[str, Path]:
     """Return everything that is served, by path: the page, and below weights/ the model's files, nothing else."""
-    pages = {f"/{name}": path for name, path in explorer_files().items()}
+    pages = {f"/{name}": path for name, path in page.items()}
     model = [folder / "config.json", folder / "tokenizer.json", *folder.glob("model*.safetensors*")]
     return {**pages, "/": pages["/index.html"], **{f"/weights/{path.name}": path for path in model}}
 
