@@ -57,14 +57,14 @@ function appendLatents(layer, rows, start, cache, {C, rope}, linear) {
 }
 
 /** Scores of one head and query: content and rope products, their scaled sum, its softmax; 0 behind the query. */
-function score(query, keyAt, keys, from, qRope, kRope, position, {K, R, C, scale}, n) {
-  const content = new Float32Array(n), turned = new Float32Array(n), scores = new Float32Array(n);
+function scoreKeys({query, qRope}, {keys, from, kRope}, {position, n, scale}) {
+  const content = new Float32Array(n), rope = new Float32Array(n), scores = new Float32Array(n);
   for (let j = 0; j <= position; j++) {
-    content[j] = dot(query, 0, keys[j], from, keyAt === 'latent' ? C : K);
-    turned[j] = dot(qRope, 0, kRope[j], 0, R);
-    scores[j] = (content[j] + turned[j]) * scale;
+    content[j] = dot(query, 0, keys[j], from, query.length);
+    rope[j] = dot(qRope, 0, kRope[j], 0, qRope.length);
+    scores[j] = (content[j] + rope[j]) * scale;
   }
-  return {content, rope: turned, scores, probs: softmax(scores, position + 1)};
+  return {content, rope, scores, probs: softmax(scores, position + 1)};
 }
 
 /** Sum over the tokens of weight * part of a row. */
@@ -82,25 +82,25 @@ function blend(probs, rows, from, width, n) {
  * Returns the rows behind o_proj; `seen`, an object, is filled with what there is to look at, by head and token.
  */
 export function attend(layer, rows, cache, shape, {linear, absorbed, seen}) {
-  const {heads, K, U, C} = shape, start = cache.latent.length, n = start + rows.length;
+  const {heads, K, U, C, scale} = shape, start = cache.latent.length, n = start + rows.length, {latent, kRope} = cache;
   const {q, qRope} = makeQueries(layer, rows, start, shape, linear);
   appendLatents(layer, rows, start, cache, shape, linear);
-  const keyValue = absorbed && !seen ? null : linear(layer.kvB, cache.latent); // V3 Eqs. (2), (5)
+  const keyValue = absorbed && !seen ? null : linear(layer.kvB, latent); // V3 Eqs. (2), (5)
   const out = rows.map(() => new Float32Array(heads.length * U));
   const all = heads.map((h) => {
-    const first = h * (K + U); // rows of kv_b_proj: per head K of keys, then U of values
+    const first = h * (K + U); // rows of kv_b_proj, and columns of keyValue: per head K of keys, then U of values
+    const held = absorbed ? {keys: latent, from: 0, kRope} : {keys: keyValue, from: first, kRope};
     return rows.map((_, s) => {
-      const position = start + s;
-      const query = absorbed || seen ? multiplyTurned(layer.kvB, first, q[h][s]) : null;
-      const found = absorbed
-        ? score(query, 'latent', cache.latent, 0, qRope[h][s], cache.kRope, position, shape, n)
-        : score(q[h][s], 'key', keyValue, first, qRope[h][s], cache.kRope, position, shape, n);
-      const context = absorbed || seen ? blend(found.probs, cache.latent, 0, C, position + 1) : null;
+      const position = start + s, both = absorbed || seen;
+      const absorbedQ = both && multiplyTurned(layer.kvB, first, q[h][s]);
+      const query = absorbed ? absorbedQ : q[h][s];
+      const found = scoreKeys({query, qRope: qRope[h][s]}, held, {position, n, scale});
+      const absorbedContext = both && blend(found.probs, latent, 0, C, position + 1);
       const head = absorbed
-        ? Float32Array.from({length: U}, (_, u) => dot(layer.kvB.values, (first + K + u) * C, context, 0, C))
+        ? Float32Array.from({length: U}, (_, u) => dot(layer.kvB.values, (first + K + u) * C, absorbedContext, 0, C))
         : blend(found.probs, keyValue, first + K, U, position + 1); // V3 Eq. (10)
       out[s].set(head, h * U);
-      return {...found, query, context, head};
+      return {...found, absorbedQ, absorbedContext, head};
     });
   });
   if (seen) Object.assign(seen, describe(all, q, qRope, keyValue, cache, shape));
@@ -116,6 +116,6 @@ function describe(all, q, qRope, keyValue, cache, {heads, K, U, scale}) {
     content: by('content'), rope: by('rope'), scores: by('scores'), probs: by('probs'), scale,
     latent: [...cache.latent], kRope: [...cache.kRope],
     q, qRope, kNope: part(0, K), values: part(K, U),
-    absorbedQ: by('query'), absorbedContext: by('context'), headOut: by('head'),
+    absorbedQ: by('absorbedQ'), absorbedContext: by('absorbedContext'), headOut: by('head'),
   };
 }
