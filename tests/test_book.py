@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted(ROOT.glob("0[0-8]_*"))
 PAGES = [p for c in CHAPTERS for p in [*sorted(c.glob("*.md")), *sorted((c / "notebooks").glob("*.py"))]]
-PAGES += [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "README.md", ROOT / "explorer" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TESTS = {
     node.name
     for path in [*ROOT.glob("0[0-8]_*/tests/*.py"), *(ROOT / "tests").rglob("test_*.py")]

@@ -31,7 +31,8 @@ function roundToEven(x) {
 export function valuesOf({exponentBits, mantissaBits, largestCode, infinity}) {
   const bias = 2 ** (exponentBits - 1) - 1;
   return Float32Array.from({length: 256}, (_, code) => {
-    const steps = 2 ** mantissaBits, size = code & 0x7f, exponent = size >> mantissaBits, mantissa = (size % steps) / steps;
+    const size = code & 0x7f, exponent = size >> mantissaBits, steps = 1 << mantissaBits;
+    const mantissa = (size % steps) / steps;
     const value = exponent ? 2 ** (exponent - bias) * (1 + mantissa) : 2 ** (1 - bias) * mantissa; // below: subnormal
     const real = size <= largestCode ? value : size === infinity ? Infinity : NaN;
     return code & 0x80 ? -real : real;
