@@ -8,7 +8,7 @@
 //
 // Letters: T tokens, H heads, K content, R rotary, U value, C latent. Source: arXiv:2412.19437, Eqs. (1) to (11).
 
-import {dot, multiplyTurned, rmsNorm, softmax} from './numbers.js';
+import {dot, multiplyRows, multiplyTurned, rmsNorm, softmax} from './numbers.js';
 import {rotate} from './rope.js';
 
 const LATENT_NORM_EPS = 1e-6; // the released code takes its default for the two latent norms, whatever the config says
@@ -73,7 +73,7 @@ function blend(probs, rows, from, width, n) {
   for (let j = 0; j < n; j++) {
     for (let i = 0; i < width; i++) sums[i] += probs[j] * rows[j][from + i];
   }
-  return Float32Array.from(sums);
+  return new Float32Array(sums);
 }
 
 /**
@@ -97,7 +97,7 @@ export function attend(layer, rows, cache, shape, {linear, absorbed, seen}) {
       const found = scoreKeys({query, qRope: qRope[h][s]}, held, {position, n, scale});
       const absorbedContext = both && blend(found.probs, latent, 0, C, position + 1);
       const head = absorbed
-        ? Float32Array.from({length: U}, (_, u) => dot(layer.kvB.values, (first + K + u) * C, absorbedContext, 0, C))
+        ? multiplyRows(layer.kvB, first + K, U, absorbedContext)
         : blend(found.probs, keyValue, first + K, U, position + 1); // V3 Eq. (10)
       out[s].set(head, h * U);
       return {...found, absorbedQ, absorbedContext, head};

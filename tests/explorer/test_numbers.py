@@ -66,7 +66,8 @@ def test_codes_of_single_numbers_are_those_of_ml_dtypes(seen, unpack):
     for name, (fmt, kind) in FORMATS.items():
         codes = unpack(seen["codes"][name])
         clamped = np.where(np.isnan(x), x, np.clip(x, -fmt.largest, fmt.largest)).astype(np.float32)
-        theirs = clamped.astype(kind).view(np.uint8)
+        with np.errstate(invalid="ignore"):  # a signalling NaN turns quiet
+            theirs = clamped.astype(kind).view(np.uint8)
         number = ~np.isnan(x)
         assert np.array_equal(codes[number], theirs[number])
         assert np.isnan(codes[~number].view(kind).astype(np.float32)).all()
