@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("explored") / "model"
     tokenizer = Tokenizer.train([TEXT], 277)
     save_model(random_model(vocab_size=tokenizer.vocab_size), folder, tokenizer)
-    (folder / "training_state.safetensors").write_bytes(b"not for the page")
+    (folder / "notes.txt").write_text("not for the page")
     return folder
 
 
@@ -59,7 +59,7 @@ def page(tmp_path, monkeypatch) -> Path:
 def ask(folder, page):
     """Return a function that asks the running server for a path, and answers with status, headers and body."""
     server = explore.open_server(explore.pages_of(explore.explorer_files(), folder), 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     port = server.server_address[1]
 
@@ -89,7 +89,7 @@ def test_the_page_and_the_models_files_are_served_and_nothing_else(ask, folder):
     assert int(headers["Content-Length"]) == (folder / "model.safetensors").stat().st_size
     for path in (
         "/weights/",
-        "/weights/training_state.safetensors",
+        "/weights/notes.txt",
         "/../pyproject.toml",
         "/weights/../../x",
         "/%2e%2e/x",
@@ -123,7 +123,7 @@ def test_the_real_page_is_found_beside_the_package():
     assert not {"README.md", "package.json"} & files.keys()
 
 
-def test_without_a_run_the_newest_demo_is_shown(tmp_path, monkeypatch, capsys):
+def test_without_a_run_the_newest_demo_is_shown(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["explore"]) == 1
     assert "there is no run of the demo below runs/" in capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_without_a_run_the_newest_demo_is_shown(tmp_path, monkeypatch, capsys):
     assert explore.newest_demo(Path("runs")) == "runs/new"
 
 
-def test_what_no_page_can_show_is_said_in_one_line(folder, tmp_path, monkeypatch, capsys):
+def test_what_no_page_can_show_is_said_in_one_line(folder, page, tmp_path, monkeypatch, capsys):
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / "tokenizer.json").unlink()
