@@ -160,12 +160,14 @@ def main() -> None:
     eh_proj = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])  # embedding's 1st value, hidden's 2nd
     weights = MtpWeights(np.ones(2), np.ones(2), eh_proj, np.ones(2))
     print("hidden (3, 4) and embedding (6, 8) both normalize to (3, 4) / sqrt(12.5) = (0.8485, 1.1314)")
-    for order in ORDERS:
-        print(f"{order:>8}: the same eh_proj gives\n{combine_forward(weights, hidden_BSD, embedding_BSD, order)[0][0]}")
+    print("eh_proj takes the first number of the joined row and the last; row 1 is hidden (0, 2), embedding (5, 0):")
+    for order, first in zip(ORDERS, ("embedding", "hidden row")):
+        pair = combine_forward(weights, hidden_BSD, embedding_BSD, order)[0][0, 1]
+        print(f"   {order} order, {first} first: ({pair[0]:.3f}, {pair[1]:.3f})")
     swapped = MtpWeights(weights.enorm, weights.hnorm, swap_order(eh_proj), weights.shared_head_norm)
     a = combine_forward(weights, hidden_BSD, embedding_BSD, "released")[0]
     b = combine_forward(swapped, hidden_BSD, embedding_BSD, "paper")[0]
-    print(f"with its halves exchanged the paper's order agrees: {np.array_equal(a, b)}")
+    print(f"with its halves exchanged the paper's order gives the same, to the last bit: {np.array_equal(a, b)}")
 
     rng = np.random.default_rng(0)
     weights, dout = MtpWeights.init(rng, 2), rng.standard_normal(hidden_BSD.shape)
@@ -183,7 +185,7 @@ def main() -> None:
                 sides.append((out * dout).sum())
             array[index] = kept
             worst = max(worst, abs((sides[0] - sides[1]) / (2 * h) - gradient[index]))
-        print(f"d{name:<17} largest difference from central differences {worst:.1e}")
+        print(f"d{name:<17} differs from central differences by {worst:.1e} at most")
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def expected_speedup(acceptance: float, n_drafts: int, draft_cost: float, verify
     """Compute tokens per unit of time against plain decoding.
 
     Args:
-        draft_cost: time of one drafted token, in main passes over one token (V3: about 1/61 of the layers).
+        draft_cost: time of one drafted token, in main passes over one token (V3: 1.61 of 37.55 billion weights, 0.043).
         verify_cost: what each further row adds to a main pass, in the same unit; near 0 while memory is the limit.
     """
     return expected_tokens_per_step(acceptance, n_drafts) / (1 + n_drafts * (draft_cost + verify_cost))

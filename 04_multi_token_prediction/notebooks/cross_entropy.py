@@ -1,125 +1,317 @@
 # %% [markdown]
-# # What is a wrong prediction worth?
+# # Which guesses count, and who shares the bill?
 #
-# A language model gives every token of the vocabulary a probability. One of them was the truth. This chapter adds
-# *more* predictions for every position, so we first settle what one of them costs, which rows count, and what we
-# divide by. All three questions come back with every depth of multi-token prediction.
+# **The question.** In chapter 00 every guess paid its surprise into a box. From now on a row of the model answers
+# *several* questions: the next word, and the one after it. Some of these questions nobody can judge. After the last
+# word of a page there is no next one; and where one story ends and another begins, the next word has nothing to do with
+# what was read. Which guesses count? And by what is the sum divided?
+#
+# Think of a teacher with thirty sheets. Some children wrote forty lines, some three, and on every sheet there are lines
+# below the end that are simply empty. She wants one number for the class. Does she average over the lines that were
+# written, over all lines of the paper, or over the children's own averages? Three rules, three numbers, and it is not a
+# matter of taste: a class that is praised by the third rule learns to write sheets with three good lines.
+#
+# A model learns what its loss praises. So before this chapter adds guesses, it settles how they are counted. At the end
+# of this notebook a model is praised for the empty lines, and we look at what it has learned.
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
-from cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward, head_loss_forward, perplexity
+from cross_entropy import (
+    IGNORE,
+    bits_per_byte,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    head_loss_backward,
+    head_loss_forward,
+    perplexity,
+)
 
-from utils.whiteboard import COLORS, arrow, bars, board, box, matrix, note, use_style
+# %%
+from utils.drawings_04 import draw_scoring
+from utils.gradient_check import central_difference, relative_error
+from utils.plots_00 import plot_to_floor
+from utils.plots_04 import plot_bars
+from utils.story_drafts import draw_stories, load_stories
+from utils.story_task import step_adam, word_floors
 
-use_style()
+# %% [markdown]
+# ## Numbers to follow with a pencil
+#
+# Three rows guess among three tokens. Raised to the power of $e$ and divided by their sum, their logits give the
+# probabilities $(\tfrac14, \tfrac12, \tfrac14)$, $(\tfrac34, \tfrac18, \tfrac18)$ and
+# $(\tfrac13, \tfrac13, \tfrac13)$.
+#
+# 1. In row 0 token 1 came: it pays $-\ln\tfrac12 = 0.693$. In row 1 token 0 came: $-\ln\tfrac34 = 0.288$. For row 2
+#    there is no answer. Its target is the mark `IGNORE`, the number −100.
+# 2. Divided by the rows that count: $(0.693 + 0.288) / 2 = 0.490$ nats. Divided by all three: $0.327$.
+# 3. The slope of the first rule, row 0: probability minus one-hot, over two:
+#    $(\tfrac14, \tfrac12 - 1, \tfrac14) / 2 = (0.125, -0.25, 0.125)$. Row 2: exactly $(0, 0, 0)$.
 
 # %%
 logits = np.log(np.array([[1.0, 2.0, 1.0], [6.0, 1.0, 1.0], [5.0, 5.0, 5.0]]))
 target = np.array([1, 0, IGNORE])
-prob = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-fig, ax = board(12, 4.2, "Softmax each row, read off the true token, take minus the logarithm")
-a = matrix(ax, 0.4, 3.3, logits, "ink", cell=0.9, label="logits (3 rows, V = 3)", numbers=".2f")
-b = matrix(ax, 4.9, 3.3, prob, "content", cell=0.9, label="probabilities", numbers=".3f", limit=1)
-arrow(ax, a, b, "softmax")
-for row, (t, text) in enumerate(zip(target, ["−log 2/4 = 0.693", "−log 6/8 = 0.288", "ignored: no target"])):
-    y = 3.3 - 0.9 * (row + 0.5)
-    arrow(ax, (7.7, y), (9.2, y), kind="draft" if t != IGNORE else "ink", dashed=t == IGNORE)
-    note(ax, 10.5, y, text, "draft" if t != IGNORE else "ink")
-note(ax, 6.2, 0.25, "true tokens: 1, 0, none", "ink")
-plt.show()
+loss, cache = cross_entropy_forward(logits, target)
+print(f"over the rows that count {loss:.4f}, over all {cross_entropy_forward(logits, target, divisor=3)[0]:.4f} nats")
+print(cross_entropy_backward(1.0, cache).round(4) + 0.0)
+
+# %%
+prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+draw_scoring(logits, prob, [("−ln 1/2 = 0.693", True), ("−ln 3/4 = 0.288", True), ("no answer: pays nothing", False)])
+
+# %% [markdown]
+# ## Build it
+#
+# Letters: $N$ rows, $V$ tokens in the vocabulary, $D$ the width of a hidden row. First what one row pays, then the
+# bill.
+
+
+# %%
+def cost(z, came):
+    """One row of logits [V]: the surprise at the token that came."""
+    raised = np.exp(z - z.max())
+    return -np.log(raised[came] / raised.sum())
+
+
+def naive_loss(logits, target, divisor=None):
+    """Sum over the rows that count, over a divisor that is said aloud."""
+    paid = [cost(z, t) for z, t in zip(logits, target) if t != IGNORE]
+    return sum(paid) / (len(paid) if divisor is None else divisor)
+
+
+# %%
+rng = np.random.default_rng(0)
+logits, target = rng.standard_normal((7, 5)), np.array([3, IGNORE, 0, 4, IGNORE, 1, 2])
+for divisor in (None, 7.0):
+    loss, cache = cross_entropy_forward(logits, target, divisor)
+    assert np.isclose(loss, naive_loss(logits, target, divisor), atol=1e-15)
+print("naive and module agree")
 
 # %% [markdown]
 # ## The derivation
 #
-# 1. Softmax: $P_v = e^{z_v} / \sum_u e^{z_u}$. Adding a constant to all $z$ changes nothing, so we subtract the
-#    largest first and no exponential overflows.
-# 2. The loss of a row with true token $t$: $\ell = -\log P_t = \log \sum_u e^{z_u} - z_t$.
-# 3. Its derivative: the first part gives $\partial \log \sum_u e^{z_u} / \partial z_v = P_v$, the second gives $-1$ at
-#    $v = t$. So $\partial \ell / \partial z_v = P_v - [v = t]$: *probability minus one-hot*.
-# 4. The components of that sum to zero: what the truth gains, the others lose.
-# 5. Over rows: $L = \frac{1}{\text{divisor}} \sum_{\text{rows that count}} \ell$. The usual divisor is the number of
-#    rows that count. Eq. (24) of the V3 report divides the $T - k$ terms of depth $k$ by $T$: a depth with fewer rows
-#    weighs less, and all depths share one scale.
+# Write $z_v$ for the logit of token $v$ in a row, $P_v = e^{z_v} / \sum_u e^{z_u}$ for its probability, $t$ for the
+# token that came, and $[v = t]$ for 1 if $v$ is $t$, else 0.
+#
+# 1. A row pays $\ell = -\ln P_t = \ln \sum_u e^{z_u} - z_t$.
+# 2. Its slope: $\partial \ell / \partial z_v = P_v - [v = t]$, probability minus one-hot (chapter 00). The components
+#    sum to zero: what the true token gains, the others lose. However wrong the row is, their sizes sum to
+#    $2 (1 - P_t)$, at most 2.
+# 3. The bill: $L = \tfrac1n \sum_{\text{rows that count}} \ell$. A constant factor goes through: a row that counts has
+#    the slope $(P_v - [v = t]) / n$, a row that does not has zero.
+# 4. **What is $n$?** Usually the number of rows that count. In multi-token prediction, Eq. (24) of the V3 report, a
+#    window of $T$ rows has $T - k$ guesses that look $k$ words further, and their sum is divided by $T$ all the same: a
+#    question that fewer rows can answer weighs a little less, and all questions share one scale.
+# 5. **Batches in pieces.** A batch is often worked off in pieces whose slopes are added up. If each piece is divided by
+#    *its own* count, a piece with three guesses weighs as much as one with forty. Divide every piece by the count of
+#    the whole batch, and the pieces add up to the whole, exactly.
+
 
 # %%
-loss, cache = cross_entropy_forward(logits, target)
-print(f"loss {loss:.6f} = (0.693147 + 0.287682) / 2, perplexity {perplexity(loss):.4f}")
-print("gradient:\n", cross_entropy_backward(1.0, cache).round(4))
-step = np.zeros_like(logits)
-step[1, 2] = 6e-6
-up, down = (cross_entropy_forward(logits + s * step, target)[0] for s in (1, -1))
-print(f"central difference at row 1, token 2: {(up - down) / 1.2e-5:.6f}")
+def naive_gradient(logits, target, divisor):
+    """Steps 2 and 3, row by row."""
+    dlogits = np.zeros_like(logits)
+    for n, t in enumerate(target):
+        if t != IGNORE:
+            prob = np.exp(logits[n] - logits[n].max())
+            dlogits[n] = prob / prob.sum() / divisor
+            dlogits[n, t] -= 1 / divisor
+    return dlogits
+
 
 # %%
-p = np.linspace(0.01, 1, 200)
-cost = [cross_entropy_forward(np.log([[x, 1 - x + 1e-12]]), np.array([0]))[0] for x in p]
-halving = (
-    cross_entropy_forward(np.log([[1.0, 3.0]]), np.array([0]))[0]
-    - cross_entropy_forward(np.log([[1.0, 1.0]]), np.array([0]))[0]
+loss, cache = cross_entropy_forward(logits, target, 7.0)
+dlogits = cross_entropy_backward(1.0, cache)
+assert np.allclose(dlogits, naive_gradient(logits, target, 7.0), atol=1e-16)
+by_trying = central_difference(lambda: cross_entropy_forward(logits, target, 7.0)[0], logits)
+print("naive and module agree; central differences:", relative_error(dlogits, by_trying) < 1e-8)
+
+# %% [markdown]
+# Step 5 in numbers: one batch of 43 guesses in two pieces, of 3 and of 40.
+
+# %%
+z, t = rng.standard_normal((43, 5)), rng.integers(5, size=43)
+pieces = [slice(0, 3), slice(3, 43)]
+whole = naive_gradient(z, t, 43)
+together = np.concatenate([naive_gradient(z[s], t[s], 43) for s in pieces])
+apart = np.concatenate([naive_gradient(z[s], t[s], len(t[s])) / 2 for s in pieces])
+assert np.array_equal(together, whole)
+print("one divisor for all: equal to the last bit")
+print(
+    f"each its own: the first three guesses weigh {np.abs(apart[0]).sum() / np.abs(whole[0]).sum():.1f} times too much"
 )
-fig, ax = plt.subplots()
-ax.plot(p, cost, color=COLORS["content"])
-for x in (0.5, 0.25, 0.125):
-    ax.plot([x], [-np.log(x)], "o", color=COLORS["draft"])
-    ax.annotate(f"p = {x:g}: {-np.log(x):.3f}", (x, -np.log(x)), xytext=(8, 6), textcoords="offset points")
-ax.set(xlabel="probability given to the true token", ylabel="loss, nats")
-ax.set_title(f"Every halving of the true token's probability costs {halving:.3f} nats more")
-plt.show()
 
 # %% [markdown]
 # ## The head and the loss in one
 #
-# The logits are the largest tensor of the whole training step, and every further depth has its own. Since the gradient
-# of a row needs that row's logits only, `head_loss_forward` takes it on the spot, a chunk of rows at a time.
+# The logits come from the **head**: a hidden row of $D$ numbers times a matrix $[V, D]$. For V3 a window of 4,096 rows
+# has $4096 \cdot 129{,}280$ logits, 2.1 GB in FP32; each further question has as many again. But a row's slope needs no
+# logits but its own. So head and loss can be done a few rows at a time, and only their products with the head are kept.
+
 
 # %%
-rows, V, gigabyte = 4096, 129280, 1e9
-sizes = [rows * V * 4 / gigabyte, 2 * rows * V * 4 / gigabyte, 1024 * V * 4 / gigabyte]
-fig, ax = plt.subplots(figsize=(8, 2.6))
-labels = ["main head, all rows", "main head and one MTP depth", "any number of depths, 1024 rows at a time"]
-bars(ax, labels, [round(s, 2) for s in sizes], ["content", "draft", "latent"], " GB")
-ax.set_title(f"Chunks of 1024 rows hold {sizes[1] / sizes[2]:.0f} times less (V3, 4096 tokens, FP32)")
-ax.set_xlabel("logits alive at once, GB")
-plt.show()
+def naive_head_loss(hidden, head, target, chunk):
+    """Loss, and its slopes by the hidden rows and by the head; only `chunk` rows of logits exist at once."""
+    n, loss = np.sum(target != IGNORE), 0.0
+    dhidden, dhead = np.zeros_like(hidden), np.zeros_like(head)
+    for start in range(0, len(hidden), chunk):
+        s = slice(start, start + chunk)
+        logits = hidden[s] @ head.T
+        loss += naive_loss(logits, target[s], n)
+        dlogits = naive_gradient(logits, target[s], n)
+        dhidden[s], dhead = dlogits @ head, dhead + dlogits.T @ hidden[s]
+    return loss, dhidden, dhead
+
 
 # %%
-rng = np.random.default_rng(0)
-hidden, head, some = rng.standard_normal((10, 4)), rng.standard_normal((7, 4)), rng.integers(0, 7, 10)
-for chunk in (10, 4, 1):
-    print(f"chunk {chunk:>2}: loss {head_loss_forward(hidden, head, some, chunk=chunk)[0]:.15f}")
+hidden, head = rng.standard_normal((7, 4)), rng.standard_normal((5, 4))
+for chunk in (7, 3, 1):
+    loss, cache = head_loss_forward(hidden, head, target, chunk=chunk)
+    for ours, naive in zip((loss, *head_loss_backward(1.0, cache)), naive_head_loss(hidden, head, target, 2)):
+        assert np.allclose(ours, naive, atol=1e-14)
+print("naive and module agree, whatever the chunk")
+
+# %%
+gigabytes = {"main head, all rows": 4096, "main head and one further": 8192, "any number, 1,024 rows at a time": 1024}
+gigabytes = {name: rows * 129_280 * 4 / 1e9 for name, rows in gigabytes.items()}
+title = "Logits alive at once in V3: a chunk needs an eighth (window of 4,096, FP32)"
+plot_bars(gigabytes, ["content", "draft", "ink"], title, "gigabytes", " GB")
 
 # %% [markdown]
-# ## What changed
+# ## The experiment: who notices a wrong divisor?
 #
-# Nothing yet but the bookkeeping: a target may be absent (`IGNORE`), and the divisor is said aloud.
+# A small model: a table with a row of logits for each word, which guesses the next word from the last one (the bigram
+# model of chapter 00). Its sentences are laid on sheets of 40 places; a sentence has 8 words on average, the rest is
+# empty. Once we divide by the guesses that count, once by all 39 of the sheet. Both are trained by plain steps against
+# the gradient, and both by Adam. The floor is what a reader pays who knows exactly what follows each word.
+
+# %%
+stories = load_stories()
+V = len(stories.names)
+_, floor = word_floors(stories.word_NS, stories.chance_N, V)
+
+
+def draw_sheets(rng, B=32, places=40):
+    """Sentences on sheets: words read [B, 39], and targets with IGNORE where the sheet is empty."""
+    words, document = draw_stories(rng, stories, B)
+    sheet = np.full((B, places), IGNORE)
+    sheet[:, : words.shape[1]] = np.where(document == 0, words, IGNORE)
+    return np.maximum(sheet[:, :-1], 0), sheet[:, 1:]
+
+
+# %%
+def train(divisor_of, adam, steps=400, rate=8.0):
+    """Train the table; return what it pays for a real guess, step by step."""
+    rng, table, moments, paid = np.random.default_rng(0), {"logits": np.zeros((V, V))}, {}, []
+    for step in range(1, steps + 1):
+        read, target = draw_sheets(rng)
+        logits = table["logits"][read]
+        paid.append(cross_entropy_forward(logits, target)[0])
+        _, cache = cross_entropy_forward(logits, target, divisor_of(target))
+        dtable = np.zeros((V, V))
+        np.add.at(dtable, read, cross_entropy_backward(1.0, cache))
+        if adam:
+            step_adam(table, {"logits": dtable}, moments, step, 0.05)
+        else:
+            table["logits"] -= rate * dtable
+    return np.array(paid)
+
+
+# %%
+rules = {"by what counts": lambda t: np.sum(t != IGNORE), "by all places": lambda t: t.size}
+curves = {f"{how}, {name}": train(rule, how == "Adam") for how in ("plain", "Adam") for name, rule in rules.items()}
+reached = {name: int(np.argmax(np.convolve(c, np.ones(10) / 10, "valid") < floor + 0.2)) for name, c in curves.items()}
+print("steps until within 0.2 nats of the floor:", reached)
+
+# %%
+late = reached["plain, by all places"] / reached["plain, by what counts"]
+smooth = {n: (range(391), np.convolve(c, np.ones(10) / 10, "valid")) for n, c in curves.items()}
+title = f"A wrong divisor costs plain descent {late:.1f} times the steps; Adam does not notice"
+kinds = ["content", "wrong", "ink", "latent"]
+plot_to_floor(smooth, kinds, floor, "nobody can pay less", title, "step", "nats a word", wide="Adam, by what counts")
+
+# %% [markdown]
+# Plain steps shrink with the divisor. Adam divides each step by the usual size of the gradient, so a constant factor
+# falls out again. That is no licence: where two losses are *added*, as the main loss and the further one are in this
+# chapter, a factor on one of them is a weight, and where gradients are clipped at a fixed length, it decides what is
+# clipped. Adam forgives a factor on everything, not on a part.
+#
+# ## Change this, predict, run
+#
+# Now the teacher praises the empty lines. The cell below trains the table by Adam with the empty places as *targets*:
+# they get word 0, and count. Predict two numbers before you run: the loss that this training reports at the end, and
+# what its real guesses pay. (8 of 39 guesses of a sheet are real, the floor of a real one is the dashed line above.)
+#
+# <details><summary>Afterwards</summary>
+#
+# The reported loss falls far below the floor. An empty line after an empty line is no surprise, and four in five
+# guesses are of that kind. Meanwhile real guesses have become *dearer*, and all of it at one place: an empty line is
+# written with word 0, which is also the sign that opens a sentence. Who reads it now expects one more empty line, so
+# the first word of every sentence is a surprise. Whoever compares two runs by their reported loss compares mostly
+# paper. A loss below the floor is an alarm: something is counted that is not a guess.
+#
+# </details>
+
+# %%
+rng, table, moments = np.random.default_rng(0), {"logits": np.zeros((V, V))}, {}
+for step in range(1, 401):
+    read, target = draw_sheets(rng)
+    logits = table["logits"][read]
+    reported, cache = cross_entropy_forward(logits, np.maximum(target, 0))  # IGNORE has become word 0
+    dtable = np.zeros((V, V))
+    np.add.at(dtable, read, cross_entropy_backward(1.0, cache))
+    step_adam(table, {"logits": dtable}, moments, step, 0.05)
+print(
+    f"reported {reported:.3f} nats; real guesses pay {cross_entropy_forward(logits, target)[0]:.3f}; floor {floor:.3f}"
+)
+
+# %% [markdown]
+# ## Two other units
+#
+# A loss in nats depends on the tokens: whoever guesses long tokens pays more for each. Two ways to make it readable:
+# the **perplexity**, $e$ to the loss, among how many equally likely tokens one seems to choose; and **bits per byte**,
+# the whole bill of a text over its bytes, which is the same for every tokenizer.
+
+# %%
+print(f"{floor:.3f} nats a word: perplexity {perplexity(floor):.2f}")
+text = "the cat sat on the mat ."
+print(f"7 words in {len(text)} bytes at that price: {bits_per_byte(floor, 7, len(text)):.3f} bits per byte")
+
+# %% [markdown]
+# ## What you can now do
+#
+# Write the loss of a language model, forward and backward, with rows that do not count; say by what it is divided, and
+# when that matters; compute it without ever holding all logits; read a loss that is too good as an alarm.
 #
 # ## Exercises
 #
-# **1.** A model gives all 129,280 tokens the same probability. What is its loss, and what must an untrained model's
-# first printed loss be near?
+# Graded: `loss_gradient` (`make check CH=04`). By thought alone:
+#
+# 1. A model gives all 129,280 tokens the same probability. What is its loss, and what must the first printed loss of an
+#    untrained model be near?
 #
 # <details><summary>Solution</summary>
 #
-# log 129280 = 11.77 nats. A first loss far above it means that the logits start too large; far below it, that the
-# target leaks into the input.
+# $\ln 129280 = 11.77$ nats. A first loss far above it means that the logits start too large; far below, that the target
+# leaks into the input.
 #
 # </details>
 #
-# **2.** Half of a batch is padding. What happens to the gradient if you divide by all rows, not by those that count?
+# 2. Half of a batch is empty, and the loss is divided by all places. Which other setting of the training has silently
+#    changed, and under which optimizer?
 #
 # <details><summary>Solution</summary>
 #
-# Loss and gradient halve, and a batch with more padding takes smaller steps. The planted mistake "ignored rows are
-# divided by" does it; `test_a_given_divisor_replaces_the_number_of_rows_that_count` notices.
+# The learning rate, by a half, under plain descent; under Adam nothing, except where gradients are clipped or a second
+# loss is added. Worse, the factor changes from batch to batch with the share of empty places.
+# `test_a_given_divisor_replaces_the_number_of_rows_that_count` notices.
 #
 # </details>
 #
-# **3.** Why is the gradient of a row bounded, however wrong the model is?
+# 3. Why is the slope of a row bounded, however wrong the model is?
 #
 # <details><summary>Solution</summary>
 #
-# Each component lies between −1 and 1, and their absolute values sum to 2 (1 − P_t), at most 2. Being infinitely wrong
-# costs infinitely much, yet pulls no harder than being sure of any other token.
+# Each component lies between −1 and 1, and their sizes sum to $2(1 - P_t)$. To be infinitely wrong costs infinitely
+# much, yet pulls no harder than to be sure of any other token.
 #
 # </details>
