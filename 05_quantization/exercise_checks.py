@@ -1,16 +1,16 @@
 """Checks of the exercises: each recognises the usual wrong answers and says what is wrong with them."""
 
+from collections.abc import Callable
+
 import fine_grained_quantization
 import float_formats
 import numpy as np
+from exercise_words_05 import close, expect_arrays
+from fine_grained_quantization import dequantize, quantize
+from float_formats import E4M3, round_to
 
 
-def close(got, want) -> bool:
-    """Equal up to float64 rounding in another order."""
-    return np.shape(got) == np.shape(want) and np.allclose(got, want, rtol=1e-6, atol=1e-12, equal_nan=True)
-
-
-def check_decode_e4m3(answer):
+def check_decode_e4m3(answer: Callable) -> None:
     """All 256 codes."""
     codes = np.arange(256)
     want = float_formats.decode(codes, float_formats.E4M3)
@@ -29,7 +29,7 @@ def check_decode_e4m3(answer):
     assert close(got, want), "codes from 128 on are the negatives of the first 128"
 
 
-def check_round_half_to_even(answer):
+def check_round_half_to_even(answer: Callable) -> None:
     """Every significand below 1024 with one to five bits dropped."""
     cases = [(s, d) for s in range(1024) for d in range(1, 6)]
     got = [answer(s, d) for s, d in cases]
@@ -45,7 +45,7 @@ def check_round_half_to_even(answer):
         raise AssertionError(f"{first[0]} with {first[1]} bits dropped should give {round(first[0] / 2 ** first[1])}")
 
 
-def check_scale_tile(answer):
+def check_scale_tile(answer: Callable) -> None:
     """Plain scales, powers of two, and an empty tile."""
     tile = np.array([0.001, 0.0025, -0.3, 0.004])
     zero = answer(np.zeros(4), False)
@@ -66,7 +66,7 @@ def check_scale_tile(answer):
     )
 
 
-def check_multiply_tiles(answer):
+def check_multiply_tiles(answer: Callable) -> None:
     """Ragged sizes, so that a wrong tile shows."""
     rng = np.random.default_rng(5)
     a, b = rng.integers(-8, 9, (5, 11)).astype(float), rng.integers(-8, 9, (7, 11)).astype(float)
@@ -88,7 +88,7 @@ def check_multiply_tiles(answer):
     )
 
 
-def check_add_on_tensor_core(answer):
+def check_add_on_tensor_core(answer: Callable) -> None:
     """Small cases that each leave one mistake visible."""
     got = answer(0.0, np.array([64.0, 1.99, -1.99]), 6)
     assert got == 64.0, (
@@ -106,3 +106,109 @@ def check_add_on_tensor_core(answer):
     )
     exact = answer(3.0, np.array([1.0, 2.0, -4.0]), 14)
     assert exact == 2.0, f"few bits, nothing to cut: 3 + 1 + 2 - 4 = 2, you got {exact}"
+
+
+def check_turn_tile(answer: Callable) -> None:
+    """A square whose rows differ in size, so that the old scales matter."""
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((6, 6)) * np.exp(rng.standard_normal((6, 1)))
+    scale = np.abs(x).max(axis=1, keepdims=True) / 448
+    code = round_to(x / scale, E4M3)
+    value = code * scale
+    new = np.abs(value).max(axis=0, keepdims=True) / 448
+    kept = code.copy(), scale.copy()
+    got = answer(code, scale, lambda a: round_to(np.asarray(a, dtype=float), E4M3))
+    assert np.array_equal(code, kept[0]), "the codes were changed in place; return new arrays"
+    if isinstance(got, tuple | list) and len(got) == 2 and close(got[1], np.abs(code).max(axis=0, keepdims=True) / 448):
+        raise AssertionError("scales: codes of different rows have different scales; read them back before comparing")
+    if isinstance(got, tuple | list) and len(got) == 2 and np.shape(got[1]) == (6, 1):
+        raise AssertionError("scales: one for each COLUMN is asked, shape [1, 6]: the maximum runs over the rows")
+    usual = {
+        "codes": {
+            "those are values, not codes: divide by the new scale": value,
+            "you have not rounded to E4M3 again": value / new,
+            "the old codes cannot stay: another scale belongs to them now": code,
+        },
+        "scales": {"the scale of a code is largest / 448; this is the factor to multiply by": 1 / new},
+    }
+    expect_arrays(got, {"codes": round_to(value / new, E4M3), "scales": new}, usual)
+
+
+def check_linear_backward(answer: Callable) -> None:
+    """Two blocks each way, so that the direction of every tile shows."""
+    rng = np.random.default_rng(8)
+    dy = rng.standard_normal((256, 130)) * np.exp(2 * rng.standard_normal((256, 1))) * np.exp(rng.standard_normal(130))
+    x, weight = rng.standard_normal((256, 3)) * np.exp(rng.standard_normal((256, 1))), rng.standard_normal((130, 3))
+    asked = []
+
+    def tiles(array, rows, columns):
+        asked.append((np.shape(array), rows, columns))
+        return dequantize(quantize(array, (rows, columns), floor=2.0**-100)).astype(float)
+
+    want = {
+        "dx": tiles(dy, 1, 128) @ weight,
+        "dweight": tiles(dy, 128, 1).T @ tiles(x, 128, 1),
+    }
+    usual = {
+        "dx": {
+            "nothing was rounded: dy goes into the product in E4M3, tiles along the sum over F": dy @ weight,
+            "dx sums over out-features: tiles of dy must lie along F, 1 x 128": tiles(dy, 128, 1) @ weight,
+            "blocks of 128 x 128 for dy: tokens with small gradients then share a scale with large ones": (
+                tiles(dy, 128, 128) @ weight
+            ),
+            "the weight has been rounded again in tiles of another shape; its square blocks serve as they are": (
+                tiles(dy, 1, 128) @ tiles(weight, 128, 1)
+            ),
+        },
+        "dweight": {
+            "nothing was rounded: both operands go into the product in E4M3": dy.T @ x,
+            "dweight sums over tokens: tiles of dy must be 128 x 1": tiles(dy, 1, 128).T @ tiles(x, 128, 1),
+            "x is kept in 1 x 128; the sum over tokens needs it turned, 128 x 1": tiles(dy, 128, 1).T @ x,
+            "x must lie in 128 x 1 for a sum over tokens, not in 1 x 128": tiles(dy, 128, 1).T @ tiles(x, 1, 128),
+        },
+    }
+    expect_arrays(answer(dy.copy(), x.copy(), weight.copy(), tiles), want, usual)
+
+
+def check_fp8_linear_from_an_empty_file(answer: Callable) -> None:
+    """Ragged sizes, tokens and features of very different size; tiles of four."""
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((6, 7)) * np.exp(2 * rng.standard_normal((6, 1)))
+    weight, dy = rng.standard_normal((5, 7)), rng.standard_normal((6, 5)) * np.exp(2 * rng.standard_normal((6, 1)))
+    values = float_formats.decode(np.arange(127), E4M3)
+    codes = np.unique(np.concatenate([-values, values]))
+
+    def tiles(array, rows, columns):
+        scales = fine_grained_quantization.largest_of_tiles(array, (rows, columns)) / 448
+        wide = fine_grained_quantization.spread(scales, (rows, columns), array.shape)
+        return round_to(array / wide, E4M3) * wide
+
+    x8, w8 = tiles(x, 1, 4), tiles(weight, 4, 4)
+    want = {"y": x8 @ w8.T, "dx": tiles(dy, 1, 4) @ w8, "dweight": tiles(dy, 4, 1).T @ tiles(x8, 4, 1)}
+    usual = {
+        "y": {
+            "nothing was rounded": x @ weight.T,
+            "x has one scale for the whole matrix; every 1 x 4 numbers have their own": (
+                tiles(x, *x.shape) @ tiles(weight, *weight.shape).T
+            ),
+            "the weight is in 1 x 4; its blocks are square, 4 x 4, so that they serve dx too": (
+                x8 @ tiles(weight, 1, 4).T
+            ),
+            "x is in 4 x 4; a token must not share its scale with others": tiles(x, 4, 4) @ w8.T,
+            "the weight was not rounded": x8 @ weight.T,
+        },
+        "dx": {
+            "dx sums over out-features: tiles of dy are 1 x 4": tiles(dy, 4, 1) @ w8,
+            "dy was not rounded": dy @ w8,
+            "the weight of the product is the rounded one": tiles(dy, 1, 4) @ weight,
+        },
+        "dweight": {
+            "x for the third product is made of the codes that were kept, not of the original": (
+                tiles(dy, 4, 1).T @ tiles(x, 4, 1)
+            ),
+            "x must be turned: rounded again in 4 x 1, along the tokens that are summed": tiles(dy, 4, 1).T @ x8,
+            "dweight sums over tokens: tiles of dy are 4 x 1": tiles(dy, 1, 4).T @ tiles(x8, 4, 1),
+            "dy and x were not rounded": dy.T @ x,
+        },
+    }
+    expect_arrays(answer(x.copy(), weight.copy(), dy.copy(), codes), want, usual)

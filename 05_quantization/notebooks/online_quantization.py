@@ -1,15 +1,23 @@
 # %% [markdown]
 # # May a scale come from the past?
 #
-# Finding the maximum of a tensor costs a pass over it. *Delayed* scaling saves the pass: it takes the scale from the
-# maxima of the last few steps. DeepSeek-V3 pays for the pass, *online*, for every tile. What does it get for that?
-# And what happens when tiles made for the forward pass are needed the other way round in the backward pass?
+# **The question.** To find the largest number of a tensor costs a pass over it before the pass that divides. *Delayed*
+# scaling saves the first pass: it takes the scale from the largest numbers of the last few steps. DeepSeek-V3 pays for
+# the pass, **online**, for every tile. What does it get for that?
+#
+# Two weather services choose a coat for you. One looks at the last sixteen days and picks the coat that the coldest of
+# them needed. It never goes outside. The other opens the window. On most days they agree. Then comes one icy day. The
+# first service sends you out in a light coat, for there was no ice in its book; and then, for sixteen mild days, it
+# makes you wear the heaviest coat that there is.
+#
+# The icy day is a spike in a tensor, one number much larger than usual. Both halves of the story happen to a delayed
+# scale: it is surprised once, and blind afterwards. This notebook sends the spike through both services. And it answers
+# a second question that comes with tiles: what if the backward pass needs them the other way round?
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
-from fine_grained_quantization import dequantize, quantize
-from float_formats import E4M3, E5M6, decode
+from fine_grained_quantization import dequantize, quantize, relative_rms
+from float_formats import E4M3, E5M6, round_to
 from online_quantization import (
     DelayedScale,
     quantize_online,
@@ -20,39 +28,25 @@ from online_quantization import (
     turning_error,
 )
 
-from utils.whiteboard import COLORS, arrow, board, box, matrix, note, use_style
-
-use_style()
-
-# %% [markdown]
-# ## The whiteboard: two ways to get a scale
+# %%
+from utils.drawings_05 import draw_turning, draw_two_scales
+from utils.plots_02 import plot_lines
+from utils.plots_05 import plot_turning
 
 # %%
-fig, ax = board(13, 4.4)
-past = [box(ax, 1.5 + 1.5 * i, 3.3, f"max {i - 3}", "ink", width=1.3) for i in range(3)]
-now = box(ax, 6.6, 3.3, "tensor now", "content", width=2.0)
-delayed = box(ax, 3.0, 1.0, "delayed scale", "shared", width=2.2)
-online = box(ax, 9.6, 1.0, "online scales", "shared", width=2.2)
-for source in past:
-    arrow(ax, source, delayed)
-arrow(ax, now, online, "max of each tile")
-arrow(ax, delayed, (5.9, 2.85), "divide", dashed=True)
-note(ax, 8.0, 3.3, "read twice: for the max,\nthen to divide", "ink", align="left")
-note(ax, 1.5, 4.1, "steps before", "ink")
-plt.show()
+draw_two_scales()
 
 # %% [markdown]
-# ## What a spike does, in five steps
+# ## Numbers to follow with a pencil
 #
-# 1. Let the numbers be of size 1 and let one element of one tensor be $A \gg 448$ times larger.
-# 2. **Delayed, at the spike:** the scale is still about $1/448$ of the usual maximum. The spike is clipped to that
-#    maximum; the others are unharmed. The tensor is wrong exactly where it was unusual.
-# 3. **Delayed, afterwards:** the scale is $A/448$ for as long as the spike is in the history of length $H$. Numbers of
-#    size 1 become $448/A$; below $2^{-10}$ that rounds to zero. For $H$ steps nearly everything is lost.
-# 4. **Online, at the spike:** the same loss, but in the 128 numbers of one tile.
-# 5. **Online, afterwards:** nothing. There is no memory.
+# Three tensors of two numbers: $[0.5, 1]$, then $[0.5, 1000000]$, then $[0.5, 1]$ again. A delayed scale takes the
+# largest number of the tensors *before*.
 #
-# ## Five lines to check it
+# 1. The second tensor is scaled by the first one's maximum: $s = 1/448$. $0.5$ becomes 224 and is read back as 0.5. The
+#    million would be 448 million; it is clipped to 448 and read back as **1**.
+# 2. The third is scaled by the million: $s = 10^6 / 448 = 2232$. $0.5 / s = 0.000224$, far below half of the first step
+#    of E4M3, $2^{-10} = 0.00098$. So $0.5$ is read back as **0**, and so is the 1.
+# 3. That goes on until the million has left the history.
 
 # %%
 delayed = DelayedScale(history=16)
@@ -61,112 +55,183 @@ for largest in (1.0, 1e6, 1.0):
     print(f"tensor [0.5, {largest:g}]   scale {q.scales[0, 0]:.3g}   read back {dequantize(q)[0]}")
 
 # %% [markdown]
-# ## A spike in a stream of forty tensors
+# ## Build it
+
 
 # %%
-stream, delayed = stream_with_spike(n_steps=40, spike_at=12, size=1e6), DelayedScale(history=16)
-past, now = [], []
-for x, ordinary in stream:
-    past.append(report_on(x, delayed.quantize(x), ordinary))
-    now.append(report_on(x, quantize_online(x), ordinary))
-blind = sum(report.error > 0.5 for report in past)
+class NaiveDelayed:
+    """The first service: a book of the last maxima, and no window."""
+
+    def __init__(self, history=16):
+        self.book, self.history = [], history
+
+    def read_back(self, x):
+        usual = max(self.book[-self.history :], default=np.abs(x).max())
+        self.book.append(np.abs(x).max())
+        scale = np.float32(max(usual, 1e-4)) / np.float32(448)
+        return round_to(np.float32(x) / scale, E4M3) * scale
+
 
 # %%
-fig, ax = plt.subplots(figsize=(9.5, 4.2))
-for reports, kind, name in ((past, "draft", "delayed, last 16 maxima"), (now, "content", "online, 1 x 128")):
-    ax.plot([r.error for r in reports], color=COLORS[kind], marker="o", markersize=4, label=name)
-ax.axvline(12, color=COLORS["ink"], linestyle="--", linewidth=1)
-ax.text(11.7, 0.3, "the spike", ha="right", color=COLORS["ink"])
-ax.set(yscale="log", xlabel="step", ylabel="relative error, the spike itself left out")
-ax.set_title(f"One element out of 8,192 blinds the delayed scale for {blind} steps")
-ax.legend()
-plt.show()
+def naive_online(x, width=128):
+    """The second service: every 128 numbers of a row by their own maximum."""
+    cut = x.reshape(len(x), -1, width)
+    scale = np.maximum(np.abs(cut).max(axis=2, keepdims=True), np.float32(1e-4)) / np.float32(448)
+    return (round_to(cut / scale, E4M3) * scale).reshape(x.shape)
+
+
+# %%
+stream, ours, mine = stream_with_spike(n_steps=40, spike_at=12, size=1e6), DelayedScale(16), NaiveDelayed(16)
+for x, _ in stream:
+    assert np.allclose(mine.read_back(x), dequantize(ours.quantize(x)), rtol=1e-6)
+    assert np.allclose(naive_online(x), dequantize(quantize_online(x)), rtol=1e-6)
+print("naive and module agree on forty tensors")
 
 # %% [markdown]
-# The online curve rises once, to the loss of a single tile. The spike here is huge, a million times; E4M3's own range
-# absorbs anything below about ten thousand (see `fine_grained_quantization.ipynb`), for both kinds of scale.
+# ## The derivation
 #
+# Let ordinary numbers be of size 1 and one number of one tensor be $A \gg 448$ times larger.
+#
+# 1. **Delayed, at the spike.** The scale is still that of the usual maximum. The spike is clipped to it, the others are
+#    unharmed: the tensor is wrong exactly where it was unusual.
+# 2. **Delayed, afterwards.** The scale is $A / 448$ for as long as the spike is in the history, $H$ steps. Numbers of
+#    size 1 become $448 / A$, and below $2^{-10}$ that is zero. For $H$ steps nearly everything is lost.
+# 3. **Online, at the spike.** The same loss, but in the 128 numbers of one tile.
+# 4. **Online, afterwards.** Nothing. There is no memory.
+#
+# ## The experiment: one icy day
+
+# %%
+past, now, delayed = [], [], DelayedScale(history=16)
+for x, ordinary in stream:
+    past.append(report_on(x, delayed.quantize(x), ordinary).error)
+    now.append(report_on(x, quantize_online(x), ordinary).error)
+blind = int(np.sum(np.array(past) > 0.5))
+title = f"One number out of 8,192 blinds the delayed scale for {blind} steps"
+curves = {"delayed, last 16 maxima": (range(40), past), "online, 1 x 128": (range(40), now)}
+plot_lines(curves, ["wrong", "content"], title, "step", "relative error, spike left out", log="y", ylim=(0.02, 8))
+
+# %% [markdown]
+# The online curve rises once, by the loss of a single tile. The spike is huge, a million times; E4M3's own reach
+# absorbs anything below some ten thousand (`fine_grained_quantization`), for both kinds of scale.
+#
+# ## Change this, predict, run
+#
+# A cautious service takes four times the largest number of the past ("a margin"). And an anxious one shortens its book
+# to four days. Predict for each: what happens *at* the spike, and for how long is it blind? Is either as good as
+# opening the window?
+#
+# <details><summary>Afterwards</summary>
+#
+# The margin gives room for growth up to four times; a million is clipped as before, and it is blind for as long. For
+# that room every ordinary step has two powers of two less at the bottom (not seen here, where nothing is that small).
+# The short book is blind for four steps, but forgets slow growth sooner as well. Neither sees today.
+#
+# </details>
+
+
+# %%
+class Margin(NaiveDelayed):
+    def read_back(self, x):
+        usual = 4 * max(self.book[-self.history :], default=np.abs(x).max())
+        self.book.append(np.abs(x).max())
+        scale = np.float32(usual) / np.float32(448)
+        return round_to(np.float32(x) / scale, E4M3) * scale
+
+
+for name, service in {"margin of 4": Margin(16), "book of 4 days": NaiveDelayed(4)}.items():
+    errors = [relative_rms(x[ordinary], service.read_back(x)[ordinary]) for x, ordinary in stream]
+    print(f"{name:14} at the spike {errors[12]:.1%}, the step after {errors[13]:.0%}, blind for", end=" ")
+    print(f"{np.sum(np.array(errors) > 0.5)} steps")
+
+# %% [markdown]
 # ## Turning the tiles
 #
-# The weight gradient $dW = dY^\top X$ sums over tokens, so $X$ is needed in tiles of 128 x 1. What was kept are codes
-# in tiles of 1 x 128.
+# The weight's gradient $dW = dY^\top X$ sums over tokens, so $X$ is needed in tiles of 128 x 1. What was kept from the
+# forward pass are codes in tiles of 1 x 128.
 
 # %%
-fig, ax = board(13, 4.6)
-x = np.abs(np.random.default_rng(5).standard_normal((4, 4)))
-a = matrix(ax, 0.6, 3.6, x, "content", cell=0.6, label="codes in 1 x 4")
-matrix(ax, 3.3, 3.6, x.max(axis=1, keepdims=True), "shared", cell=0.6)
-b = matrix(ax, 8.4, 3.6, x, "content", cell=0.6, label="codes in 4 x 1")
-matrix(ax, 8.4, 0.9, x.max(axis=0, keepdims=True), "shared", cell=0.6)
-for i in range(5):
-    ax.plot([0.6, 3.0], [3.6 - 0.6 * i] * 2, color=COLORS["ink"], lw=1.5)
-    ax.plot([8.4 + 0.6 * i] * 2, [1.2, 3.6], color=COLORS["ink"], lw=1.5)
-arrow(ax, (4.3, 2.4), (8.2, 2.4))
-note(ax, 6.2, 2.9, "read back, scale anew,\nround again")
-note(ax, 11.9, 2.4, "rounded twice,\nunless both scales\nare powers of two", "draft")
-plt.show()
+draw_turning()
+
+
+# %%
+def naive_turn(x, fmt, power_of_two):
+    """Round in rows, read back, round in columns; returns both."""
+
+    def round_along(x, axis):
+        scale = np.maximum(np.abs(x).max(axis=axis, keepdims=True), np.float32(1e-4)) / np.float32(fmt.largest)
+        if power_of_two:
+            scale = np.float32(2.0) ** np.ceil(np.log2(scale))
+        return round_to(x / scale, fmt) * scale
+
+    once = round_along(x, 1)
+    return once, round_along(once, 0)
+
+
+# %%
+x = spread_activations(128, 128)
+q = quantize(x, (1, 128), E5M6, power_of_two=True)
+once, twice = naive_turn(x, E5M6, power_of_two=True)
+assert np.array_equal(once, dequantize(q))
+assert np.array_equal(twice, dequantize(turn_tiles(q, power_of_two=True)))
+print("naive and module agree")
 
 # %% [markdown]
-# With scales $s$ and $s'$ the new code is $\mathrm{round}(q\,s/s')$. If $s/s' = 2^n$, the mantissa of $q$ stays as it
-# is, and rounding does nothing, unless the new code is subnormal. That needs an element smaller than its column's
-# maximum by more than the format's normal range: $2^{15}$ in E4M3, but $2^{30}$ in E5M6.
+# With scales $s$ and $s'$ the new code is $\text{round}(q\, s / s')$. If $s / s' = 2^n$, the mantissa of $q$ stays as
+# it is and rounding does nothing, *unless* the new code is subnormal. That needs a number smaller than its column's
+# maximum by more than the format's normal reach: $2^{15}$ in E4M3, $2^{30}$ in E5M6.
 
 # %%
 x, rows = spread_activations(spread=1.5), {}
 for fmt in (E4M3, E5M6):
     for power_of_two in (False, True):
-        name = f"{fmt.name}, {'2^n' if power_of_two else 'float32'} scales"
+        name = f"{fmt.name}, {'2ⁿ' if power_of_two else 'any'} scales"
         rows[name] = turning_error(x, fmt, power_of_two=power_of_two)
-        print(f"{name:22} values changed {rows[name][0]:8.4%}   error {rows[name][1]:.3%} -> {rows[name][2]:.3%}")
-
-# %%
-places, e5m6 = np.arange(len(rows))[::-1], rows["E5M6, 2^n scales"]
-assert e5m6[0] == 0
-assert e5m6[1] == e5m6[2]
-
-# %%
-fig, ax = plt.subplots(figsize=(9, 3.8))
-for shift, column, kind, label in ((0.2, 1, "content", "rounded once"), (-0.2, 2, "draft", "after turning")):
-    ax.barh(places + shift, [row[column] for row in rows.values()], 0.38, color=COLORS[kind], label=label)
-for place, row in zip(places, rows.values()):
-    ax.text(max(row[1:]) * 1.05, place, f"{row[0]:.1%} of the values changed", va="center", fontsize=10)
-ax.set_yticks(places, list(rows))
-ax.set(xscale="log", xlabel="mean |error| / |x|", xlim=(1e-3, 0.3))
-ax.grid(axis="y", visible=False)
-ax.set_title("E5M6 with powers of two turns without changing a value")
-ax.legend(loc="lower right")
-plt.show()
+        print(f"{name:18} values changed {rows[name][0]:8.4%}   error {rows[name][1]:.3%} -> {rows[name][2]:.3%}")
+assert rows["E5M6, 2ⁿ scales"][0] == 0
+plot_turning(rows, "E5M6 with powers of two turns without changing a value")
 
 # %% [markdown]
-# The same holds for E4M3 but for its subnormals, which this data, with tokens and channels of very different size, was
-# made to provoke. The report uses E5M6 for one tensor, the input of the linear layer after attention, because
-# attention's own backward pass reads it too and is sensitive. It gives only the widths of the format; the layout of its
-# top (infinity and NaN as in IEEE) is our assumption, and plays no role here.
+# The same holds for E4M3 but for its subnormal numbers, which these tensors, with tokens and channels of very different
+# size, were made to provoke. The report uses E5M6 for one tensor, the input of the linear layer after attention, since
+# attention's own backward pass reads it too and is sensitive. It gives the widths of the format only; the layout of its
+# top is our assumption, and plays no role here.
 #
-# A power-of-two scale is up to twice too large and wastes up to one binade at the top. It costs no accuracy for normal
-# numbers: dividing by it changes exponents only.
+# A scale that is a power of two is up to twice too large, and wastes up to one power of two at the top. It costs no
+# accuracy for normal numbers: dividing by it changes exponents only.
 #
-# ## What we have, and what comes next
+# ## What you can now do
 #
-# All the parts. Next: one linear layer with three FP8 products, and a network trained with it:
-# `mixed_precision.ipynb`.
+# Say what a scale from the past does on the day of a spike and on the days after; compute scales online; turn tiles for
+# the backward pass, and say when that changes nothing.
 #
 # ## Exercises
 #
-# **1.** Delayed scaling with a margin: take four times the largest maximum of the past. What gets better, what worse?
+# Graded: `turn_tile` (`make check CH=05`). By thought alone:
+#
+# 1. A tensor grows slowly, by one percent a step. How does a delayed scale with a history of 16 fare?
 #
 # <details><summary>Solution</summary>
 #
-# Growth up to 4 is no longer clipped, and two binades at the bottom are given up for it: elements 7,168 times smaller
-# than the maximum become subnormal, not 28,672 times. A spike of a million is clipped as before.
+# The largest of the past is always that of the step before, so the present maximum is clipped by one percent, less than
+# a rounding. Delayed scaling is made for exactly this case; it is the sudden one that it cannot see.
 #
 # </details>
 #
-# **2.** Why do weights not need to be turned?
+# 2. Why do weights not need to be turned?
 #
 # <details><summary>Solution</summary>
 #
-# A 128 x 128 block is square: read the other way round it is a 128 x 128 block with the same maximum, so the same scale
-# and the same codes.
+# A block of 128 x 128 is square: read the other way round it is a block of 128 x 128 with the same maximum, so the same
+# scale and the same codes.
+#
+# </details>
+#
+# 3. Which tensor of a training step could safely use a delayed scale?
+#
+# <details><summary>Solution</summary>
+#
+# A weight: it moves by a learning rate a step and cannot jump. But then its maximum is cheap to keep as well, since it
+# is cast once a step and used in many products.
 #
 # </details>
