@@ -88,8 +88,8 @@ CH ?= 01
 check: setup  ## grade your exercises: make check CH=02
 	@$(PY) -m utils.exercises $(CH)
 
-bench: setup  ## side-by-side timings against transformers, as ratios of one run
-	@$(PY) -m benchmarks
+bench: setup  ## side-by-side timings against transformers, as ratios of one run; some of them: make bench B="decode serving"
+	@$(PY) -m benchmarks $(B)
 
 profile: setup  ## what a training step and a decoded token spend their time on, and what bounds them
 	@$(PY) -m benchmarks.profile

@@ -1,12 +1,12 @@
-"""`make bench`: every comparison in one run."""
+"""`make bench`: every comparison in one run; python -m benchmarks decode serving: those alone."""
 
-from benchmarks import decode, engine, loading, numpy_model, products, serving, training
+from benchmarks import asking, decode, engine, loading, numpy_model, products, serving, training
+
+PARTS = {
+    part.__name__.split(".")[-1]: part.main
+    for part in (training, products, decode, engine, serving, loading, numpy_model)
+}
 
 if __name__ == "__main__":
-    training.main()
-    products.main()
-    decode.main()
-    engine.main()
-    serving.main()
-    loading.main()
-    numpy_model.main()
+    for chosen in asking.read_values(__doc__, "PART", asking.one_of(list(PARTS))) or PARTS:
+        PARTS[chosen]()

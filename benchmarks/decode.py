@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.asking import read_values
 from benchmarks.loading import write_checkpoint
 from benchmarks.machine import interleave, median_ratio, read_bandwidth
 from benchmarks.peers import Setting, make_peer, nano
@@ -215,4 +216,5 @@ def main(rounds: int = 9) -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

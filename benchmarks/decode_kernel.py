@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.asking import read_values
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.decode_step import DecodeStep, Rows
 from deepseek_v3.model.cache import LatentCache
@@ -105,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.asking import read_values
 from benchmarks.decode import NARROW
 from benchmarks.peers import nano
 from deepseek_v3.engine.decode_step import DecodeStep, Rows
@@ -57,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

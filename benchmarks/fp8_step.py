@@ -4,11 +4,12 @@ Forward and backward pass of one micro-batch and the update, in turns, the best 
 time of one thread: what other programs take does not count.
 """
 
-import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
+from benchmarks.asking import one_of, read_values
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.packing import Batch
 from deepseek_v3.model.fp8_products import use_fp8_products
@@ -49,10 +50,10 @@ class Contender:
         return time.process_time() - started
 
 
-def main(rounds: int = 5) -> None:
+def main(presets: Sequence[str] = (), rounds: int = 5) -> None:
     """Print a line a preset."""
     torch.set_num_threads(1)
-    for preset in sys.argv[1:] or SHAPES:
+    for preset in presets or SHAPES:
         contenders = {precision: Contender(preset, precision) for precision in ("bf16", "fp8")}
         best = dict.fromkeys(contenders, float("inf"))
         for _ in range(rounds):
@@ -67,4 +68,4 @@ def main(rounds: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(read_values(__doc__, "PRESET", one_of(list(SHAPES))))

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.asking import read_values
 from benchmarks.machine import seconds
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.weights.digests import Piece, cut_file
@@ -160,4 +161,5 @@ def main(rounds: int = 9) -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import deepseek_v3  # before PyTorch is imported, as its users do
+from benchmarks.asking import read_values
 
 PROMPT, TOKENS, ROUNDS = 128, 64, 7
 AIM = 0.8  # of the speed of one quiet thread
@@ -91,4 +92,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.asking import read_values
 from deepseek_v3 import ModelConfig, RoutingRecord, load
 from deepseek_v3.training.balance import LoadCounter
 from deepseek_v3.training.loss import pretraining_loss
@@ -128,4 +129,4 @@ def main(rounds: int = 7) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    main(*read_values(__doc__, "ROUNDS", int)[:1])

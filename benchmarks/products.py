@@ -6,6 +6,7 @@ little they differ says where a training step gains: in what lies between the pr
 
 import torch
 
+from benchmarks.asking import read_values
 from benchmarks.machine import interleave
 from deepseek_v3.native.build import have_kernels, run_kernel
 
@@ -45,4 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.asking import read_values
 from benchmarks.decode import PROMPT, bytes_per_step
 from benchmarks.machine import has_fast_bf16, product_rates, read_bandwidth, seconds
 from benchmarks.peers import nano
@@ -127,4 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

@@ -8,6 +8,7 @@ activations of one block at a time again; the largest block is the third figure.
 import torch
 from torch import Tensor, nn
 
+from benchmarks.asking import read_values
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.packing import Batch
 from deepseek_v3.model.block import Block
@@ -76,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()

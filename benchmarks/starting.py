@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.asking import read_values
+
 SIZES_MB = (0.02, 20, 200, 2000)
 ROWS = 1_000_000
 STEP = "--preset demo --steps 1 --batch-size 2 --micro-batch 2 --eval-kilobytes 4 --precision fp32 --sample-prompts x"
@@ -68,4 +70,4 @@ def report(name: str, data: Path, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(tuple(map(float, sys.argv[1:])) or SIZES_MB)
+    main(tuple(read_values(__doc__, "MB", float)) or SIZES_MB)

@@ -18,6 +18,7 @@ from multiprocessing import get_context
 import torch
 from torch.nn import functional as F
 
+from benchmarks.asking import read_values
 from benchmarks.machine import has_fast_bf16, interleave, median_ratio, product_rates
 from benchmarks.peers import Setting, make_peer, nano, tell_compiling
 from deepseek_v3.model.cache import LatentCache
@@ -165,4 +166,5 @@ def main(rounds: int = 7) -> None:
 
 
 if __name__ == "__main__":
+    read_values(__doc__)
     main()
