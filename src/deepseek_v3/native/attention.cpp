@@ -52,7 +52,7 @@ template <typename T> struct Head {
     const Sizes& z;
     long b, h;
     const T* key_value(long t) const { return in.key_value + ((b * z.keys + t) * z.heads + h) * (z.content + z.value); }
-    Rows<T> values() const { return {key_value(0) + z.content, z.heads * (z.content + z.value)}; }
+    MatrixRows<T> values() const { return {key_value(0) + z.content, z.heads * (z.content + z.value)}; }
     void fill_keys(long n, T* to) const {
         for (long t = 0; t < n; t++, to += z.template row<T>()) {
             memcpy(to, key_value(t), sizeof(T) * z.content);
@@ -74,10 +74,10 @@ template <typename T> struct Head {
     }
 };
 
-template <typename T> void pack_all(Rows<T> rows, long k, long n, T* to) {
+template <typename T> void pack_all(MatrixRows<T> rows, long k, long n, T* to) {
     for (long j = 0; j < n; j += PANEL) pack_panel<T>(rows, k, j, n, to + panel_at<T>(j, k));
 }
-template <typename T> void pack_all_transposed(Rows<T> rows, long k, long n, T* to) {
+template <typename T> void pack_all_transposed(MatrixRows<T> rows, long k, long n, T* to) {
     for (long j = 0; j < n; j += PANEL) pack_panel_transposed<T>(rows, k, j, n, to + panel_at<T>(j, k));
 }
 
@@ -118,7 +118,7 @@ template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Size
             Head<T> head{in, z, task % heads / z.heads, task % heads % z.heads};
             long keys = z.keys - z.queries + std::min(last * BLOCK<T>, z.queries);
             head.fill_keys(keys, k);
-            pack_all_transposed(Rows<T>{k, R}, W, keys, k_panels);
+            pack_all_transposed(MatrixRows<T>{k, R}, W, keys, k_panels);
             pack_all(head.values(), keys, U, v_panels);
             for (long block = first; block < last; block++) {
                 long start = block * BLOCK<T>, n = std::min(BLOCK<T>, z.queries - start), seen = z.keys - z.queries + start + n;
@@ -142,7 +142,7 @@ template <typename T> void forward(Inputs<T> in, T* out, float* logs, const Size
 }
 
 // sum[m, n] += sum_k a[k][m] b[k][n]
-template <typename T> void add_outer(Rows<T> a, long m, const T* b_panels, long n, long k, T* tile, float* sum) {
+template <typename T> void add_outer(MatrixRows<T> a, long m, const T* b_panels, long n, long k, T* tile, float* sum) {
     for (long i = 0; i < m; i += TILE<T>) multiply_transposed_tile(a, k, i, m, b_panels, n, tile, sum + i * n, true);
 }
 
@@ -202,9 +202,9 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
         for (long task = 0; task < heads; task++) {
             Head<T> head{in, z, task / z.heads, task % z.heads};
             head.fill_keys(z.keys, k);
-            pack_all_transposed(Rows<T>{k, R}, W, z.keys, k_turned);
+            pack_all_transposed(MatrixRows<T>{k, R}, W, z.keys, k_turned);
             pack_all_transposed(head.values(), U, z.keys, v_turned);
-            pack_all(Rows<T>{k, R}, z.keys, W, k_panels);
+            pack_all(MatrixRows<T>{k, R}, z.keys, W, k_panels);
             memset(dk, 0, 4 * z.keys * W);
             memset(dv, 0, 4 * z.keys * U);
             for (long start = 0; start < z.queries; start += BLOCK<T>) {
@@ -226,10 +226,10 @@ void backward(Inputs<T> in, const T* out, const float* logs, const T* dout, T* d
                     scale_row(dq + i * W, 1.f, z.content, to);
                     turn_row(dq + i * W + z.content, in.cos + at, in.sin + at, -1.f, z.rotary, to + z.content);
                 }
-                pack_all(Rows<T>{q, R}, n, W, q_panels);
-                pack_all(Rows<T>{d, V}, n, U, d_panels);
-                add_outer(Rows<T>{p, room}, seen, d_panels, U, n, tile, dv);
-                add_outer(Rows<T>{ds, room}, seen, q_panels, W, n, tile, dk);
+                pack_all(MatrixRows<T>{q, R}, n, W, q_panels);
+                pack_all(MatrixRows<T>{d, V}, n, U, d_panels);
+                add_outer(MatrixRows<T>{p, room}, seen, d_panels, U, n, tile, dv);
+                add_outer(MatrixRows<T>{ds, room}, seen, q_panels, W, n, tile, dk);
             }
             for (long t = 0; t < z.keys; t++) {
                 T* to = dkey_value + (head.key_value(t) - in.key_value);

@@ -142,12 +142,14 @@ template <typename T, typename S> void forward(const T* x, const float* w, Weigh
 
 // dW[o, i] = sum over a run's rows of a[row][o] b[row][i], for o of one task; in FP32, rounded at the end.
 template <typename T, typename S>
-void outer_product(Rows<T> a, Rows<T> b, long rows, long o0, long o1, long out, long in, S* dw, T* panels, T* tile, float* sum) {
+void outer_product(MatrixRows<T> a, MatrixRows<T> b, long rows, long o0, long o1, long out, long in, S* dw, T* panels, T* tile, float* sum) {
     long deep = 2 * DEPTH;
     float* to = sizeof(S) == 4 ? (float*)dw + o0 * in : sum;
     for (long p = 0; p < rows; p += deep) {
         long k = std::min(deep, rows - p);
-        auto from = [p](Rows<T> m) { return m.index ? Rows<T>{m.data, m.stride, m.index + p} : Rows<T>{m.data + p * m.stride, m.stride}; };
+        auto from = [p](MatrixRows<T> m) {
+            return m.index ? MatrixRows<T>{m.data, m.stride, m.index + p} : MatrixRows<T>{m.data + p * m.stride, m.stride};
+        };
         for (long j = 0; j < in; j += PANEL) pack_panel<T>(from(b), k, j, in, panels + panel_at<T>(j, k));
         for (long i = o0; i < o1; i += TILE<T>) multiply_transposed_tile(from(a), k, i, out, panels, in, tile, to + (i - o0) * in, p > 0);
     }
@@ -181,8 +183,8 @@ void gate_rows_back(const T* gate_up, const float* w_row, const float* dh, long 
 // A panel of gate above up, as one matrix of 2F rows: the two gradients of x add up in the product.
 template <typename T, typename S> void pack_up_back(const Weights<S>& weight, long e, long column, const Sizes& z, T* to) {
     long D = z.width, F = z.hidden;
-    pack_panel<T>(Rows<S>{weight.gate + e * weight.up_stride, D}, F, column, D, to, F);
-    pack_panel<T>(Rows<S>{weight.up + e * weight.up_stride, D}, F, column, D, to + F * PANEL, round_up(2 * F, GRAIN<T>) - F);
+    pack_panel<T>(MatrixRows<S>{weight.gate + e * weight.up_stride, D}, F, column, D, to, F);
+    pack_panel<T>(MatrixRows<S>{weight.up + e * weight.up_stride, D}, F, column, D, to + F * PANEL, round_up(2 * F, GRAIN<T>) - F);
 }
 
 template <typename T, typename S> void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
@@ -214,7 +216,7 @@ template <typename T, typename S> void backward(const T* x, const float* w, Weig
             if (!counts[e]) continue;
             if (j < ups) pack_up_back(weight, e, j * PANEL, z, to + panel_at<T>(j * PANEL, 2 * F));
             else
-                pack_panel<T>(Rows<S>{weight.down + e * weight.down_stride, F}, D, (j - ups) * PANEL, F,
+                pack_panel<T>(MatrixRows<S>{weight.down + e * weight.down_stride, F}, D, (j - ups) * PANEL, F,
                               to + up_size + panel_at<T>((j - ups) * PANEL, D));
         }
 #pragma omp for schedule(dynamic)
@@ -232,14 +234,14 @@ template <typename T, typename S> void backward(const T* x, const float* w, Weig
         for (long task = 0; task < z.experts * parts; task++) {
             long e = task / parts, part = task % parts, start = 0, n = counts[e];
             for (long i = 0; i < e; i++) start += counts[i];
-            auto picked = [&](const T* m) { return token ? Rows<T>{m, D, token + start} : Rows<T>{m + start * D, D}; };
+            auto picked = [&](const T* m) { return token ? MatrixRows<T>{m, D, token + start} : MatrixRows<T>{m + start * D, D}; };
             bool of_down = part < down_parts, is_up = part >= down_parts + up_parts;
             long o = (of_down ? part : part - down_parts - is_up * up_parts) * HEIGHT;
             if (of_down)
-                outer_product(picked(dy), Rows<T>{h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F, d.down + e * weight.down_stride, b_panels,
-                              tile, sum);
+                outer_product(picked(dy), MatrixRows<T>{h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F, d.down + e * weight.down_stride,
+                              b_panels, tile, sum);
             else
-                outer_product(Rows<T>{dgu + start * 2 * F + is_up * F, 2 * F}, picked(x), n, o, std::min(o + HEIGHT, up_rows), up_rows, D,
+                outer_product(MatrixRows<T>{dgu + start * 2 * F + is_up * F, 2 * F}, picked(x), n, o, std::min(o + HEIGHT, up_rows), up_rows, D,
                               (is_up ? d.up : d.gate) + e * weight.up_stride, b_panels, tile, sum);
         }
     }

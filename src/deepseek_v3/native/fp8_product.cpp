@@ -45,12 +45,12 @@ void pack_chunk(const Operand& b, Sizes z, long t, long n0, long width, bf16* li
         for (long j = 0; j < width; j += PANEL) {
             const long count = std::min<long>(PANEL, width - j);
             for (long i = 0; i < count; i++) b.read(n0 + j + i, t * DEEP, k, lines + i * DEEP);
-            pack_panel_transposed<bf16>(Rows<bf16>{lines, DEEP}, k, 0, count, panels + panel_at<bf16>(n0 + j, k));
+            pack_panel_transposed<bf16>(MatrixRows<bf16>{lines, DEEP}, k, 0, count, panels + panel_at<bf16>(n0 + j, k));
         }
         return;
     }
     for (long p = 0; p < k; p++) b.read(n0, t * DEEP + p, width, lines + p * WIDE);
-    for (long j = 0; j < width; j += PANEL) pack_panel<bf16>(Rows<bf16>{lines, WIDE}, k, j, width, panels + panel_at<bf16>(n0 + j, k));
+    for (long j = 0; j < width; j += PANEL) pack_panel<bf16>(MatrixRows<bf16>{lines, WIDE}, k, j, width, panels + panel_at<bf16>(n0 + j, k));
 }
 
 // Keeps the compiler from fusing a product with the sum that follows.
@@ -85,8 +85,8 @@ void multiply_along_rows(const Operand& a, Sizes z, long t, long m0, long height
     bf16* rows = w.rows.as<bf16>();
     for (long p = 0; p < z.depth(t); p++) a.read(m0, t * DEEP + p, height, rows + p * HIGH);
     for (long i = 0; i < height; i += TILE<bf16>)
-        multiply_transposed_tile(Rows<bf16>{rows, HIGH}, z.depth(t), i, height, panels, width, w.tile.as<bf16>(), w.part.as<float>() + i * width,
-                                 false);
+        multiply_transposed_tile(MatrixRows<bf16>{rows, HIGH}, z.depth(t), i, height, panels, width, w.tile.as<bf16>(),
+                                 w.part.as<float>() + i * width, false);
 }
 
 template <typename Out> void multiply_unit(const Operand& a, Sizes z, long m0, long n0, const bf16* panels, long panels_of_tile, const float* b_scale,

@@ -42,10 +42,10 @@ template <typename T, typename S> void head_loss(const T* h, const S* w, const i
         Scratch tile_memory(sizeof(T) * tile_size<T>(chunk));
         T* tile = tile_memory.as<T>();
 #pragma omp for
-        for (long j = 0; j < vocab; j += PANEL) pack_panel_transposed<T>(Rows<S>{w, width}, width, j, vocab, up + panel_at<T>(j, width));
+        for (long j = 0; j < vocab; j += PANEL) pack_panel_transposed<T>(MatrixRows<S>{w, width}, width, j, vocab, up + panel_at<T>(j, width));
         if (gradient) {
 #pragma omp for
-            for (long j = 0; j < width; j += PANEL) pack_panel<T>(Rows<S>{w, width}, vocab, j, width, down + panel_at<T>(j, vocab));
+            for (long j = 0; j < width; j += PANEL) pack_panel<T>(MatrixRows<S>{w, width}, vocab, j, width, down + panel_at<T>(j, vocab));
         }
         for (long first = 0; first < rows; first += chunk) {
             long n = std::min(chunk, rows - first);
@@ -63,10 +63,11 @@ template <typename T, typename S> void head_loss(const T* h, const S* w, const i
             }
             if (!gradient) continue;
 #pragma omp for
-            for (long j = 0; j < width; j += PANEL) pack_panel<T>(Rows<T>{h + first * width, width}, n, j, width, h_panels + panel_at<T>(j, n));
+            for (long j = 0; j < width; j += PANEL) pack_panel<T>(MatrixRows<T>{h + first * width, width}, n, j, width, h_panels + panel_at<T>(j, n));
 #pragma omp for
             for (long t = 0; t < tiles; t++)
-                multiply_transposed_tile(Rows<T>{logits, vocab}, n, t * TILE<T>, vocab, h_panels, width, tile, sum + t * TILE<T> * width, first > 0);
+                multiply_transposed_tile(MatrixRows<T>{logits, vocab}, n, t * TILE<T>, vocab, h_panels, width, tile, sum + t * TILE<T> * width,
+                                         first > 0);
         }
         if (gradient && sizeof(S) == 2) {
 #pragma omp for

@@ -21,7 +21,7 @@ void multiply_by_weight(const T* x, Matrix<S> weight, T* y, long rows, long out,
         for (long j = 0; j < out; j += PANEL) {
             T* to = panels + panel_at<T>(j, in);
             if (transposed) packer.pack(weight, in, j, out, to);
-            else if constexpr (sizeof(S) > 1) pack_panel<T>(Rows<S>{weight.data, out}, in, j, out, to);
+            else if constexpr (sizeof(S) > 1) pack_panel<T>(MatrixRows<S>{weight.data, out}, in, j, out, to);
         }
         // Each thread has tiles of its own, as many as the others, and takes them a block at a time.
         long tiles = (rows + TILE<T> - 1) / TILE<T>, thread = omp_get_thread_num(), all = omp_get_num_threads();
@@ -44,11 +44,11 @@ template <typename T, typename S> void weight_gradient(const T* dy, const T* x, 
         for (long p = 0; p < rows; p += deep) {
             long k = std::min(deep, rows - p);
 #pragma omp for
-            for (long j = 0; j < in; j += PANEL) pack_panel<T>(Rows<T>{x + p * in, in}, k, j, in, panels + panel_at<T>(j, k));
+            for (long j = 0; j < in; j += PANEL) pack_panel<T>(MatrixRows<T>{x + p * in, in}, k, j, in, panels + panel_at<T>(j, k));
 #pragma omp for
             for (long t = 0; t < tiles; t++) {
                 long i = t * TILE<T>;
-                multiply_transposed_tile(Rows<T>{dy + p * out, out}, k, i, out, panels, in, tile, sum + i * in, p > 0);
+                multiply_transposed_tile(MatrixRows<T>{dy + p * out, out}, k, i, out, panels, in, tile, sum + i * in, p > 0);
             }
         }
         if (sizeof(S) == 2) {

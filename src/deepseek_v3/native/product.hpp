@@ -74,7 +74,7 @@ template <typename From> inline void pair_rows(const From* even, const From* odd
 }
 
 // Rows of a matrix, perhaps picked by an index.
-template <typename T> struct Rows {
+template <typename T> struct MatrixRows {
     const T* data;
     long stride;
     const int64_t* index = nullptr;
@@ -88,7 +88,7 @@ template <typename T> void clear_edges(long k, int width, long room, T* to) {
 }
 
 // One panel of B[k, n] = rows[k][n], from column n0 on. `room`: rows to fill, if not as many as a panel of k rows has.
-template <typename T, typename From> void pack_panel(Rows<From> rows, long k, long n0, long n, T* to, long room = 0) {
+template <typename T, typename From> void pack_panel(MatrixRows<From> rows, long k, long n0, long n, T* to, long room = 0) {
     int width = int(std::min<long>(PANEL, n - n0));
     clear_edges(k, width, room ? room : round_up(k, GRAIN<T>), to);
     for (long p = 0; p < k; p += STEP<T>) {
@@ -123,7 +123,7 @@ inline void transpose(__m512i r[16]) {
 #endif
 
 // One panel of B[k, n] = columns[n][k]: the transpose of a weight [out, in], for y = x W^T.
-template <typename T, typename From> void pack_panel_transposed(Rows<From> columns, long k, long n0, long n, T* to) {
+template <typename T, typename From> void pack_panel_transposed(MatrixRows<From> columns, long k, long n0, long n, T* to) {
     int width = int(std::min<long>(PANEL, n - n0));
     clear_edges(k, width, round_up(k, GRAIN<T>), to);
     long p = 0;
@@ -167,14 +167,14 @@ template <typename T, typename S> class WeightPacker {
         if constexpr (CODES) {
             long n = std::min<long>(PANEL, out - n0);
             decode_rows(weight, in, n0, n, tables, lines.as<T>());
-            pack_panel_transposed<T>(Rows<T>{lines.as<T>(), in}, in, 0, n, to);
-        } else pack_panel_transposed<T>(Rows<S>{weight.data, in}, in, n0, out, to);
+            pack_panel_transposed<T>(MatrixRows<T>{lines.as<T>(), in}, in, 0, n, to);
+        } else pack_panel_transposed<T>(MatrixRows<S>{weight.data, in}, in, n0, out, to);
     }
 };
 
 // Tile of A[m, k] = rows[k][m]: the transpose of rows that run along m, for a gradient dy^T x. Without AMX a tile may be
 // written up to LANES - TILE words beyond its end.
-template <typename T> void pack_tile(Rows<T> rows, long k, long m0, long m, T* to) {
+template <typename T> void pack_tile(MatrixRows<T> rows, long k, long m0, long m, T* to) {
     int height = int(std::min<long>(TILE<T>, m - m0));
 #if HAVE_AMX
     if constexpr (BY_AMX<T>) {  // blocks of 32 k, of two times 16 rows by 32 k
@@ -271,7 +271,8 @@ void multiply(long m, long n, long k, const T* a, long a_stride, const T* panels
 }
 
 // sum[m0.., n] = or += sum_k a[k][m0..] B[k, n]: one tile's rows of A^T B, B in panels.
-template <typename T> void multiply_transposed_tile(Rows<T> a, long k, long m0, long m, const T* panels, long n, T* tile, float* sum, bool add) {
+template <typename T>
+void multiply_transposed_tile(MatrixRows<T> a, long k, long m0, long m, const T* panels, long n, T* tile, float* sum, bool add) {
     pack_tile(a, k, m0, m, tile);
     int height = int(std::min<long>(TILE<T>, m - m0));
 #if HAVE_AMX
