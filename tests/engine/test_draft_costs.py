@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepseek_v3.engine import engine as engine_module
-from deepseek_v3.engine.draft_costs import ENOUGH, StepCosts
+from deepseek_v3.engine.draft_costs import COLD, ENOUGH, StepCosts
 from deepseek_v3.engine.engine import Engine
 from deepseek_v3.engine.request import EngineOptions, Request
 from deepseek_v3.engine.sampler import SamplingRule
@@ -63,12 +63,28 @@ def test_it_is_never_a_loss_and_a_gain_where_there_is_one(rows, main, wrong):
     assert all(s.text == [(6 + i) % 29 for i in range(400)] for s in sequences)
 
 
+def test_an_engine_that_begins_slowly_is_no_reason_to_draft():
+    def serve_slowly(drafts: int) -> tuple[float, list[int]]:
+        engine = Engine(count_on(1, 0, **LONG), EngineOptions(n_blocks=16, block_size=32))
+        slow = iter([8.0, 4.0, 3.0, 2.5, 2.0, 1.8, 1.6, 1.4])
+        meter = Meter(engine, lambda n: n * next(slow, 1.0), lambda n: 0.6 * n)
+        sequence = engine.admit(Request([5], max_new_tokens=400, adaptive=True, drafts=drafts))
+        while engine.sequences:
+            engine.step()
+        return meter.now, sequence.statistics.drafted
+
+    plain, _ = serve_slowly(0)
+    adaptive, drafted = serve_slowly(1)
+    assert sum(drafted) < 16
+    assert adaptive < 1.1 * plain
+
+
 def test_drafts_are_as_deep_as_each_one_pays_but_every_module_reads_or_none():
     _, (deep,) = serve(count_on(1, 0, **LONG), lambda n: 4 + 0.1 * n, lambda n: 0.05 * n, drafts=3)
     assert deep.statistics.tokens_per_step > 3.5  # one module, from its own output on
     costs = StepCosts()
     costs.now = (1, 0)
-    for seconds in [4.0] * ENOUGH:
+    for seconds in [90.0] * COLD + [4.0] * ENOUGH:
         costs.observe(1, 0, seconds)
     for seconds in [6.0] * ENOUGH:
         costs.observe(1, 1, seconds)  # a draft must become text every other time
@@ -147,8 +163,8 @@ def test_a_drawn_request_with_a_seed_does_not_depend_on_the_clock():
 def test_the_break_even_acceptance_is_the_time_of_a_draft_in_tokens():
     costs = StepCosts()
     costs.now = (8, 0)
-    for _ in range(ENOUGH):
-        costs.observe(8, 0, 4.0)
+    for seconds in [90.0] * COLD + [4.0] * ENOUGH:
+        costs.observe(8, 0, seconds)
     for _ in range(ENOUGH):
         costs.observe(8, 8, 6.0)  # a draft costs 1/4 s, in which 1/2 token would have come
     costs.observe(7, 7, 600.0)  # another kind of step

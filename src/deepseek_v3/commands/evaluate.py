@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from deepseek_v3.commands.loading import load_in_format
 from deepseek_v3.device import choose_device
 
 
@@ -26,7 +27,7 @@ class EvaluateOptions:
         text_key: the column of the text in rows; by default text, content or body.
         kilobytes: read so much of the texts, evenly from their beginnings; 0 for all.
         seq_len: tokens a window; windows overlap by half.
-        dtype: float32 or bfloat16; by default as stored.
+        dtype: float32, bfloat16, or fp8 (all matrices in blocks of 8 bits, the head too); by default as stored.
         device: auto, cpu or cuda; auto takes a GPU where PyTorch sees one.
         without_mtp: leave the multi-token prediction layers out.
         json: print one JSON object instead of lines.
@@ -53,20 +54,12 @@ def run_evaluate(options: EvaluateOptions) -> None:
     """
     if options.seq_len < 2 or options.kilobytes < 0:
         raise ValueError(f"--seq-len {options.seq_len} must be at least 2, --kilobytes {options.kilobytes} at least 0")
-    if options.dtype not in (None, "float32", "bfloat16"):
-        raise ValueError(f"--dtype {options.dtype} must be float32 or bfloat16")
     device = choose_device(options.device)
     texts = read_texts(options)
-    import torch
-
-    from deepseek_v3.model_io import load
     from deepseek_v3.native.heap import keep_freed_memory
     from deepseek_v3.training.evaluate import measure_model
 
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    model, tokenizer = load(options.model, dtype=dtype, mtp=not options.without_mtp)
-    if tokenizer is None:
-        raise ValueError(f"{options.model} has no tokenizer.json, so text cannot become tokens; copy it there")
+    model, tokenizer = load_in_format(options.model, options.dtype, keep_fp8=False, mtp=not options.without_mtp)
     if options.seq_len > model.config.max_position_embeddings:
         limit = model.config.max_position_embeddings
         raise ValueError(f"--seq-len {options.seq_len} exceeds the model's max_position_embeddings={limit}")

@@ -43,7 +43,7 @@ class GenerateOptions:
     without_mtp: bool = False
     """leave the multi-token prediction layers out, where a checkpoint holds only a part of them"""
     dtype: str | None = None
-    """float32 or bfloat16; by default as stored: FP8 weights then stay FP8 in memory"""
+    """float32, bfloat16, or fp8: all matrices in 8 bits, the head too; by default as stored"""
     device: str = "auto"
     """auto, cpu or cuda; auto takes a GPU where PyTorch sees one"""
 

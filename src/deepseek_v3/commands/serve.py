@@ -52,7 +52,7 @@ class ServeOptions:
     without_mtp: bool = False
     """leave the multi-token prediction layers out, where a checkpoint holds only a part of them"""
     dtype: str | None = None
-    """float32 or bfloat16; by default as stored: FP8 weights then stay FP8 in memory"""
+    """float32, bfloat16, or fp8: all matrices in 8 bits, the head too; by default as stored"""
     device: str = "auto"
     """auto, cpu or cuda; auto takes a GPU where PyTorch sees one"""
 
@@ -143,7 +143,12 @@ def build_app(model: Any, tokenizer: Any, options: ServeOptions, keys: list[str]
     drafts = count_drafts(model, len(model.mtp) if options.speculative is None else options.speculative)
     context = model.config.max_position_embeddings
     held = options.cache_tokens or options.max_rows * min(context, USUAL_CONTEXT)
-    limits = EngineOptions(n_blocks=-(-held // 32), max_rows=options.max_rows, step_tokens=max(STEP_TOKENS, drafts + 1))
+    limits = EngineOptions(
+        n_blocks=-(-held // 32),
+        max_rows=options.max_rows,
+        step_tokens=max(STEP_TOKENS, drafts + 1),
+        fp8_drafts=drafts > 0,
+    )
     try:
         engine = Engine(model, limits, stream=tokenizer.stream)
     except RuntimeError:  # PyTorch's word for too little memory

@@ -41,10 +41,15 @@ class DecodeStep:
         native: the kernel's view of the model; `native.ready` says whether it serves here.
     """
 
-    def __init__(self, model: DeepseekV3) -> None:
+    def __init__(self, model: DeepseekV3, *, fp8_drafts: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            fp8_drafts: the kernel drafts with a copy of the head in FP8, half of BF16 to read; the main model does not.
+        """
         self.model = model
         refuse_broken_biases(model)
-        self.native = NativeStep(ModelParts.of(model))
+        self.native = NativeStep(ModelParts.of(model), fp8_drafts)
 
     def refresh(self) -> None:
         """Take over where the weights lie now; whoever is reading in another thread ends with those it began with."""

@@ -3,11 +3,13 @@
     a draft makes a step longer by `draft` seconds, in which plain steps would have brought draft * rows / plain tokens
     it pays if it becomes text more often than that: this is the break-even acceptance
 
-Both times are medians of the last steps with as many rows. How often a sequence's first, second, ... draft becomes text
-is a running mean that begins at 1. Each draft made is worth more than its time, so all together are: a step never
-brings less a second than a plain one, as far as the figures are right. A sequence that makes no drafts keeps the rows
-that its modules would have to read (`PATIENCE` tokens long, should neighbours leave and drafts pay again), then it
-drafts no more. The choice needs a clock, so only sequences whose tokens do not depend on it are `adaptive`.
+Both times are medians of the last steps with as many rows. The first steps of an engine do not count, since its caches
+are cold; plain ones are timed again soon after the first verdict, and then now and then. How often a sequence's first,
+second, ... draft becomes text is a running mean that begins at 1. Each draft made is worth more than its time, so all
+together are: a step never brings less a second than a plain one, as far as the figures are right. A sequence that makes
+no drafts keeps the rows that its modules would have to read (`PATIENCE` tokens long, should neighbours leave and drafts
+pay again), then it drafts no more. The choice needs a clock, so only sequences whose tokens do not depend on it are
+`adaptive`.
 
 Letters: none.
 """
@@ -20,6 +22,8 @@ from deepseek_v3.engine.sequence import Sequence
 
 WINDOW = 16  # steps whose median counts
 ENOUGH = 4  # steps to be measured before they count
+COLD = 4  # the first steps of an engine, which take longer than all others
+AGAIN = range(16, 20)  # of the steps with as many rows, those that time plain ones again
 REFRESH = 64  # every so many steps one without drafts, so that its time stays true
 
 
@@ -28,9 +32,11 @@ class StepCosts:
 
     def __init__(self) -> None:
         self.plain: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
-        self.draft: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self.drafting: defaultdict[tuple[int, int], deque[tuple[float, int]]] = defaultdict(
+            lambda: deque(maxlen=WINDOW)
+        )
         self.steps: defaultdict[tuple[int, int], int] = defaultdict(int)
-        self.now = (0, 0)
+        self.now, self.all_steps = (0, 0), 0
 
     def look(self, running: Many[Sequence]) -> None:
         """See what the next step will be like."""
@@ -41,29 +47,35 @@ class StepCosts:
         """Note a step in which all rows decoded, and how many drafts adaptive sequences made."""
         if rows != self.now[0]:
             return  # not what was looked at: some have waited
+        self.all_steps += 1
+        if self.all_steps <= COLD:
+            return
         self.steps[self.now] += 1
-        if not drafts:
+        if drafts:
+            self.drafting[self.now].append((seconds, drafts))
+        else:
             self.plain[self.now].append(seconds)
-        elif self.plain[self.now]:
-            self.draft[self.now].append((seconds - median(self.plain[self.now])) / drafts)
 
     @property
     def known(self) -> bool:
         """Whether both times of such a step have been measured."""
-        return min(len(self.plain[self.now]), len(self.draft[self.now])) >= ENOUGH
+        return min(len(self.plain[self.now]), len(self.drafting[self.now])) >= ENOUGH
 
     def break_even(self) -> float:
         """How often a draft must become text to be worth its time, in a step as the next one."""
-        return max(0.0, median(self.draft[self.now])) * self.now[0] / median(self.plain[self.now])
+        plain = median(self.plain[self.now])
+        draft = median((seconds - plain) / drafts for seconds, drafts in self.drafting[self.now])
+        return max(0.0, draft) * self.now[0] / plain
 
     def drafts_of(self, sequence: Sequence) -> int:
         """How many drafts a sequence is to make in the next step."""
         most = sequence.drafts
         if not sequence.adaptive or not most:
             return most
-        if len(self.plain[self.now]) < ENOUGH or self.steps[self.now] % REFRESH == 0:
+        steps = self.steps[self.now]
+        if len(self.plain[self.now]) < ENOUGH or steps in AGAIN or steps % REFRESH == 0:
             return 0
-        if len(self.draft[self.now]) < ENOUGH:
+        if len(self.drafting[self.now]) < ENOUGH:
             return most
         least = self.break_even()
         count = next((depth for depth in range(most) if sequence.chances[depth] <= least), most)

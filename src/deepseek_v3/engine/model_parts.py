@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.quantize import CODE
 from deepseek_v3.model.block import Block
+from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.transformer import DeepseekV3
@@ -23,7 +24,7 @@ class ModelParts(NamedTuple):
     embed_tokens: nn.Embedding
     layers: list[Block]
     norm: RMSNorm
-    lm_head: nn.Linear
+    lm_head: Linear
     modules: list[MultiTokenPredictor]
     frequency_R: Tensor
     rope_magnitude: float

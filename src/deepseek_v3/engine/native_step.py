@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.model_parts import ModelParts, describe_parts, promised_parts
+from deepseek_v3.fp8.quantize import quantize_weight
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
@@ -61,7 +62,7 @@ class ModelSizes(ctypes.Structure):
     """`Model` of decode.hpp."""
 
     _fields_ = fields(
-        pointers="embedding head",
+        pointers="embedding",
         integers="D V H K R U C Q E A F groups kept_groups dense_width bfloat16 sigmoid normalise",
         fractions="eps latent_eps softmax_scale routed_scale",
     )
@@ -70,7 +71,9 @@ class ModelSizes(ctypes.Structure):
 class StackAddresses(ctypes.Structure):
     """`Stack` of decode.hpp."""
 
-    _fields_ = fields(pointers="layers", integers="count", pointers_="norm embedding_norm hidden_norm join")
+    _fields_ = fields(
+        pointers="layers", integers="count", pointers_="norm embedding_norm hidden_norm join", weights="head"
+    )
 
 
 class CallAddresses(ctypes.Structure):
@@ -104,26 +107,29 @@ class ModelAddresses:
         ready: whether the kernel can read this model here.
     """
 
-    def __init__(self, parts: ModelParts) -> None:
+    def __init__(self, parts: ModelParts, fp8_drafts: bool) -> None:
         """Note where all lies; classes and shapes are what the config says, which is all that the kernel knows.
 
+        Args:
+            fp8_drafts: the modules read an FP8 copy of the head.
         Raises:
             ValueError: scales that do not cover their codes.
         """
-        self.dtype = parts.lm_head.weight.dtype
+        self.dtype = parts.embed_tokens.weight.dtype
         self.kept: list[Tensor] = []  # what is read stays allocated, even if the model turns to other tensors
         self.codes: list[Tensor] = []  # of matrices that are held in FP8
         self.routers: list[Tensor] = []  # in the model's dtype or in FP32, each as it likes
         self.biases: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.sizes = ModelSizes(
-            embedding=self._address(parts.embed_tokens), head=self._address(parts.lm_head),
-            bfloat16=self.dtype == torch.bfloat16, **list_sizes(parts.config),
+            embedding=self._address(parts.embed_tokens), bfloat16=self.dtype == torch.bfloat16,
+            **list_sizes(parts.config),
         )  # fmt: skip
-        self.stacks = [self._stack(parts.layers, norm=parts.norm)]
+        self.stacks = [self._stack(parts.layers, self._weight(parts.lm_head), norm=parts.norm)]
+        drafting = self._quantized(parts.lm_head) if fp8_drafts and parts.modules else self._weight(parts.lm_head)
         for module in parts.modules:
             joined = {"embedding_norm": module.enorm, "hidden_norm": module.hnorm, "join": module.eh_proj}
-            self.stacks.append(self._stack([module.block], norm=module.shared_head_norm, **joined))
+            self.stacks.append(self._stack([module.block], drafting, norm=module.shared_head_norm, **joined))
         weights = [*self.kept, *self.codes, *self.routers, *self.biases, *self.scales]
         lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
         uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept)
@@ -138,11 +144,13 @@ class ModelAddresses:
         self.kept.append(tensor.detach())  # type: ignore[union-attr,operator]
         return self.kept[-1].data_ptr()
 
-    def _stack(self, blocks: list[Block], **weights: nn.Module) -> tuple[StackAddresses, ctypes.Array]:
+    def _stack(
+        self, blocks: list[Block], head: WeightAddress, **weights: nn.Module
+    ) -> tuple[StackAddresses, ctypes.Array]:
         """The layers of the main model or of a module, and the array that holds them."""
         layers = (LayerAddresses * len(blocks))(*map(self._layer, blocks))
         addresses = {name: self._address(weight) for name, weight in weights.items()}
-        return StackAddresses(layers=ctypes.addressof(layers), count=len(blocks), **addresses), layers
+        return StackAddresses(layers=ctypes.addressof(layers), count=len(blocks), head=head, **addresses), layers
 
     def _weight(self, module: HoldsFP8, name: str = "weight", parts: int = 1) -> WeightAddress:
         """Where a matrix lies, and its block scales if it is held in FP8."""
@@ -153,6 +161,15 @@ class ModelAddresses:
         self.codes.append(weight)
         self.scales.append(scale)
         return WeightAddress(weight.data_ptr(), scale.data_ptr())
+
+    def _quantized(self, module: HoldsFP8) -> WeightAddress:
+        """A copy of a matrix in FP8, or where it lies if it is held so already."""
+        if module.scales("weight") is not None:
+            return self._weight(module)
+        code_OI, scale = quantize_weight(module.weight.detach())  # type: ignore[arg-type,union-attr]
+        self.codes.append(code_OI)
+        self.scales.append(scale)
+        return WeightAddress(code_OI.data_ptr(), scale.data_ptr())
 
     def _layer(self, block: Block) -> LayerAddresses:
         a, mlp = block.self_attn, block.mlp
@@ -188,15 +205,15 @@ class ModelAddresses:
 class NativeStep:
     """The kernel's view of a model, and the call. Several threads may call at once, each with rows of its own."""
 
-    def __init__(self, parts: ModelParts) -> None:
-        self.parts = parts
+    def __init__(self, parts: ModelParts, fp8_drafts: bool = False) -> None:
+        self.parts, self.fp8_drafts = parts, fp8_drafts
         self.rotation_TR = Rotation(*torch.empty(2, 0, 0, device="cpu"))
         self.refresh()
 
     def refresh(self) -> None:
         """Take over where the weights lie now."""
         fits = describe_parts(self.parts) == promised_parts(self.parts.config)
-        self.addresses = ModelAddresses(self.parts) if fits else None
+        self.addresses = ModelAddresses(self.parts, self.fp8_drafts) if fits else None
 
     @property
     def ready(self) -> bool:

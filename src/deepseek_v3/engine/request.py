@@ -91,6 +91,8 @@ class EngineOptions:
         cache_dtype: None means the model's.
         modules: MTP modules that may draft; None means all.
         record_choices: keep the experts of every token in the cache.
+        fp8_drafts: draft with a copy of the head in FP8: the head is most of what a draft reads. Every draft is
+            verified as ever: greedy text stays, and the distribution of drawn text; how many drafts stand may change.
     """
 
     n_blocks: int
@@ -102,6 +104,7 @@ class EngineOptions:
     cache_dtype: torch.dtype | None = None
     modules: int | None = None
     record_choices: bool = False
+    fp8_drafts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_blocks", "block_size", "step_tokens", "max_rows", "short_piece"):

@@ -42,7 +42,7 @@ class Runner:
         weight, config = model.norm.weight, model.config
         self.modules = len(model.mtp) if options.modules is None else min(options.modules, len(model.mtp))
         self.main_layers = config.num_hidden_layers
-        self.step = DecodeStep(model)
+        self.step = DecodeStep(model, fp8_drafts=options.fp8_drafts)
         self.store = LatentStore(
             config, options.n_blocks, options.block_size, layers=self.main_layers + self.modules,
             dtype=options.cache_dtype or weight.dtype, device=weight.device,

@@ -10,20 +10,26 @@ FP32 anyway, with float32(code) * scale unrounded. For inference: codes have no 
 Letters: O rows (out), I columns (in).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deepseek_v3.fp8.decode import dequantize_into
-from deepseek_v3.fp8.quantize import CODE, count_blocks
+from deepseek_v3.fp8.quantize import CODE, count_blocks, quantize_weight
 
 SUFFIX = "_scale_inv"  # of the scales' name, as released
 
 
 class HoldsFP8(nn.Module):
-    """A module with matrices that may be held in FP8: `name` with `name_scale_inv`, which is None where it is not."""
+    """A module with matrices that may be held in FP8: `name` with `name_scale_inv`, which is None where it is not.
+
+    Attributes:
+        matrices: their names, and of how many `parts` each consists.
+    """
+
+    matrices: ClassVar[Mapping[str, int]] = {"weight": 1}
 
     def hold_fp8(self, name: str, parts: int = 1) -> None:
         """Make room for codes and scales in place of the numbers of `name`, which are lost.
@@ -37,6 +43,26 @@ class HoldsFP8(nn.Module):
         setattr(self, name, nn.Parameter(torch.empty_like(weight, dtype=CODE), requires_grad=False))
         lead = [*stack, parts] if parts > 1 else stack
         self.register_buffer(name + SUFFIX, torch.empty(*lead, *blocks, dtype=torch.float32, device=weight.device))
+
+    def quantize_weights(self) -> None:
+        """Hold every matrix in FP8 from now on, one after the other: what is needed beside it is one more copy of one.
+
+        Raises:
+            ValueError: NaN or infinity has no FP8 form.
+        """
+        for name, parts in self.matrices.items():
+            if self.scales(name) is not None:
+                continue
+            weight: Tensor = getattr(self, name).detach()
+            self.hold_fp8(name, parts)
+            code, scale = getattr(self, name).detach(), self.scales(name)
+            assert scale is not None
+            rows, columns = weight.shape[-2] // parts, weight.shape[-1]
+            blocks = scale.view(-1, *scale.shape[-2:])
+            for one, codes, scales in zip(weight.view(-1, rows, columns), code.view(-1, rows, columns), blocks):
+                made, scaled = quantize_weight(one)
+                codes.copy_(made)
+                scales.copy_(scaled)
 
     def scales(self, name: str) -> Tensor | None:
         """The block scales of `name`, if it is held in FP8."""

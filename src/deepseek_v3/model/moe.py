@@ -6,7 +6,8 @@ Letters: N tokens, D width, E experts, A experts per token, F hidden width.
 Source: arXiv:2412.19437, Eq. (12); arXiv:2401.06066.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Experts(HoldsFP8):
     In FP8 gate and up are two `parts` of a matrix: a block of 128 rows never holds rows of both.
     """
 
+    matrices: ClassVar[Mapping[str, int]] = {"gate_up_proj": 2, "down_proj": 1}
     recipe: Recipe | None = None  # of FP8 training
     exchange: Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor], Tensor] | None = None  # parallel/
 

@@ -213,7 +213,7 @@ template <typename T, typename L> class Worker {
             a.push_back(normed[call.wanted[i]]);
             b.push_back(call.logits + i * m.V);
         }
-        multiply<false, T>(m.head, share(m.V), m.D, a.data(), b.data(), (int64_t)a.size());
+        multiply<false, T>(stack.head, share(m.V), m.D, a.data(), b.data(), (int64_t)a.size(), scaled);
     }
 };
 

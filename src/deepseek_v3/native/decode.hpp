@@ -13,7 +13,7 @@ struct Layer {  // addresses of weights; null where the layer has none
 };
 
 struct Model {
-    const void *embedding, *head;
+    const void* embedding;
     int64_t D, V, H, K, R, U, C, Q, E, A, F, groups, kept_groups, dense_width;
     int64_t bfloat16, sigmoid, normalise;
     double eps, latent_eps, softmax_scale, routed_scale;
@@ -23,6 +23,7 @@ struct Stack {  // the main model's layers, or a module's one
     const Layer* layers;
     int64_t count;
     const void *norm, *embedding_norm, *hidden_norm, *join;
+    Weight head;  // a module's may be a copy in codes: it only drafts
 };
 
 // Rows have their tokens behind each other, each row as many as it has. Position p of a row lies in the block

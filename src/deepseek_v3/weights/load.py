@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.memory import check_memory
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.weights.checkpoint import Checkpoint
@@ -88,6 +89,21 @@ def tell_notes(checkpoint: Checkpoint) -> None:
     """Log what is ignored, shared or widened, in one line."""
     if notes := checkpoint.notes():
         log.warning("%s: %s", checkpoint.folder, "; ".join(notes))
+
+
+def hold_in_fp8(model: DeepseekV3) -> None:
+    """Quantize every matrix that may be in FP8 where it lies, the head too; for inference alone from then on.
+
+    What stays as it is: embedding (and a head that is the same), norms, routers, `eh_proj`.
+
+    Raises:
+        ValueError: a weight with NaN or infinity.
+    """
+    tied = model.lm_head.weight is model.embed_tokens.weight
+    for name, module in model.named_modules():
+        if isinstance(module, HoldsFP8) and not name.endswith("eh_proj") and not (tied and module is model.lm_head):
+            module.quantize_weights()
+    model.requires_grad_(False)
 
 
 def keep_wide(model: DeepseekV3, slots: list[Slot]) -> None:
