@@ -48,15 +48,15 @@ def test_the_commands_run_from_it_in_an_environment_of_its_own(wheel, tmp_path):
     subprocess.run([python, *PIP, "install", "--no-deps", "--no-index", str(wheel)], check=True)
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (site / "borrowed.pth").write_text(str(Path(pytest.__file__).parent.parent))
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DEEPSEEK_V3_NATIVE": "0"}
     for words, figure in (("size --preset v3-671b", "671,026,419,200"), ("doctor --preset demo", "kernels"),
                           ("--version", "deepseek-v3 ")):  # fmt: skip
         command = tmp_path / "env" / "bin" / "deepseek-v3"
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DEEPSEEK_V3_NATIVE": "0"}
         done = subprocess.run([command, *words.split()], env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert figure in done.stdout
     code = "from deepseek_v3.commands.explore import explorer_files as f; print(f()['model/load.js'])"
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([python, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == str(site / "deepseek_v3" / "explorer" / "model" / "load.js"), done.stderr
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "weights"))
 from tiny_checkpoints import V2_LITE, V3, YARN, random_model
+from twenty_texts import TEXTS
 
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.engine.generate import open_engine
@@ -27,28 +29,6 @@ from deepseek_v3.weights.save import save_model
 
 CLOSE = 1e-4
 TOKENS, DRAFTS = 12, [0, 1, 2, 4]  # of what is written; 4 drafts are more than there are modules
-TEXTS = [
-    "def read_lines(path, encoding=None):\n    return [line.rstrip() for line in open(path)]\n",
-    "The statement is used to",
-    "a",
-    "12345 and 3.14159, 1e-7",
-    "Grüße aus Köln, café, naïve, œuvre",
-    "深度求索 开源 模型 第三版",
-    "ひらがなとカタカナの文",
-    "emoji 🙂🚀 and 👩‍👩‍👧 together",
-    "\n\n\n  indented\n\tand tabbed\r\n",
-    "x" * 70,
-    "SELECT name, id FROM users WHERE id >= 10 ORDER BY name;",
-    "to be, or not to be: that is the question",
-    "Ж и Щ, русский текст",
-    "[1, 2, 3].map((x) => x * x) // squares",
-    "   leading and trailing   ",
-    "$\\sum_{i=1}^{n} x_i^2 \\le 1$",
-    "import torch\nfrom torch import nn\n\nclass Block(nn.Module):\n    pass\n",
-    "<｜User｜>hello<｜Assistant｜>",
-    "one two three four five six seven eight nine ten eleven twelve thirteen",
-    "!?!?;;--__''\"\"",
-]
 GROUPED = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
 MODELS = {
     "yarn": {**V3, "rope_scaling": YARN, "num_nextn_predict_layers": 2, "max_position_embeddings": 640},
