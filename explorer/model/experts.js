@@ -66,12 +66,12 @@ export function feedForward(layer, rows, config, {linear, bias, seen}) {
       results[i].forEach((v, d) => { out[t][d] += weight * v; });
     });
   });
-  if (layer.shared) { // V3 Eq. (12)
-    swiglu(layer.shared, rows, linear).forEach((row, t) => row.forEach((v, d) => { out[t][d] += v; }));
-  }
+  const routedOut = seen && out.map((row) => row.slice());
+  const sharedOut = layer.shared && swiglu(layer.shared, rows, linear); // V3 Eq. (12)
+  sharedOut?.forEach((row, t) => row.forEach((v, d) => { out[t][d] += v; }));
   if (seen) {
     const columns = Object.keys(routed[0]).map((name) => [name, routed[0][name] && routed.map((r) => r[name])]);
-    Object.assign(seen, Object.fromEntries(columns), {bias: used});
+    Object.assign(seen, Object.fromEntries(columns), {bias: used, routedOut, sharedOut});
   }
   return out;
 }
