@@ -174,10 +174,7 @@ function buildFrame() {
     app.typing = setTimeout(() => app.set({text: $('text').value, token: -1}), 120);
   });
   for (const name of ['layer', 'head', 'expert']) $(`pick-${name}`).addEventListener('change', (event) => app.set({[name]: Number(event.target.value)}));
-  document.querySelector('.skip').addEventListener('click', (event) => {
-    event.preventDefault(); // the address holds the state
-    $('view').focus();
-  });
+  $('skip').addEventListener('click', () => $('view').focus());
   $('theme').addEventListener('click', () => dress(document.documentElement.dataset.theme === 'dark' ? 'light' : 'dark'));
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', (event) => dress(event.matches ? 'dark' : 'light'));
   addEventListener('hashchange', () => app.set({...START, text: EXAMPLES[0][1], ...readAddress(location.hash)}));

@@ -89,7 +89,7 @@ export const STRINGS = {
   'routing.lead': 'A router scores all experts for each token. The best few read it, the rest cost nothing. A bias decides who is *chosen*, never how much the chosen *weigh*.',
   'routing.dense': 'Layer {layer} has no experts: its network is dense, and every token goes through all of it. Choose a later layer.',
   'routing.token.title': 'Experts for this token',
-  'routing.token.note': 'A column is an expert’s score; the black line is score plus bias, which decides. First the best groups (tinted), then the best experts in them (dark). Drag a column up or down to change its bias.',
+  'routing.token.note': 'A column is an expert’s score; the line above it is score plus bias, which decides. First the best groups (tinted), then the best experts in them (dark). Drag a column up or down to change its bias.',
   'routing.board': 'Experts with score, bias and group; left and right choose an expert, up and down change its bias',
   'routing.group': 'group {score}',
   'routing.chosen': 'Expert {expert}: score {score}, bias {bias}, together {biased}. **Chosen**, with weight {weight}.',

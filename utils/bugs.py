@@ -92,7 +92,7 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
             shutil.copy(root / name, copy / name)
         chapters = [p.name for p in root.glob("0[0-8]_*")]  # 06 stands on the others
         meeting = ["utils", *chapters] if bug.folder.startswith("06") else ["utils", bug.folder]
-        folders = meeting if bug.folder != "." else ["utils", "src", "tests", *chapters]
+        folders = meeting if bug.folder != "." else ["utils", "src", "tests", "explorer", *chapters]
         for name in folders:
             shutil.copytree(root / name, copy / name, ignore=ignore)
         target = copy / bug.folder / bug.file

@@ -91,11 +91,6 @@ export function largest(values, n) {
   }
   return best;
 }
-export const extent = (rows, columns, at) => {
-  let most = 0;
-  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) most = Math.max(most, Math.abs(at(r, c) ?? 0));
-  return most || 1;
-};
 
 // ---- colours: the chapters' language, kept in style.css; canvases ask for them by name
 const colours = new Map();

@@ -1,10 +1,10 @@
 // View 5, FP8: format, granularity and an outlier of the reader's making; where the error goes; one number in eight bits.
-import {block, colour, dot, fill, grouped, h, largest, norm, number, percent, prepare, rule, say, softmax, tell, visible, write} from './draw.js';
+import {block, dot, fill, grouped, h, largest, norm, number, percent, prepare, rule, say, softmax, tell, visible, write} from './draw.js';
 import {bars, card, choice, slider, viewHead} from './bars.js';
 import {heatmap} from './heatmap.js';
 import {productPanel} from './product.js';
+import {FORMATS} from '../model/fp8.js';
 
-export const FORMATS = {e4m3: {exponent: 4, mantissa: 3, most: 448}, e5m2: {exponent: 5, mantissa: 2, most: 57344}};
 const TILE = 128;
 
 export function fp8View(app) {
@@ -26,7 +26,7 @@ export function fp8View(app) {
     const shape = FORMATS[app.state.format];
     fill(bits, bitBoxes(made.codes[at], shape));
     paintLine(line, linePlace.clientWidth, shape, x / scale, back / scale);
-    const lines = [['fp8.exact', number(x, 5)], ['fp8.scale', number(scale, 4), {most: grouped(shape.most)}],
+    const lines = [['fp8.exact', number(x, 5)], ['fp8.scale', number(scale, 4), {most: grouped(shape.values[shape.largestCode])}],
       ['fp8.scaled', number(x / scale, 5)], ['fp8.rounded', number(back / scale, 5)], ['fp8.back', number(back, 5)],
       ['fp8.off', x ? percent(Math.abs(back - x) / Math.abs(x), 1) : '–']];
     fill(steps, lines.map(([key, value, values]) => h('div', {}, h('dt', {}, tell(key, values)), h('dd', {}, value))));
@@ -87,7 +87,7 @@ function shareOfError({rows, columns, exact, values}, token, entry) {
   return places.map(({name, sum, n}) => ({name, n, rms: n ? Math.sqrt(sum / n) : 0}));
 }
 
-function bitBoxes(code, {exponent, mantissa}) {
+function bitBoxes(code, {exponentBits: exponent, mantissaBits: mantissa}) {
   const text = code.toString(2).padStart(8, '0');
   const parts = [['sign', text.slice(0, 1), 'ink'], ['exponent', text.slice(1, 1 + exponent), 'rope'], ['mantissa', text.slice(8 - mantissa), 'latent']];
   return parts.map(([name, digits, kind]) => h('div.bit-part', {},
@@ -95,26 +95,19 @@ function bitBoxes(code, {exponent, mantissa}) {
 }
 
 // Every value that the format can say around x, and where x falls between two of them.
-function paintLine(canvas, width, {exponent, mantissa, most}, x, rounded) {
+function paintLine(canvas, width, {values}, x, rounded) {
   if (!width) return;
-  const pen = prepare(canvas, width, 76), bias = 2 ** (exponent - 1) - 1, size = Math.abs(rounded) || 2 ** (1 - bias - mantissa);
-  const power = Math.max(1 - bias, Math.floor(Math.log2(size))), step = 2 ** (power - mantissa);
-  const middle = Math.round(rounded / step) * step, from = middle - 6.5 * step, to = middle + 6.5 * step;
-  const at = (value) => (value - from) / (to - from) * width;
+  const all = [...new Set(values.filter(Number.isFinite))].sort((a, b) => a - b), away = (value) => Math.abs(value - rounded);
+  const middle = all.reduce((best, value, i) => (away(value) < away(all[best]) ? i : best), 0), reach = 6;
+  const near = all.slice(Math.max(0, middle - reach), middle + reach + 1), pad = (near.at(-1) - near[0]) / 20;
+  const at = (value) => (value - near[0] + pad) / (near.at(-1) - near[0] + 2 * pad) * width, pen = prepare(canvas, width, 76);
   rule(pen, 'soft', [0, 40], [width, 40]);
-  for (let i = -13; i <= 13; i++) {
-    const value = middle + i * step / 2, power2 = Math.max(1 - bias, Math.floor(Math.log2(Math.abs(value) || 1e-30)));
-    if (Math.abs(value) > most || !Number.isInteger(value / 2 ** (power2 - mantissa))) continue;
-    const hit = Math.abs(value - rounded) < step / 8;
+  near.forEach((value, i) => {
+    const hit = value === all[middle];
     block(pen, hit ? 'latent' : 'soft', at(value) - (hit ? 1.5 : 0.5), hit ? 28 : 34, hit ? 3 : 1, hit ? 24 : 12);
     if (hit || i % 4 === 0) write(pen, number(value, 4), at(value), 66, {kind: hit ? 'latent-text' : 'soft'});
-  }
-  pen.fillStyle = colour('bias');
-  pen.beginPath();
-  pen.moveTo(at(x), 38);
-  pen.lineTo(at(x) - 5, 26);
-  pen.lineTo(at(x) + 5, 26);
-  pen.fill();
+  });
+  block(pen, 'bias', at(x) - 1, 24, 2, 14);
   write(pen, number(x, 5), Math.max(24, Math.min(width - 24, at(x))), 18, {kind: 'text'});
 }
 

@@ -1,5 +1,5 @@
 // A matrix as tinted cells: hover reads a cell, click or arrow keys choose it, a table stands behind it.
-import {block, colour, extent, fill, h, number, prepare, say, tableBehind, write} from './draw.js';
+import {block, colour, fill, h, number, prepare, say, tableBehind, write} from './draw.js';
 
 // heatmap(name) -> {node, draw(spec)}; spec: {rows, columns, at(r, c) -> number | null, kind, most, picked and mark: [r, c],
 //   onpick(r, c), read(r, c) -> words, rowName(r), columnName(c), tallest, rowHeight, inset, gutter}
@@ -41,20 +41,19 @@ export function heatmap(name) {
     const height = spec.rowHeight ?? cell;
     box = {cell, height, left};
     const pen = prepare(canvas, width, Math.max(1, Math.round(height * spec.rows)));
-    const most = spec.most ?? extent(spec.rows, spec.columns, spec.at);
     const gap = cell > 7 ? 1 : 0, inset = spec.inset ?? (height > 7 ? 1 : 0);
     for (let r = 0; r < spec.rows; r++) {
-      for (let c = 0; c < spec.columns; c++) paintCell(pen, r, c, most, gap, inset);
+      for (let c = 0; c < spec.columns; c++) paintCell(pen, r, c, gap, inset);
       if (left) label(pen, spec.rowName(r), left, (r + 0.5) * height, r === spec.picked?.[0]);
     }
     for (const [at, name] of [[spec.mark, 'rope'], [spec.picked, 'text'], [hover, 'soft']]) if (at) frame(pen, at, name);
   }
-  function paintCell(pen, r, c, most, gap, inset) {
+  function paintCell(pen, r, c, gap, inset) {
     const value = spec.at(r, c);
     const x = box.left + c * box.cell, y = r * box.height;
     if (value === null) return;
     block(pen, 'cell', x, y + inset / 2, box.cell - gap, box.height - inset);
-    const strength = Math.min(1, Math.abs(value) / most) ** 0.75;
+    const strength = Math.min(1, Math.abs(value) / spec.most) ** 0.75;
     block(pen, value < 0 ? 'ink' : spec.kind, x, y + inset / 2, box.cell - gap, box.height - inset, strength);
   }
   function label(pen, words, right, y, strong) {

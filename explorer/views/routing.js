@@ -64,7 +64,7 @@ export function routingView(app) {
     ...(shared ? [{name: say('routing.shared'), value: 1, kind: 'shared', words: '1'}] : [])]);
     const weightAt = (r, c) => { const i = routing.chosen[r].indexOf(c); return i < 0 ? 0 : routing.weights[r][i]; };
     const cell = (r, c) => ({token: visible(names[r]), expert: c, weight: number(weightAt(r, c)), score: number(routing.scores[r][c])});
-    map.draw({rows: names.length, columns: routing.scores[0].length, kind: 'routed', at: weightAt, picked: [token, expert],
+    map.draw({rows: names.length, columns: routing.scores[0].length, kind: 'routed', most: app.model.config.routed_scaling_factor / 2, at: weightAt, picked: [token, expert],
       gutter: 66, tallest: 60, rowHeight: 20, onpick: (r, c) => app.set({token: r, expert: c}),
       rowName: (r) => visible(names[r]), columnName: (c) => say('routing.expert', {expert: c}),
       read: (r, c) => say(weightAt(r, c) ? 'routing.cell' : 'routing.cellNot', cell(r, c))});
