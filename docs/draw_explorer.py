@@ -17,7 +17,7 @@ from deepseek_v3.commands.explore import explorer_files, model_folder, open_serv
 HERE = Path(__file__).resolve().parent
 # File, its place in the explorer, colours, height in pixels.
 PICTURES = [
-    ("explorer_flow.png", "view=flow&layer=1&entry=40", False, 1040),
+    ("explorer_flow.png", "view=flow&layer=1&entry=40", False, 1022),
     ("explorer_routing.png", "view=routing&layer=1", True, 1010),
 ]
 WIDTH = 1180
