@@ -138,7 +138,7 @@ def test_arrow_keys_move_tokens_and_views_and_tab_reaches_the_view(page):
     shown.run(press % "ArrowRight")
     shown.run(SETTLE)
     assert shown.run("document.activeElement.id") == "token-3"
-    assert "token=3" in shown.run("location.hash")
+    shown.wait("location.hash.includes('token=3')")
     shown.run("document.getElementById('tab-flow').focus()")
     shown.run(press % "ArrowRight")
     shown.run(SETTLE)
@@ -190,10 +190,10 @@ def test_moving_a_bias_moves_the_load_and_the_trained_ones_come_back(page):
     shown = page("routing", TEXTS[0], layer=1, expert=0, bias="1.0:2")
     chosen = "[...document.querySelectorAll('[data-part=\"routing.token\"] .bar-name')].map(n => n.textContent)"
     assert "expert 0" in shown.run(chosen)
-    assert "bias=1.0%3A2" in shown.run("location.hash")
+    shown.wait("location.hash.includes('bias=1.0%3A2')")
     shown.run("[...document.querySelectorAll('[data-part=\"routing.moved\"] .act')].at(-1).click()")
     shown.run(SETTLE)
-    assert "bias" not in shown.run("location.hash")
+    shown.wait("!location.hash.includes('bias')")
 
 
 def test_nothing_is_wider_than_a_phone(page, browser):
@@ -243,14 +243,15 @@ def test_a_saved_page_works_from_a_file(browser, folder, tmp_path):
 
 def test_the_first_view_stands_within_two_seconds_and_30_tokens_are_written_a_second(page):
     shown = page("prediction", TEXTS[0])
-    assert shown.run("performance.getEntriesByType('mark').find(m => m.name === 'first view').startTime") < 2000
+    first = shown.run("performance.getEntriesByType('mark').find(m => m.name === 'first view').startTime")
     shown.run("document.querySelector('[data-part=\"prediction.writing\"] .choice button').click()")  # no drafts
     shown.run("document.querySelector('[data-part=\"prediction.writing\"] .act.main').click()")
     shown.wait("document.querySelector('[data-part=\"prediction.writing\"] .act.main').textContent === 'Write'")
     rate = shown.run("[...document.querySelectorAll('.facts dd')][2].textContent")
-    print(f"{rate} tokens a second in the page, load {os.getloadavg()[0]}")
+    print(f"first view after {first:.0f} ms, {rate} tokens a second in the page, load {os.getloadavg()[0]}")
     if os.getloadavg()[0] > (os.cpu_count() or 1):
         pytest.skip("the machine is busy with other things")
+    assert first < 2000
     assert float(rate.replace(",", "")) >= 30
 
 
