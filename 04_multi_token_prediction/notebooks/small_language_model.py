@@ -55,15 +55,16 @@ draw_shared_parts()
 # %% [markdown]
 # ## Numbers to follow with a pencil
 #
-# *the cat sat on the mat .* with the opening sign `^` before it: $t_0 \ldots t_7$. Who is asked for *mat*, $t_6$?
+# *the cat sat on the mat .* with the opening sign `^` before it: $t_0 \ldots t_7$. Who is asked for *on*, $t_4$?
 #
 # | who | row | has read | depth of thought |
 # |---|---|---|---|
-# | main model | 5 | `^ the cat sat on the` | its blocks |
-# | module | 4 | `^ the cat sat on` in its notes, and *the* by itself | the same blocks on a word less, and one more |
+# | main model | 3 | `^ the cat sat` | its blocks |
+# | module | 2 | `^ the cat` in its notes, and *sat* by itself | the same blocks on a word less, and one more |
 #
-# Both have read six signs. Here a cat goes home in three cases of four, so the best reader pays $-\ln\tfrac34 = 0.288$
-# for *mat*, whoever he is. Every guess has such a floor, and it is the same for both clerks. Over whole sentences:
+# Both have read the same four signs. A cat of these stories goes home in three cases of four, *on the mat*; so the best
+# reader pays $-\ln\tfrac34 = 0.288$ for *on*, whoever he is. (*the* and *mat* then cost him nothing: there is no other
+# place that one is on.) Every guess has such a floor, and it is the same for both clerks. Over whole sentences:
 
 # %%
 stories = load_stories()
