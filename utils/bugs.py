@@ -87,7 +87,7 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="bug-") as scratch:
         copy = Path(scratch)
-        ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks", "node_modules")
+        ignore = shutil.ignore_patterns("*.ipynb", "__pycache__", "notebooks", "node_modules", ".*")  # peers lie in .X
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(root / name, copy / name)
         chapters = [p.name for p in root.glob("0[0-8]_*")]  # 06 stands on the others
