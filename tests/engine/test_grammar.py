@@ -6,6 +6,7 @@ import re
 from functools import cache
 
 import pytest
+import tokenizers
 import torch
 
 from deepseek_v3.data.tokenizer import Tokenizer
@@ -118,6 +119,25 @@ def test_regular_expressions_and_grammars_are_followed_to_their_end(drafts):
         text, _ = write("grammar", 'start: "(" item ("," item)? ")"\nitem: /[xy]{1,3}/', seed=seed, **how)
         assert re.fullmatch(r"\([xy]{1,3}(,[xy]{1,3})?\)", text)
         assert sequence.finish == "stop"
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_names_of_added_tokens_that_a_grammar_demands_are_written_as_letters(special):
+    """Such a token itself would be no text, or a control token that nobody but a template may write."""
+    plain = make_tokenizer()
+    backend = tokenizers.Tokenizer.from_str(plain.to_json())
+    backend.add_tokens([tokenizers.AddedToken("<｜mark｜>", special=special), tokenizers.AddedToken("<ascii>")])
+    tokenizer = Tokenizer(backend)
+    grammars = Grammars(tokenizer.to_json(), vocab_size=VOCAB, end_token=tokenizer.eos_id)
+    for name in ("<｜mark｜>", "<ascii>", "<think>", "<｜end▁of▁sentence｜>"):
+        words = f"a{name}b{name}"
+        constraint = grammars.compile("regex", re.escape(words))
+        for rule in (SamplingRule(), SamplingRule(1.5)):
+            engine = Engine(make_model(), EngineOptions(n_blocks=1, block_size=200), stream=tokenizer.stream)
+            sequence = engine.admit(Request([0, 70], rule, max_new_tokens=150, drafts=1, constraint=constraint))
+            shown = "".join(event.shown for _ in range(150) if not sequence.finish for event in engine.step())
+            assert (shown, sequence.finish, sequence.error) == (words, "stop", "")
+            assert not set(sequence.text) & set(tokenizer.added_tokens.values())
 
 
 def test_a_text_that_was_cut_says_so_and_any_object_is_an_object():

@@ -11,6 +11,7 @@ Letters: S rows, V vocabulary, W words of 32 bits.
 
 import json
 from collections.abc import Mapping, Sequence
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ class Grammars:
             raise ImportError("structured output needs llguidance: pip install llguidance") from None
         self.library = llguidance
         self.vocab_size, self.end_token = vocab_size, end_token
-        self.tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=end_token)
+        self.tokenizer = llguidance.LLTokenizer(
+            rename_added_tokens(tokenizer_json), n_vocab=vocab_size, eos_token=end_token
+        )
 
     def compile(self, kind: str, source: str | Mapping[str, Any] = "") -> "Constraint":
         """Compile a grammar.
@@ -68,6 +71,21 @@ class Grammars:
         return make.grammar_from_json_schema(
             {"type": "object"} if kind == "json_object" else read_schema(source), COMPACT
         )
+
+
+def rename_added_tokens(tokenizer_json: str) -> str:
+    """Give added tokens names that no text holds: a form that demands `<｜User｜>` is then written letter by letter.
+
+    Else llguidance demands the token itself there, and afterwards does not take it for these letters.
+    """
+    content, secret = json.loads(tokenizer_json), token_hex(16)
+    names = {token["content"]: f"{secret} {token['id']}" for token in content["added_tokens"]}
+    content["added_tokens"] = [
+        {**token, "content": names[token["content"]], "special": True} for token in content["added_tokens"]
+    ]
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {names.get(name, name): token for name, token in vocab.items()}
+    return json.dumps(content)
 
 
 def read_schema(source: str | Mapping[str, Any]) -> dict[str, Any]:
