@@ -61,6 +61,14 @@ def test_several_prompts_as_texts_or_tokens_and_several_copies_stand_in_order(se
     assert server.complete(ids[1], temperature=0, max_tokens=7)["choices"][0]["text"] == alone[1]
 
 
+def test_usage_counts_every_text_and_a_prompt_once_whatever_its_copies(server, tokenizer):
+    texts = ["the quick", "fox 🙂"]
+    usage = server.complete(texts, max_tokens=7, n=3, ignore_eos=True)["usage"]
+    assert usage["completion_tokens"] == 2 * 3 * 7
+    assert usage["prompt_tokens"] == sum(1 + len(tokenizer.encode(text)) for text in texts)
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
 def test_a_seed_repeats_a_text_and_copies_differ(server):
     one, two = (server.complete("fox", seed=3, n=4, max_tokens=9, temperature=2) for _ in range(2))
     texts = [choice["text"] for choice in one["choices"]]

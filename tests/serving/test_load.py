@@ -56,6 +56,23 @@ def test_a_client_that_goes_away_frees_its_blocks(server, count):
     assert not server.worker.jobs
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_that_nobody_wants_any_more_is_not_written_on(model, tokenizer, stream):
+    with run_server(model, tokenizer) as server:
+        gate = threading.Event()
+        server.worker.commands.put(lambda: gate.wait(60) and None)
+        asked = begin_stream(server, stream=stream, wait=False)
+        assert server.wait_until(lambda: server.worker.load == 2)
+        asked.close()
+        try:  # the engine still stands: what it is to do next is to take in the request, then to drop it
+            assert server.wait_until(lambda: server.worker.commands.qsize() == 2, seconds=10)
+        finally:
+            gate.set()
+        assert server.wait_until(lambda: server.worker.load == 0)
+        assert not server.worker.engine.sequences
+        assert 'finished_total{reason="abort"} 2.0' in server.ask("GET", "/metrics")[2]
+
+
 def test_a_text_that_is_no_number_fails_alone(model, tokenizer):
     torch.manual_seed(5)
     broken = DeepseekV3(model.config).eval()

@@ -11,12 +11,13 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from deepseek_v3.engine.request import GenerationStatistics
 from deepseek_v3.engine.scores import Score
 from deepseek_v3.serving.problems import ServerFault
 from deepseek_v3.serving.prompts import Prompt, Served
 from deepseek_v3.serving.protocol import ChatRequest, CompletionRequest
 from deepseek_v3.serving.tools import CallReader
-from deepseek_v3.serving.worker import Piece, Totals
+from deepseek_v3.serving.worker import Piece
 
 LEAST = -9999.0  # stands for minus infinity, which JSON does not have
 PLAIN, STOOD, FELL = 0, 1, 2  # how a token came, for who asks for drafts
@@ -32,7 +33,7 @@ class Choice:
         self.text = ""
         self.finish: str | None = None
         self.begun = False
-        self.totals: Totals | None = None
+        self.seen = GenerationStatistics()
         self.scores: list[dict[str, Any]] = []
         self.offsets, self.offset = served.tokenizer.stream(), 0
         self.pieces = served.tokenizer.stream()
@@ -71,7 +72,7 @@ class AnswerBase:
         if event.finish == "error":
             log.warning("a text ended in an error: %s", event.error)
             raise ServerFault()
-        choice.finish, choice.totals = event.finish, piece.totals
+        choice.finish, choice.seen = event.finish, event.sequence.statistics
         part = self.part(choice, piece, event.shown)
         choice.begun = True
         if part is not None and self.drafts:
@@ -92,10 +93,10 @@ class AnswerBase:
 
     def usage(self) -> dict[str, Any]:
         """Tokens of all choices; a prompt that several continue counts once."""
-        totals = [choice.totals or Totals(len(choice.prompt.tokens), 0, 0) for choice in self.choices]
-        prompt = sum(len(choice.prompt.tokens) for choice in self.choices[:: self.copies])
-        shared = sum(total.shared_tokens for total in totals[:: self.copies])
-        written = sum(total.new_tokens for total in totals)
+        first = self.choices[:: self.copies]
+        prompt = sum(len(choice.prompt.tokens) for choice in first)
+        shared = sum(choice.seen.shared_tokens for choice in first)
+        written = sum(choice.seen.new_tokens for choice in self.choices)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": written,
@@ -133,7 +134,7 @@ class TextAnswer(AnswerBase):
         if self.body.echo and not choice.begun:
             shown = choice.prompt.text + shown
             if self.body.logprobs is not None:
-                before = list(zip(choice.prompt.tokens, piece.prompt_scores or (), strict=True))
+                before = list(zip(choice.prompt.tokens, piece.event.sequence.prompt_scores, strict=True))
                 rows = before[choice.prompt.added :] + rows
         scores = None if self.body.logprobs is None else [self.score(choice, *row) for row in rows]
         choice.text += shown
@@ -177,10 +178,12 @@ class ChatAnswer(AnswerBase):
     def part(self, choice: Choice, piece: Piece, shown: str) -> dict[str, Any] | None:
         """Content, and at the end the calls that stand in it."""
         delta: dict[str, Any] = {}
-        if self.body.tools:
+        if self.body.offers_tools:
             shown = choice.reader.push(shown)
             if choice.finish:
                 shown += choice.reader.finish()
+            if self.body.parallel_tool_calls is False:
+                del choice.reader.calls[1:]
         choice.text += shown
         if shown:
             delta["content"] = shown

@@ -95,7 +95,7 @@ class Served:
         template = self.template
         if template is None:
             raise bad_request("This model has no chat template; use /v1/completions.", "messages")
-        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if body.tool_choice != "none" else []
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if body.offers_tools else []
         if tools and not self.calls_tools:
             raise bad_request("This model's chat template and tokens have no form for tools.", "tools")
         messages = [message.plain() for message in body.messages]

@@ -179,6 +179,11 @@ class ChatRequest(Sampling):
     safety_identifier: Short | None = None
     prompt_cache_key: Short | None = None
 
+    @property
+    def offers_tools(self) -> bool:
+        """Whether the model may call any."""
+        return bool(self.tools) and self.tool_choice != "none"
+
     @field_validator("tool_choice", mode="before")
     @classmethod
     def _say_what_tools_cannot(cls, value: Any) -> Any:

@@ -2,7 +2,8 @@
 
     <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
 
-An older form has `function` for NAME, then NAME on a line of its own and the arguments fenced as JSON.
+An older form has `function` for NAME, then NAME on a line of its own and the arguments fenced as JSON. What has neither
+form is no call, and stays the text that it is.
 """
 
 import re
@@ -11,10 +12,10 @@ from uuid import uuid4
 
 from deepseek_v3.engine.stop import StopGate
 
-CALLS_BEGIN = "<｜tool▁calls▁begin｜>"
-CALL = re.compile(
-    r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>(?P<old>[^\n<]{1,512})\n```json\n(?P<fenced>.*?)\n```"
-    r"|(?P<name>[^\n<]{1,512})<｜tool▁sep｜>(?P<bare>.*?))<｜tool▁call▁end｜>",
+CALLS_BEGIN, CALL_BEGIN = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"
+CALL = re.compile(  # behind its beginning
+    r"(?:function<｜tool▁sep｜>(?P<old>[^\n<]{1,512})\n```json\n(?P<fenced>.*?)\n```"
+    r"|(?P<name>[^\n<]{1,512})<｜tool▁sep｜>(?P<bare>\s*\{.*?))<｜tool▁call▁end｜>",
     re.DOTALL,
 )
 
@@ -40,7 +41,8 @@ class CallReader:
         if not self.gate.stopped:
             return self._show(self.gate.finish())
         kept = self.whole[self.shown :]
-        self.calls = [describe_call(found) for found in CALL.finditer(kept)]
+        found = [CALL.match(part) for part in kept.split(CALL_BEGIN)[1:]]
+        self.calls = [describe_call(call) for call in found if call]
         return "" if self.calls else kept
 
     def _show(self, text: str) -> str:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from deepseek_v3.engine.engine import Engine, Event
 from deepseek_v3.engine.request import Request
-from deepseek_v3.engine.scores import Score
 from deepseek_v3.serving.metrics import Metrics
 from deepseek_v3.serving.problems import Overloaded, Problem, ServerFault, bad_request
 
@@ -29,21 +28,11 @@ FREED = object()  # news of a job whose client is gone: its places are free
 IDLE_S = 3600.0  # how long the thread sleeps without a command; one wakes it
 
 
-class Totals(NamedTuple):
-    """What one sequence cost: known with its last piece."""
-
-    prompt_tokens: int
-    shared_tokens: int
-    new_tokens: int
-
-
 class Piece(NamedTuple):
-    """What a step brought to one choice of a job, as the engine's event; nothing in it changes any more."""
+    """What a step brought to one choice of a job; what can be read of it does not change any more."""
 
     choice: int
     event: Event
-    prompt_scores: list[Score | None] | None
-    totals: Totals | None
 
 
 class Job:
@@ -167,7 +156,7 @@ class Worker:
         """Hand out what came of a step or command, and take back the places of what is over."""
         for job, item in news:
             if isinstance(item, Piece):
-                self.release(job, item.totals is not None)
+                self.release(job, item.event.finish is not None)
             elif item is not None:
                 self.release(job, job.open)
             if item is not FREED:
@@ -250,18 +239,14 @@ class Worker:
         """Say whose an event is, and keep the clocks of its tokens."""
         sequence = event.sequence
         job, choice, last = self.owners[sequence.id]
-        now, totals, scores = time.perf_counter(), None, None
+        now = time.perf_counter()
         if event.tokens:
             if last:
                 self.metrics.note_gap(now - last, len(event.tokens))
             else:
                 self.metrics.first_token.observe(now - job.began)
             self.owners[sequence.id] = job, choice, now
-        if not last and sequence.prompt_scores:
-            scores = list(sequence.prompt_scores)
         if event.finish:
-            seen = sequence.statistics
-            totals = Totals(seen.prompt_tokens, seen.shared_tokens, seen.new_tokens)
             self.metrics.note_finish(event.finish, now - job.began)
             del self.owners[sequence.id]
-        return job, Piece(choice, event, scores, totals)
+        return job, Piece(choice, event)
