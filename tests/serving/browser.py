@@ -1,4 +1,9 @@
-"""A real Chromium without a window, spoken to through two pipes: open a page, run JavaScript in it, take a picture."""
+"""A real Chromium without a window, spoken to through two pipes: open a page, run JavaScript in it, take a picture.
+
+    deepseek-v3 serve runs/demo & python tests/serving/browser.py http://127.0.0.1:8000 docs/serving.png
+
+takes the picture of the README, while a text is written.
+"""
 
 import base64
 import json
@@ -6,6 +11,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -96,3 +102,21 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def picture_writing(url: str, path: str) -> None:
+    """Let two texts be written, and take the picture in the middle of the second."""
+    with Browser(1280, 800) as page:
+        page.call("Page.navigate", url=f"{url}/#mode=prompt")
+        page.wait("typeof model !== 'undefined' && model")
+        page.run("$('most').value = 400; $('drafts').value = 2; $('heat').value = 0.5")
+        for words, count in (("import os\n\ndef ", 400), ("class Parser:\n    ", 150)):
+            page.run(f"$('words').value = {json.dumps(words)}; $('form').requestSubmit()")
+            page.wait(f"document.querySelectorAll('#text span > span').length > {count} || !control")
+            page.wait("!control" if count == 400 else "true")
+        time.sleep(0.5)  # the state beside it is asked for four times a second
+        page.picture(path)
+
+
+if __name__ == "__main__":
+    picture_writing(*sys.argv[1:])

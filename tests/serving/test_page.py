@@ -78,6 +78,23 @@ def test_a_text_of_markup_stays_text(page):
     assert page.run("document.querySelectorAll('#text img, #text b').length") == 0
 
 
+def test_a_common_screen_holds_all_of_it_and_only_the_text_scrolls(page):
+    page.run("choose('prompt'); document.getElementById('most').value = 150")
+    try:
+        page.resize(1280, 800)
+        page.run(WRITE.replace("the quick", "fox " * 40 + "\\n" * 40))
+        page.wait(DONE)
+        page.wait("document.getElementById('used').textContent.includes(' of ')")
+        for place in ("document.documentElement", "document.querySelector('aside')"):
+            assert page.run(f"{place}.scrollHeight - {place}.clientHeight") == 0, place
+        assert page.run("document.getElementById('go').getBoundingClientRect().bottom") <= 800
+        assert page.run("$('text').scrollHeight > $('text').clientHeight && $('text').scrollTop > 0")
+        page.resize(1280, 560)  # lower ones scroll the numbers beside it, never the page
+        assert page.run("document.documentElement.scrollHeight") <= 560
+    finally:
+        page.resize(1280, 860)
+
+
 def test_nothing_is_wider_than_a_phone(page):
     try:
         for width in (320, 390, 768):
