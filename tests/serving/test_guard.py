@@ -75,6 +75,14 @@ def test_a_wrong_key_is_told_in_openais_words(locked):
     assert locked.get("/v1/models")[1]["error"]["message"].startswith("You didn't provide an API key")
 
 
+def test_the_description_of_the_routes_says_which_want_a_key(locked, server):
+    status, about = locked.get("/openapi.json", authorization=f"Bearer {KEY}")
+    assert status == 200
+    wanted = {path for path, methods in about["paths"].items() if all("security" in one for one in methods.values())}
+    assert wanted == set(about["paths"]) - {"/health", "/ready"}
+    assert "security" not in json.dumps(server.get("/openapi.json")[1])
+
+
 def send_raw(server, head, body=b""):
     """Send bytes; return all that comes."""
     with server.connect() as line:

@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from deepseek_v3.serving.answers import AnswerBase, ChatAnswer, TextAnswer
-from deepseek_v3.serving.guard import Guard, GuardOptions
+from deepseek_v3.serving.guard import OPEN_PATHS, Guard, GuardOptions
 from deepseek_v3.serving.metrics import GAUGES, TOTALS, Metrics
 from deepseek_v3.serving.problems import Problem, ServerFault, bad_request
 from deepseek_v3.serving.prompts import Served
@@ -58,15 +58,25 @@ def make_app(served: Served, worker: Worker, metrics: Metrics, options: GuardOpt
         app.add_exception_handler(kind, tell_error)
     add_state_routes(app, worker, metrics)
     add_model_routes(app, served, worker)
+    if options.keys:
+        describe_keys(app.openapi())
     guard = Guard(app, options, metrics)
     guard.worker, guard.routes = worker, app
     return guard
 
 
+def describe_keys(schema: dict[str, Any]) -> None:
+    """Say in the description of the routes which of them want a key; `guard.py` is what asks for it."""
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in schema["paths"].items():
+        for about in methods.values() if path not in OPEN_PATHS else ():
+            about["security"] = [{"key": []}]
+
+
 def add_state_routes(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     """Add the page and what tells of the server's state."""
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, responses=ERRORS)
     async def page() -> Response:
         return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": CONTENT_POLICY})
 
