@@ -73,6 +73,9 @@ def test_modules_draft_with_a_head_in_8_bits_and_the_main_model_does_not():
         hidden_ND, logits = step.read(Rows(tokens, [4]), cache)
         module = cache.module(0)
         found[fp8_drafts] = logits, *step.read(Rows(tokens[1:], [3]), module, depth=0, below_ND=hidden_ND[:3])
+    with torch.inference_mode():
+        theirs = model(torch.tensor([tokens]))[0]
+    assert (found[True][0] - theirs).abs().max() <= 1e-5 * theirs.abs().max()
     assert torch.equal(found[False][0], found[True][0])
     assert torch.equal(found[False][1], found[True][1])
     wanted = found[True][1] @ as_the_chapter_says(model.lm_head.weight).T
