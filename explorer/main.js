@@ -128,7 +128,7 @@ function drawTokens(view) {
   if (row.dataset.shown !== String(state.token)) {
     const chip = row.children[state.token];
     if (chip.offsetLeft < row.scrollLeft || chip.offsetLeft + chip.offsetWidth > row.scrollLeft + row.clientWidth) row.scrollLeft = chip.offsetLeft - row.clientWidth / 2;
-    if (chip.offsetTop < row.scrollTop || chip.offsetTop + chip.offsetHeight > row.scrollTop + row.clientHeight) row.scrollTop = chip.offsetTop - 30;
+    if (chip.offsetTop < row.scrollTop || chip.offsetTop + chip.offsetHeight > row.scrollTop + row.clientHeight) row.scrollTop = chip.offsetTop - chip.offsetHeight - 6;
     row.dataset.shown = state.token;
   }
 }

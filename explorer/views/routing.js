@@ -65,7 +65,7 @@ export function routingView(app) {
     const weightAt = (r, c) => { const i = routing.chosen[r].indexOf(c); return i < 0 ? 0 : routing.weights[r][i]; };
     const cell = (r, c) => ({token: visible(names[r]), expert: c, weight: number(weightAt(r, c)), score: number(routing.scores[r][c])});
     map.draw({rows: names.length, columns: routing.scores[0].length, kind: 'routed', most: app.model.config.routed_scaling_factor / 2, at: weightAt, picked: [token, expert],
-      gutter: 66, tallest: 60, rowHeight: 20, onpick: (r, c) => app.set({token: r, expert: c}),
+      gutter: 66, tallest: 60, rowHeight: Math.max(10, Math.min(20, 640 / names.length)), onpick: (r, c) => app.set({token: r, expert: c}),
       rowName: (r) => visible(names[r]), columnName: (c) => say('routing.expert', {expert: c}),
       read: (r, c) => say(weightAt(r, c) ? 'routing.cell' : 'routing.cellNot', cell(r, c))});
     drawProduct(app, product, routing);
