@@ -1,5 +1,6 @@
 """The page of `make reason`: what the runs themselves have measured, and what to try next."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,16 +67,19 @@ def measure_formats(run: Path) -> dict[str, dict[str, float]]:
     from deepseek_v3.post_training.session import find_checkpoint, read_model
     from deepseek_v3.post_training.tasks import different_problems, find_task
     from deepseek_v3.post_training.wording import Wording
+    from deepseek_v3.training.run_folder import OPTIONS
 
     home = find_checkpoint(run)
     model, wording = read_model(home), Wording(Tokenizer.from_file(home))
-    problems = different_problems(find_task("addition"), "mismatch", 64, held_out=True)
+    task = find_task(json.loads((run / OPTIONS).read_text(encoding="utf-8"))["options"]["task"])
+    problems = different_problems(task, "mismatch", 64, held_out=True)
     prompts = [wording.ask(problem["prompt"]) for problem in problems]
     found = {}
     for number_format in FORMATS:
         writer = Writer(
-            model, stop_tokens=wording.tokenizer.stop_ids, max_new_tokens=6, choices=True, number_format=number_format
-        )
+            model, stop_tokens=wording.tokenizer.stop_ids, max_new_tokens=task.longest + 1, choices=True,
+            number_format=number_format,
+        )  # fmt: skip
         rollouts = writer.write(prompts, 8, temperature=1.0, seed=1)
         batch = stack_answers(rollouts, torch.zeros(len(rollouts)), wording.pad)
         found[number_format] = measure_mismatch(model, batch, 256)

@@ -198,7 +198,7 @@ class GrpoOptions(PostTrainingOptions):
     drafts: int = 0
     sampler: str = "fp32"
     control: str = "none"
-    lr: float = 1e-4
+    lr: float = 3e-4
     micro_batch: int = 256
 
     command: ClassVar[str] = "grpo"
