@@ -1,6 +1,6 @@
 """Rollouts beside the plain engine: python -m benchmarks.rollouts [--run runs/reason/grpo]
 
-One batch, 32 questions of `addition` and 16 answers to each, drawn at temperature 1 until each ends; both draw the same
+One batch, 32 questions of `addition:2` and 16 answers to each, drawn at temperature 1 until each ends; both draw the same
 tokens. Tokens a second, medians of rounds in turns, and the median of the rounds' ratios.
 
     rollout    `post_training.rollout`: log pi and experts of every token, a question shared by its answers
@@ -27,7 +27,7 @@ from deepseek_v3.post_training.session import find_checkpoint, read_model
 from deepseek_v3.post_training.tasks import different_problems, find_task
 from deepseek_v3.post_training.wording import Wording
 
-TASK, SEED = "addition", 7
+TASK, SEED = "addition:2", 7
 
 
 class Plain:
