@@ -1,7 +1,7 @@
 """Rollouts beside the plain engine: python -m benchmarks.rollouts [--run runs/reason/grpo]
 
-One batch, 32 questions of `addition:2` and 16 answers to each, drawn at temperature 1 until each ends; both draw the same
-tokens. Tokens a second, medians of rounds in turns, and the median of the rounds' ratios.
+One batch, 32 questions of `addition:2` and 16 answers to each, drawn at temperature 1 until each ends; both draw the
+same tokens. Tokens a second, medians of rounds in turns, and the median of the rounds' ratios.
 
     rollout    `post_training.rollout`: log pi and experts of every token, a question shared by its answers
     plain      the engine alone: requests one by one, no log pi, no experts
