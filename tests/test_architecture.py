@@ -36,7 +36,7 @@ ARROWS = {
     "model": {"config", "family", "fp8", "ops"},  # knows no kernel
     "weights": NUMBERS | {"config_keys", "config_values", "sizing", "memory", "model"},
     "engine": NUMBERS | {"sizing", "model"},
-    "parallel": NUMBERS | {"sizing", "model"},
+    "parallel": NUMBERS | {"config_values", "sizing", "sizing_fp8", "model"},
     "training": LEARNING,
     "post_training": LEARNING | {"training", "engine"},
     "serving": {"config", "data", "engine"},

@@ -53,6 +53,9 @@ COMMANDS = {
     ),
     "inspect": Command("list what a checkpoint holds, without loading it", "inspect", "InspectOptions", "run_inspect"),
     "size": Command("parameters, FLOPs, cache and memory of any config", "size", "SizeOptions", "run_size"),
+    "plan": Command(
+        "a training on thousands of GPUs: memory, waiting, traffic, hours", "plan", "PlanOptions", "run_plan"
+    ),
     "doctor": Command(
         "what this machine offers, what serves here, and why not", "doctor", "DoctorOptions", "run_doctor"
     ),

@@ -58,6 +58,13 @@ def fp8_kept_bytes(c: ModelConfig, rows: int, length: int) -> dict[str, int]:
     return {"codes of weights": weights, "codes of activations": codes, "BF16 and FP32": other}
 
 
+def block_kept_bytes(c: ModelConfig, layer: int, rows: int, length: int) -> int:
+    """Bytes that one block keeps of a micro-batch, its weights' codes aside: they are made once for all that follow."""
+    n = rows * length
+    codes = _attention_codes(c, n) + _feed_forward_codes(c, layer, n)
+    return codes + _attention_other(c, n, FP32) + _router_other(c, layer, rows, n)
+
+
 def _attention_weights(c: ModelConfig) -> int:
     d, low, heads = c.hidden_size, c.q_lora_rank, c.num_attention_heads
     query = heads * c.qk_head_dim

@@ -50,6 +50,7 @@ USUAL = {
     "evaluate": ["--data", "text.txt", "--kilobytes", "1", "--seq-len", "13"],
     "size": ["--preset", "nano"],
     "explore": ["--save", "saved"],
+    "plan": ["--preset", "demo", "--gpus", "8", "--pp", "2", "--ep", "2", "--batch-size", "32"],
     "sft": ["model", "--task", "sort"],
     "grpo": ["model"],
     "distill": ["model", "model", "--task", "sort"],

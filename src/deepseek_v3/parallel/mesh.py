@@ -20,21 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from deepseek_v3.model.block import Block
-from deepseek_v3.model.moe import Experts
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.parallel.expert_parallel import ExpertExchange
 from deepseek_v3.parallel.layout import Rows
+from deepseek_v3.parallel.shard import MeshError, Ways, cut_model
 
 Value = TypeVar("Value")
-
-
-class MeshError(ValueError):
-    """Processes, experts or rows that do not divide; the message names the mend."""
 
 
 class Mesh:
@@ -62,8 +56,8 @@ class Mesh:
         self.micro_batch, self.ep, self.rank, self.world = micro_batch, ep, dist.get_rank(), world
         self.leads = self.rank == 0
         root = init_device_mesh(device, (world // ep, ep), mesh_dim_names=("efsdp", "ep"))
-        self.efsdp, self.experts = root["efsdp"], root["ep"]
-        self.dense = init_device_mesh(device, (world,), mesh_dim_names=("fsdp",))
+        dense = init_device_mesh(device, (world,), mesh_dim_names=("fsdp",))
+        self.ways = Ways(dense, root["ep"], root["efsdp"])
 
     def close(self) -> None:
         """Leave together; after a success only."""
@@ -79,30 +73,10 @@ class Mesh:
             MeshError: the experts cannot be shared equally.
         """
         self.model = model.to(self.device)
-        for module in model.modules():
-            if isinstance(module, Experts) and self.ep > 1:
-                self._spread(module)
-        units = [m for m in model.modules() if isinstance(m, Block)]
-        for unit in [*units, *model.mtp, model]:
-            fully_shard(unit, mesh=self.dense, reshard_after_forward=True)  # else the root has other parameters then
-        for unit in model.modules():
-            if isinstance(unit, FSDPModule):  # sums, not means; the loss is divided by all rows already
-                unit.set_gradient_divide_factor(1.0)
-                unit.set_force_sum_reduction_for_comms(True)
+        cut_model(model, self.ways)
         model.within = MethodType(lambda _, work: work(), model)  # type: ignore[assignment]
         register_fsdp_forward_method(model, "within")
         return model
-
-    def _spread(self, experts: Experts) -> None:
-        count = experts.gate_up_proj.shape[0]
-        if count % self.ep:
-            raise MeshError(f"--ep {self.ep} must divide n_routed_experts={count}")
-        for name in ("gate_up_proj", "down_proj"):
-            weight = getattr(experts, name).detach()
-            part = distribute_tensor(weight, self.experts, [Shard(0)], src_data_rank=None)
-            setattr(experts, name, nn.Parameter(part))
-        experts.exchange = ExpertExchange(self.experts.get_group(), count)
-        fully_shard(experts, mesh=self.efsdp, shard_placement_fn=lambda p: Shard(1))
 
     def whole(self, tensor: Tensor) -> Tensor:
         """Return a tensor that is cut over the processes as one."""

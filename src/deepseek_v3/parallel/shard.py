@@ -1,0 +1,73 @@
+"""How weights are cut over processes: FSDP2 for all, and stacks of experts first by expert parallelism.
+
+    mesh [pipeline, rest, experts]      dense weights are cut over rest x experts, experts over experts, then over rest
+
+The cut itself needs no number: on the meta device, in a process group that only pretends, it says what each process of
+thousands would hold (`rehearsal.py`).
+"""
+
+from typing import NamedTuple
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from deepseek_v3.model.block import Block
+from deepseek_v3.model.moe import Experts
+from deepseek_v3.model.mtp import MultiTokenPredictor
+from deepseek_v3.parallel.expert_parallel import ExpertExchange
+
+
+class MeshError(ValueError):
+    """Processes, experts or rows that do not divide; the message names the mend."""
+
+
+class Ways(NamedTuple):
+    """Over which processes what is cut.
+
+    Attributes:
+        dense: all that hold the same layers.
+        experts: those that share the experts of a layer.
+        rest: those that hold the same experts.
+    """
+
+    dense: DeviceMesh
+    experts: DeviceMesh
+    rest: DeviceMesh
+
+
+def cut_model(model: nn.Module, ways: Ways) -> None:
+    """Cut all weights of a model, or of some layers of one; blocks are gathered as they are read.
+
+    Raises:
+        MeshError: the experts cannot be shared equally.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, Experts) and ways.experts.size() > 1:
+            _spread_experts(module, ways)
+    units = [m for m in model.modules() if isinstance(m, Block)]
+    units += [m for m in model.modules() if isinstance(m, MultiTokenPredictor)]
+    for unit in [*units, model]:
+        fully_shard(unit, mesh=ways.dense, reshard_after_forward=True)  # else the root has other parameters then
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):  # sums, not means; the loss is divided by all rows already
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+
+
+def _spread_experts(experts: Experts, ways: Ways) -> None:
+    count, ep, rest = experts.gate_up_proj.shape[0], ways.experts.size(), ways.rest.size()
+    if count % ep:
+        raise MeshError(f"--ep {ep} must divide n_routed_experts={count}")
+    for name in ("gate_up_proj", "down_proj"):
+        weight = getattr(experts, name).detach()
+        if weight.shape[1] % rest:
+            raise MeshError(
+                f"the {rest} processes that hold the same experts cannot share {weight.shape[1]} rows of each equally; "
+                f"give an --ep that leaves a divisor of {weight.shape[1]}"
+            )
+        part = distribute_tensor(weight, ways.experts, [Shard(0)], src_data_rank=None)
+        setattr(experts, name, nn.Parameter(part))
+    experts.exchange = ExpertExchange(ways.experts.get_group(), count)
+    fully_shard(experts, mesh=ways.rest, shard_placement_fn=lambda p: Shard(1))
