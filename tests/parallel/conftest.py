@@ -1,6 +1,7 @@
 """Several processes on this machine, started by torchrun."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMIT_S = 240
+ROWS, LENGTH, EXPERTS = 8, 29, 8
+SHAPE = ["num_hidden_layers=3", "hidden_size=40", "vocab_size=331", f"n_routed_experts={EXPERTS}"]
+SHAPE += ["moe_intermediate_size=24", "num_nextn_predict_layers=1", "n_group=2", "topk_group=1"]
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +32,17 @@ def torchrun():
         return done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory) -> list[str]:
+    """The options that every run has."""
+    draw, folder = random.Random(7), tmp_path_factory.mktemp("text")
+    names = ["otter", "heron", "fox", "wren", "pike", "toad"]
+    lines = [
+        " ".join(draw.choice(names) + draw.choice([" sits", " runs", " eats"]) for _ in range(9)) for _ in range(400)
+    ]
+    (folder / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    known = ["--preset", "demo", "--set", *SHAPE, "--data", str(folder / "text.txt"), "--precision", "fp32"]
+    known += ["--batch-size", str(ROWS), "--micro-batch", "2", "--seq-len", str(LENGTH), "--eval-kilobytes", "1"]
+    return [*known, "--threads", "1", "--balance-alpha", "0.1", "--warmup-steps", "1", "--save-every", "3"]

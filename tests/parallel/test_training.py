@@ -2,7 +2,7 @@
 
 import json
 import os
-import random
+import shutil
 import signal
 import threading
 import time
@@ -10,27 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from deepseek_v3.cli import main
+from deepseek_v3.weights.opening import open_checkpoint
+from deepseek_v3.weights.sharded import PartsReader
 
-STEPS, ROWS, LENGTH, EXPERTS = 5, 8, 29, 8
-SHAPE = ["num_hidden_layers=3", "hidden_size=40", "vocab_size=331", f"n_routed_experts={EXPERTS}"]
-SHAPE += ["moe_intermediate_size=24", "num_nextn_predict_layers=1", "n_group=2", "topk_group=1"]
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory) -> list[str]:
-    """The options that every run has."""
-    draw, folder = random.Random(7), tmp_path_factory.mktemp("text")
-    names = ["otter", "heron", "fox", "wren", "pike", "toad"]
-    lines = [
-        " ".join(draw.choice(names) + draw.choice([" sits", " runs", " eats"]) for _ in range(9)) for _ in range(400)
-    ]
-    (folder / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
-    known = ["--preset", "demo", "--set", *SHAPE, "--data", str(folder / "text.txt"), "--precision", "fp32"]
-    known += ["--batch-size", str(ROWS), "--micro-batch", "2", "--seq-len", str(LENGTH), "--eval-kilobytes", "1"]
-    return [*known, "--threads", "1", "--balance-alpha", "0.1", "--warmup-steps", "1", "--save-every", "3"]
+STEPS = 5
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +33,9 @@ def steps(run: Path) -> list[dict]:
 
 
 def weights(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    """What its checkpoint holds."""
-    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+    """What its checkpoint holds, of whichever form."""
+    with open_checkpoint(run / "checkpoints" / f"step-{step:08d}") as checkpoint:
+        return {slot.name: checkpoint.view(slot.name).clone() for slot in checkpoint.check()}
 
 
 def agree(run: Path, other: Path, *, loss: float = 1e-6, norm: float = 1e-5) -> None:
@@ -91,13 +77,46 @@ def test_recomputation_counts_the_loads_once(torchrun, words, alone, tmp_path):
     agree(tmp_path / "run", alone)
 
 
-def test_a_run_of_two_goes_on_alone_and_a_run_of_one_goes_on_with_two(torchrun, words, alone, tmp_path):
-    two, one = tmp_path / "two", tmp_path / "one"
-    torchrun(2, "train", "--run", str(two), "--ep", "2", "--steps", "3", *words)
-    assert main(["train", "--run", str(two), "--resume", "--steps", str(STEPS)]) == 0
+@pytest.fixture(scope="module")
+def two(torchrun, words, tmp_path_factory) -> Path:
+    """The run of two processes that share the experts; checkpoints of the steps 3 and 5."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    torchrun(2, "train", "--run", str(run), "--ep", "2", "--steps", str(STEPS), *words)
+    return run
+
+
+def at_step_3(run: Path, place: Path) -> Path:
+    """A copy of a run whose newest checkpoint is that of step 3."""
+    shutil.copytree(run, place)
+    shutil.rmtree(place / "checkpoints" / "step-00000005")
+    return place
+
+
+def test_two_that_go_on_from_two_give_the_bits_of_an_unbroken_run(torchrun, two, tmp_path):
+    run = at_step_3(two, tmp_path / "again")
+    torchrun(2, "train", "--run", str(run), "--ep", "2", "--resume")
+    mine, known = (PartsReader(r / "checkpoints" / "step-00000005") for r in (run, two))
+    assert mine.tensors.keys() == known.tensors.keys() > {"exp_avg.embed_tokens.weight", "model.norm.weight"}
+    assert all(torch.equal(mine.read(name), known.read(name)) for name in known.tensors)
+
+
+def test_a_run_of_two_goes_on_alone_and_a_run_of_one_goes_on_with_two(torchrun, words, alone, two, tmp_path):
+    run, one = at_step_3(two, tmp_path / "alone"), tmp_path / "one"
+    assert main(["train", "--run", str(run), "--resume"]) == 0
+    assert (run / "checkpoints" / "step-00000005" / "model.safetensors").exists()  # one process writes its own form
+    assert steps(run)[-1]["loss"] == pytest.approx(steps(alone)[-1]["loss"], rel=1e-6)
     assert main(["train", "--run", str(one), "--steps", "3", "--sample-prompts", "x", *words]) == 0
     torchrun(2, "train", "--run", str(one), "--resume", "--steps", str(STEPS))
-    assert steps(two)[-1]["loss"] == pytest.approx(steps(one)[-1]["loss"], rel=1e-6)
+    assert steps(one)[-1]["loss"] == pytest.approx(steps(alone)[-1]["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_of_four_goes_on_with_two_and_then_alone(torchrun, words, alone, tmp_path):
+    run = tmp_path / "run"
+    torchrun(4, "train", "--run", str(run), "--ep", "2", "--steps", "2", *words)
+    torchrun(2, "train", "--run", str(run), "--resume", "--steps", "4")
+    assert main(["train", "--run", str(run), "--resume", "--steps", str(STEPS)]) == 0
+    assert steps(run)[-1]["loss"] == pytest.approx(steps(alone)[-1]["loss"], rel=1e-6)
 
 
 @pytest.mark.slow

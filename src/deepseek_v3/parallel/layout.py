@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-Model = TypeVar("Model", bound=nn.Module)
+Model, Value = TypeVar("Model", bound=nn.Module), TypeVar("Value")
 
 
 class Rows(Protocol):
@@ -28,6 +28,7 @@ class Layout(Protocol):
 
     device: torch.device
     leads: bool  # whether this process tells and writes; one of them does
+    shares: bool  # whether each process writes its part of a checkpoint
 
     def place(self, model: Model) -> Model:
         """Bring the model to where it runs; before an optimizer is built over its parameters."""
@@ -86,10 +87,28 @@ class Layout(Protocol):
         ...
 
 
+def led(layout: Layout, work: Callable[[], Value], kind: type[Exception]) -> Value | None:
+    """Let the leading process do something; what it is refused, all are, as `kind`, and nobody waits for anybody.
+
+    Returns:
+        what it gave the leading process; None in the others.
+    """
+    value, problem = None, None
+    if layout.leads:
+        try:
+            value = work()
+        except (ValueError, OSError) as error:
+            problem = error
+    said = layout.agree(None if problem is None else str(problem))
+    if said is not None:
+        raise problem or kind(said)
+    return value
+
+
 class Solo:
     """One process: micro-batches in turn, nothing to add up with anybody."""
 
-    leads = True
+    leads, shares = True, False
 
     def __init__(self, micro_batch: int, device: torch.device | str = "cpu") -> None:
         self.micro_batch, self.device = micro_batch, torch.device(device)

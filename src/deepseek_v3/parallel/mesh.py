@@ -12,6 +12,7 @@ Started by torchrun; gloo on a CPU, NCCL on GPUs. Source: arXiv:2412.19437, sect
 import math
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.parallel.layout import Rows
+from deepseek_v3.parallel.parts import PartsWriter, read_parts
 from deepseek_v3.parallel.shard import MeshError, Ways, cut_model
 
 Value = TypeVar("Value")
@@ -54,7 +56,8 @@ class Mesh:
             store = PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         self.micro_batch, self.ep, self.rank, self.world = micro_batch, ep, dist.get_rank(), world
-        self.leads = self.rank == 0
+        self.leads, self.shares = self.rank == 0, world > 1
+        self.saving = dist.new_group(backend="gloo") if self.shares else None
         root = init_device_mesh(device, (world // ep, ep), mesh_dim_names=("efsdp", "ep"))
         dense = init_device_mesh(device, (world,), mesh_dim_names=("fsdp",))
         self.ways = Ways(dense, root["ep"], root["efsdp"])
@@ -102,6 +105,15 @@ class Mesh:
     def take(self, model: Any, plain: Any) -> None:
         """Take the weights of a model in one piece."""
         self._copy(((value, self.part(whole.detach(), value)) for whole, value in _pairs(plain, model)))
+
+    def stage(self, tensors: dict[str, Tensor], folder: Path) -> PartsWriter:
+        """Copy what all processes will write into a folder, each its parts, beside whatever else they do."""
+        assert self.saving is not None
+        return PartsWriter(tensors, folder, self.saving)
+
+    def read(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Fill tensors by their names from a folder of parts, each process what it holds of them."""
+        read_parts(tensors, folder)
 
     @torch.no_grad()
     def _copy(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:

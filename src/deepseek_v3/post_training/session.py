@@ -31,8 +31,8 @@ from deepseek_v3.training.results import Arithmetic
 from deepseek_v3.training.run_folder import OPTIONS, RunLock, write_files
 from deepseek_v3.training.session import bytes_per_weight, choose_options
 from deepseek_v3.training.training_state import newest_checkpoint
-from deepseek_v3.weights.checkpoint import read_stored_config
 from deepseek_v3.weights.load import build_empty, load_weights
+from deepseek_v3.weights.opening import read_stored_config
 
 SPARE_TOKENS = 1  # of an answer, beyond what its task calls the longest: its end
 

@@ -6,7 +6,7 @@ number, not the set; a gain pulled towards 0 only fights the next matrix.
 Source: arXiv:2412.19437, section 4.2 (betas 0.9 and 0.95, decay 0.1, clip 1.0) and section 3.2.3 (averaged weights).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,6 +97,13 @@ class AveragedWeights:
         for name, p in model.named_parameters():
             self.shadow[name].lerp_(p, 1 - self.decay)
 
+    @torch.no_grad()
+    def restore(self, model: nn.Module, tensors: dict[str, Tensor], part: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Take what was kept, cut by `part`; where nothing was, the model's weights."""
+        for name, value in self.shadow.items():
+            kept, like = tensors.get(f"averaged.{name}"), model.get_parameter(name).detach()
+            value.copy_(like if kept is None else part(kept, like))
+
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Lend the averaged weights to the model for the length of a `with` block."""
@@ -121,6 +128,17 @@ def moments_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         for key, value in optimizer.state.get(p, {}).items():
             tensors[f"{key}.{name}"] = value
     return tensors
+
+
+@torch.no_grad()
+def empty_moments(model: nn.Module, optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
+    """Give the optimizer room for the moments that are `stored`, cut as their parameters are; return it by name."""
+    kept = MOMENTS if isinstance(optimizer, ShortMomentsAdamW) else None
+    for name, p in model.named_parameters():
+        if f"exp_avg.{name}" in stored:
+            moments = {key: torch.zeros_like(p, dtype=kept or p.dtype) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+    return moments_by_name(model, optimizer)
 
 
 @torch.no_grad()

@@ -1,11 +1,14 @@
-"""A checkpoint that cannot be written: on the way the training goes on, at its end the last good one is named."""
+"""When checkpoints of a training are written, and what happens if one cannot be.
+
+On the way the training goes on, at its end the last good one is named. Of many processes each writes its parts beside
+the next steps; whether that went well is learned when the next checkpoint is due, or at the end.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-from deepseek_v3.parallel.layout import Layout
 from deepseek_v3.training.training_state import list_checkpoints
-from deepseek_v3.weights.errors import SaveError
 
 
 class TrainingError(ValueError):
@@ -20,43 +23,63 @@ def last_good(run: Path) -> str:
     return f"the last good checkpoint is {found[-1]}: go on from it with --resume"
 
 
-def write_by_one(layout: Layout, write: Callable[[], Path]) -> Path:
-    """Let the leading process write; all wait for it, and learn how it went.
+class OnItsWay(Protocol):
+    """A checkpoint that is being written."""
 
-    Raises:
-        OSError: what it met; in every process.
+    def finish(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+class Saving:
+    """The checkpoints of one training.
+
+    Args:
+        save: writes one, or begins to and returns what is on its way.
+        tell: of one that could not be written.
+        at: the step that a checkpoint of this run is of already.
     """
-    written: Path | None = None
-    problem: OSError | None = None
-    if layout.leads:
+
+    def __init__(self, save: Callable[[], OnItsWay | None], run: Path, tell: Callable[[str], None], at: int) -> None:
+        self.save, self.run, self.tell, self.at = save, run, tell, at
+        self.pending: OnItsWay | None = None
+
+    def on_the_way(self, step: int) -> None:
+        """Write a checkpoint of this step, or tell what was in the way."""
+        self._settle()
         try:
-            written = write()
+            self.pending, self.at = self.save(), step
         except OSError as error:
-            problem = error
-    written, said = layout.agree((written, None if problem is None else str(problem)))
-    if said is not None:
-        raise problem or SaveError(said)
-    assert written is not None
-    return written
+            self._tell(error)
 
+    def at_the_end(self, step: int) -> None:
+        """Have a checkpoint of this step on disk.
 
-def save_or_go_on(save: Callable[[], Path], run: Path, tell: Callable[[str], None]) -> bool:
-    """Write a checkpoint on the way; return whether it was, and tell what was in the way."""
-    try:
-        save()
-    except OSError as error:
-        tell(f"the checkpoint was not written ({error}); {last_good(run)}")
-        return False
-    return True
+        Raises:
+            TrainingError: it could not be written, and what there is to go on from.
+        """
+        self._settle()
+        if self.at == step:
+            return
+        try:
+            pending = self.save()
+            if pending is not None:
+                pending.finish()
+        except OSError as error:
+            raise TrainingError(f"the last checkpoint was not written ({error}); {last_good(self.run)}") from None
 
+    def abandon(self) -> None:
+        """Let what is on its way come to its end."""
+        if self.pending is not None:
+            self.pending.abandon()
 
-def save_or_end(save: Callable[[], Path], run: Path) -> None:
-    """Write the last checkpoint.
+    def _settle(self) -> None:
+        pending, self.pending = self.pending, None
+        try:
+            if pending is not None:
+                pending.finish()
+        except OSError as error:
+            self.at = -1
+            self._tell(error)
 
-    Raises:
-        TrainingError: it could not be written, and what there is to go on from.
-    """
-    try:
-        save()
-    except OSError as error:
-        raise TrainingError(f"the last checkpoint was not written ({error}); {last_good(run)}") from None
+    def _tell(self, error: OSError) -> None:
+        self.tell(f"the checkpoint was not written ({error}); {last_good(self.run)}")

@@ -19,7 +19,7 @@ from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.device import choose_device
 from deepseek_v3.memory import check_memory
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.parallel.layout import Layout, Solo
+from deepseek_v3.parallel.layout import Layout, Solo, led
 from deepseek_v3.sizing import count_parameters
 from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
@@ -30,8 +30,8 @@ from deepseek_v3.training.results import Arithmetic
 from deepseek_v3.training.run_folder import OPTIONS, RunLock, check_ours, check_run_folder, standing_folder, write_files
 from deepseek_v3.training.trainer import Sampler, Trainer
 from deepseek_v3.training.training_state import list_checkpoints, newest_checkpoint
-from deepseek_v3.weights.checkpoint import read_stored_config
 from deepseek_v3.weights.load import build_empty, load_weights
+from deepseek_v3.weights.opening import read_stored_config
 
 HELDOUT_BYTES = 200  # a text that is measured has about so many at least
 TELL_EVERY_S = 5.0
@@ -54,7 +54,7 @@ def prepare_training(
     options = choose_options(run, options).replace(ep=options.ep)  # a run may go on with any number of processes
     layout = make_layout(options)
     layout.agree(None)  # everybody has seen the folder before anything is written into it
-    lock = RunLock(run) if layout.leads else None
+    lock = led(layout, lambda: RunLock(run), OptionsError)
     try:
         trainer = build_trainer(run, options, layout, sampler, progress if layout.leads else None)
     except BaseException:
@@ -155,8 +155,7 @@ def build_trainer(
         say(f"going on from step {trainer.step}")
     record = describe_run(options, data=corpus.describe(), digest=corpus.digest, precision=precision)
     text = json.dumps(config.to_dict(), indent=2) + "\n"
-    if layout.leads:
-        write_files(run, {OPTIONS: record, "config.json": text, **tokenizer.files()})
+    led(layout, lambda: write_files(run, {OPTIONS: record, "config.json": text, **tokenizer.files()}), OptionsError)
     return trainer
 
 

@@ -25,22 +25,18 @@ from deepseek_v3.training.evaluate import Measurement, measure_model
 from deepseek_v3.training.machine import autocast_for
 from deepseek_v3.training.metrics import MetricsLog
 from deepseek_v3.training.objective import Objective, Pretraining
-from deepseek_v3.training.optimizer import (
-    AveragedWeights,
-    build_optimizer,
-    moments_by_name,
-    restore_moments,
-)
+from deepseek_v3.training.optimizer import AveragedWeights, build_optimizer, moments_by_name
 from deepseek_v3.training.options import TrainOptions
 from deepseek_v3.training.progress import Clock, Progress, Silent
 from deepseek_v3.training.recompute import recompute_blocks
 from deepseek_v3.training.results import Arithmetic, Outcome, StepResult, describe_step
 from deepseek_v3.training.run_folder import RunLock
-from deepseek_v3.training.saving import TrainingError, last_good, save_or_end, save_or_go_on, write_by_one
+from deepseek_v3.training.saving import Saving, TrainingError, last_good
 from deepseek_v3.training.schedule import move_end, settings_at
+from deepseek_v3.training.sharded_state import ShardedSave, read_training, save_training
 from deepseek_v3.training.signals import StopSignal
 from deepseek_v3.training.step import Update
-from deepseek_v3.training.training_state import newest_checkpoint, read_checkpoint, write_checkpoint
+from deepseek_v3.training.training_state import checkpoint_folder, newest_checkpoint
 
 FAILURES_IN_A_ROW = 3
 LOADS_KEPT = 200  # about so many lines of metrics carry the load of every expert
@@ -116,7 +112,7 @@ class Trainer:
         """
         if self.layout.leads:
             self.metrics = MetricsLog(self.run / "metrics.jsonl", resume_at=self.step if self.step else None)
-        saved_at = self.step if self.step else -1
+        saving = Saving(self.save, self.run, self._tell_unsaved, at=self.step if self.step else -1)
         self.progress.start(self.step, self.options.steps)
         stop = StopSignal()
         try:
@@ -135,12 +131,12 @@ class Trainer:
                     paused = time.perf_counter()
                     if self._due(self.options.eval_every, apart=self.options.eval_every // 2):
                         self.examine(stop)
-                    if self._due(self.options.save_every) and save_or_go_on(self.save, self.run, self._tell_unsaved):
-                        saved_at = self.step
+                    if self._due(self.options.save_every):
+                        saving.on_the_way(self.step)
                     clock.pause(time.perf_counter() - paused)
-                if self.step != saved_at:
-                    save_or_end(self.save, self.run)
+                saving.at_the_end(self.step)
         finally:
+            saving.abandon()
             self.progress.finish()
             if self.metrics is not None and (problem := self.metrics.close()):
                 self.progress.note(problem)
@@ -251,8 +247,8 @@ class Trainer:
 
     # -- where it stands -----------------------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write a checkpoint: the leading process does, of the weights and moments in one piece.
+    def save(self) -> ShardedSave | None:
+        """Write a checkpoint; many processes begin to write one, each its parts, and return what is on its way.
 
         Raises:
             SaveError: no room or no permission; the older checkpoints still stand. All processes raise it.
@@ -260,7 +256,6 @@ class Trainer:
         tensors = moments_by_name(self.model, self.optimizer)
         if self.averaged:
             tensors |= {f"averaged.{name}": value for name, value in self.averaged.shadow.items()}
-        tensors = {name: self.layout.whole(value) for name, value in tensors.items()}
         tensors |= {"random_state": torch.get_rng_state(), **self.kept_tensors()}
         counters = {name: getattr(self, name) for name in ("step", "tokens_seen", "skipped", "failures")}
         state = counters | {
@@ -268,9 +263,8 @@ class Trainer:
             "precision": self.arithmetic.precision,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        whole, own = self.layout.whole_model(self.model), (self.run, self.step)
-        rest = self.tokenizer, tensors, state
-        return write_by_one(self.layout, lambda: write_checkpoint(*own, whole, *rest, keep=self.options.keep))
+        place = self.layout, checkpoint_folder(self.run, self.step)
+        return save_training(*place, self.model, self.tokenizer, tensors, state, self.options.keep)
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Return what else of this kind of training belongs into a checkpoint."""
@@ -285,15 +279,8 @@ class Trainer:
         Raises:
             CheckpointError, ResumeError, DataError: damaged, without training state, or of other data.
         """
-        plain = self.layout.plain_model(self.model)
-        tensors, state = read_checkpoint(plain, folder)
-        self.layout.take(self.model, plain)
+        tensors, state = read_training(self.layout, folder, self.model, self.optimizer, self.averaged)
         self.stream.load_state_dict(state["stream"])
-        restore_moments(self.model, self.optimizer, tensors, self.layout.part)
-        if self.averaged:
-            for name, value in self.averaged.shadow.items():
-                kept, like = tensors.get(f"averaged.{name}"), self.model.get_parameter(name).detach()
-                value.copy_(like if kept is None else self.layout.part(kept, like))
         torch.set_rng_state(tensors["random_state"])
         self.take_tensors(tensors)
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]

@@ -4,7 +4,8 @@
                                      training_state.safetensors     moments, averaged weights, random state
                                      training_state.json            step, data cursor, counters
 
-A folder is written beside, flushed to disk and renamed: a checkpoint that is there is whole.
+A folder is written beside, flushed to disk and renamed: a checkpoint that is there is whole. Many processes write
+another form, each its parts (sharded_state.py); both are read here.
 """
 
 import json
@@ -21,6 +22,7 @@ from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.load import load_weights
 from deepseek_v3.weights.manifest import verify_manifest
 from deepseek_v3.weights.save import save_model
+from deepseek_v3.weights.sharded import is_sharded, read_further
 from deepseek_v3.weights.shards import read_tensors, write_tensors
 
 STATE = "training_state"
@@ -72,10 +74,15 @@ def write_checkpoint(
 
     n_bytes = sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
     save_model(model, target, tokenizer, extra=write_state, extra_bytes=n_bytes)
-    for old in list_checkpoints(run)[:-keep]:
-        if old != target:
-            remove_checkpoint(old)
+    drop_old(target, keep)
     return target
+
+
+def drop_old(newest: Path, keep: int) -> None:
+    """Delete all checkpoints of the run but the newest `keep`."""
+    for old in list_checkpoints(newest.parent.parent)[:-keep]:
+        if old != newest:
+            remove_checkpoint(old)
 
 
 def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,13 +91,22 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         CheckpointError: damaged; ResumeError: weights without the state of a training.
     """
+    check_state(folder)
+    verify_manifest(folder)
+    state = json.loads((folder / f"{STATE}.json").read_text(encoding="utf-8"))
+    return read_further(folder) if is_sharded(folder) else read_tensors(folder, stem=STATE), state
+
+
+def check_state(folder: Path) -> None:
+    """Refuse weights alone.
+
+    Raises:
+        ResumeError: they are without the state of a training.
+    """
     if not (folder / f"{STATE}.json").is_file():
         raise ResumeError(
             f"{folder} holds weights but no training state; start a run from it with --init-from {folder}"
         )
-    verify_manifest(folder)
-    state = json.loads((folder / f"{STATE}.json").read_text(encoding="utf-8"))
-    return read_tensors(folder, stem=STATE), state
 
 
 def read_checkpoint(model: DeepseekV3, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

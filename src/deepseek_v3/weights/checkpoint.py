@@ -8,11 +8,9 @@ with Checkpoint("DIR") as checkpoint:
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from os import PathLike
 
 import torch
 
-from deepseek_v3.config import ModelConfig
 from deepseek_v3.weights.errors import (
     CheckpointError,
     DtypeError,
@@ -158,13 +156,3 @@ class Checkpoint(StoredTensors):
         elif ".self_attn." in name and "gate" in name.rpartition(".self_attn.")[2]:
             mend = "attention with an output gate, which V3 has not"
         raise UnexpectedTensorError("is unexpected", file=self.files[name], tensor=name, mend=mend)
-
-
-def read_stored_config(folder: str | PathLike) -> ModelConfig:
-    """Read the config of what a folder really holds: without MTP layers, where it counts some that are wholly absent.
-
-    Raises:
-        CheckpointError: config, index or a header cannot be read.
-    """
-    with StoredTensors(folder) as stored:
-        return stored.config

@@ -24,6 +24,7 @@ from deepseek_v3.weights.errors import CheckpointError
 from deepseek_v3.weights.folder import atomic_folder, recover_folder
 from deepseek_v3.weights.manifest import verify_manifest
 from deepseek_v3.weights.names import SCALE_SUFFIX, Slot, scale_name, scale_shape
+from deepseek_v3.weights.opening import open_checkpoint
 from deepseek_v3.weights.safetensors_file import DTYPES
 from deepseek_v3.weights.save import METADATA, RELEASED_FP8
 from deepseek_v3.weights.shards import Spec, plan_shards, write_shards
@@ -71,7 +72,7 @@ def convert_checkpoint(
         raise ValueError(f"to={to!r} is not one of {', '.join(FORMATS)}")
     recover_folder(source)
     verify_manifest(source, skip=skip_verify)
-    with Checkpoint(source, mtp=mtp, follow_links=follow_links) as checkpoint:
+    with open_checkpoint(source, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
         checkpoint.check_numbers(slots)
         stream = _Stream(checkpoint, slots, to, advance)

@@ -28,6 +28,7 @@ from deepseek_v3.weights.folder import recover_folder
 from deepseek_v3.weights.gguf_header import add_metadata, add_vocabulary, refuse_unheld
 from deepseek_v3.weights.manifest import verify_manifest
 from deepseek_v3.weights.names import iterate_slots
+from deepseek_v3.weights.opening import open_checkpoint
 from deepseek_v3.weights.shards import raw_bytes
 from deepseek_v3.weights.stored import count_bytes
 
@@ -87,7 +88,7 @@ def export_gguf(
     verify_manifest(source, skip=skip_verify)
     target = Path(target)
     beside = target.with_name(f".{target.name}.saving")
-    with Checkpoint(source, mtp=mtp, follow_links=follow_links) as checkpoint:
+    with open_checkpoint(source, mtp=mtp, follow_links=follow_links) as checkpoint:
         refuse_unheld(checkpoint.config, Path(source))
         checkpoint.check_numbers(checkpoint.check())
         try:

@@ -12,10 +12,10 @@ from typing import Any
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.config_keys import IGNORED_KEYS
-from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.errors import CheckpointError, clip
 from deepseek_v3.weights.manifest import MANIFEST, verify_manifest
 from deepseek_v3.weights.names import SCALE_SUFFIX, scale_name
+from deepseek_v3.weights.opening import open_checkpoint
 from deepseek_v3.weights.stored import FP8, count_bytes, count_elements
 
 MAX_PROBLEMS = 1000  # a wrong config may claim billions of tensors
@@ -90,7 +90,7 @@ def inspect_checkpoint(
     """
     if verify:
         verify_manifest(folder)
-    with Checkpoint(folder, follow_links=follow_links, mtp=mtp) as checkpoint:
+    with open_checkpoint(folder, follow_links=follow_links, mtp=mtp) as checkpoint:
         parts: dict[str, Part] = {}
         problems: list[str] = []
         rest = dict(checkpoint.entries)
@@ -120,7 +120,7 @@ def inspect_checkpoint(
         return Inspection(
             folder=Path(folder),
             config=checkpoint.config,
-            shards=len(set(checkpoint.files.values())),
+            shards=checkpoint.count_shards(),
             parts=parts,
             dtypes=Counter(entry.dtype for entry in checkpoint.entries.values()),
             problems=problems,

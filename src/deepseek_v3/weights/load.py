@@ -27,6 +27,7 @@ from deepseek_v3.weights.jobs import run_jobs
 from deepseek_v3.weights.manifest import list_pieces, verify_group, verify_manifest, verify_pieces
 from deepseek_v3.weights.memory_map import ReadAhead, ask_for_huge_pages
 from deepseek_v3.weights.names import Slot, scale_name
+from deepseek_v3.weights.opening import open_checkpoint
 from deepseek_v3.weights.stored import block_rows, split_rows
 from deepseek_v3.weights.transfer import Transfer, group_transfers, run_transfers
 
@@ -68,7 +69,7 @@ def load_model(
     # Config, index and headers are verified before they count. By size, so that large ones share a core.
     heads = [(piece, sha256) for piece, sha256 in expected if is_head(piece)]
     verify_pieces(sorted(heads, key=lambda head: head[0].n_bytes))
-    with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
+    with open_checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         slots = checkpoint.check()
         tell_notes(checkpoint)
         with checkpoint.read_ahead() as ahead:
@@ -134,7 +135,7 @@ def load_weights(
     recover_folder(folder)
     verify_manifest(folder, skip=skip_verify)
     mtp = model.config.num_nextn_predict_layers > 0  # a model without MTP modules takes the main model alone
-    with Checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
+    with open_checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
         if difference := first_difference(checkpoint.config, model.config):
             raise ConfigFileError(f"{difference}; build the model from this config", file=Path(folder) / "config.json")
         slots = checkpoint.check()

@@ -33,6 +33,7 @@ from deepseek_v3.weights.errors import CheckpointError, DigestError, clip
 from deepseek_v3.weights.jobs import run_jobs
 
 MANIFEST = "manifest.json"
+SHARDS = "shards"  # in a checkpoint of many processes the folder of their parts
 MAX_MANIFEST_BYTES = 32 * 2**20  # 12 MB for the released checkpoint, 23 MB for it in BF16
 GUARDED = (".safetensors", ".index.json", "config.json", "tokenizer.json", "tokenizer_config.json")
 MEND = "take the file from a good copy, or skip the verification (skip_verify=True, --skip-verify)"
@@ -150,7 +151,8 @@ def list_pieces(folder: str | PathLike, *, skip: bool = False) -> list[tuple[Pie
         n_bytes = (folder / name).stat().st_size
         if n_bytes != digest.n_bytes:
             raise DigestError(f"has {n_bytes:,} bytes, not {digest.n_bytes:,}", file=folder / name, mend=MEND)
-    for name in sorted(path.name for path in folder.iterdir()):
+    read = [*folder.iterdir(), *(folder / SHARDS).glob("*")]
+    for name in sorted(path.relative_to(folder).as_posix() for path in read):
         if name.endswith(GUARDED) and name not in digests:
             raise DigestError("was not written with the rest: the manifest does not list it", file=folder / name)
     return [piece for name, digest in digests.items() for piece in digest.cut(folder / name)]

@@ -169,7 +169,7 @@ def read_headers(folder: str | PathLike, *, stem: str = "model", follow_links: b
     if not index.exists():
         if not single.exists():
             raise CheckpointError(f"holds neither {single.name} nor {index.name}", file=folder)
-        _check_inside(folder, single.name, single, follow_links)
+        check_inside(folder, single.name, single, follow_links)
         return {single: read_header(single)}
     weight_map, total_size = read_index(index)
     if single.exists():
@@ -216,7 +216,7 @@ def _hold_against_headers(
         path = folder / file
         if not path.exists():
             raise IndexFileError(f"names the shard {file}, which is not there", file=index, tensor=min(names))
-        _check_inside(folder, file, path, follow_links)
+        check_inside(folder, file, path, follow_links)
         located[path] = read_header(path)
         entries = located[path].entries
         if absent := names - entries.keys():
@@ -231,7 +231,8 @@ def _hold_against_headers(
     return located
 
 
-def _check_inside(folder: Path, name: str, path: Path, follow_links: bool) -> None:
+def check_inside(folder: Path, name: str, path: Path, follow_links: bool) -> None:
+    """Refuse a shard that is no regular file, or a link that leaves its folder."""
     if not path.is_file():
         raise UnsafePathError("is not a regular file", file=path)
     real = Path(os.path.realpath(path))

@@ -95,15 +95,21 @@ class StoredTensors:
         self.keys = read_keys(folder)
         self.config = build_config(self.keys, folder)
         self._headers = read_headers(folder, follow_links=follow_links)
+        self._open: dict[Path, SafetensorsFile] = {}
+        self._begin()
+        self._locate(mtp=mtp)
+        self._settle_mtp(mtp=mtp)
+
+    def _begin(self) -> None:
         self.files: dict[str, Path] = {}
         self.entries: dict[str, TensorEntry] = {}
         self.ignored: Counter[str] = Counter()
-        self._locate(mtp=mtp)
+
+    def _settle_mtp(self, *, mtp: bool) -> None:
         found_mtp = any(mtp_layer_of(name, self.config) for name in self.entries)
         self.lost_mtp = mtp and self.config.num_nextn_predict_layers > 0 and not found_mtp
         if self.lost_mtp or not mtp:
             self.config = self.config.replace(num_nextn_predict_layers=0)
-        self._open: dict[Path, SafetensorsFile] = {}
 
     def _locate(self, *, mtp: bool) -> None:
         _, prefix = WRAPPED.get(str(self.keys.get("model_type")), ("", ""))
@@ -133,6 +139,10 @@ class StoredTensors:
         """Let the system forget the pages read so far."""
         for shard in self._open.values():
             shard.release()
+
+    def count_shards(self) -> int:
+        """Return how many files hold it."""
+        return len(set(self.files.values()))
 
     def is_fp8(self, slot: Slot) -> bool:
         """Whether the slot's weight is stored in FP8."""
