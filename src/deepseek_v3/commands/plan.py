@@ -5,6 +5,7 @@ deepseek-v3 plan --preset v3-671b --gpus 2048 --pp 16 --ep 64
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,8 @@ from deepseek_v3.sizing import BYTES, count_parameters, training_flops
 
 if TYPE_CHECKING:
     from deepseek_v3.parallel.planning import Placing
+
+WIDTH = 120  # of a table that goes into a file
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,13 @@ def gather_plan(p: "Placing", options: PlanOptions) -> dict[str, Any]:
 def print_plan(found: dict[str, Any], p: "Placing", options: PlanOptions) -> None:
     """Print the tables."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     kind = f"{options.schedule}, {p.pp} ranks" if p.pp > 1 else "no pipeline"
     console.print(
-        f"[bold]{options.config or options.preset}[/bold] on {p.gpus:,} GPUs: {kind}; {p.dp} processes for the same "
+        f"[bold]{escape(options.config or options.preset)}[/bold] on {p.gpus:,} GPUs: {kind}; {p.dp} processes for the same "
         f"layers, {p.ep} share the experts; {p.sequences:,} x {p.length:,} tokens in {p.micro_batches} micro-batches",
         soft_wrap=True,
     )
