@@ -120,8 +120,9 @@ def print_plan(found: dict[str, Any], p: "Placing", options: PlanOptions) -> Non
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     kind = f"{options.schedule}, {p.pp} ranks" if p.pp > 1 else "no pipeline"
+    name = escape(options.config or options.preset)
     console.print(
-        f"[bold]{escape(options.config or options.preset)}[/bold] on {p.gpus:,} GPUs: {kind}; {p.dp} processes for the same "
+        f"[bold]{name}[/bold] on {p.gpus:,} GPUs: {kind}; {p.dp} processes for the same "
         f"layers, {p.ep} share the experts; {p.sequences:,} x {p.length:,} tokens in {p.micro_batches} micro-batches",
         soft_wrap=True,
     )
