@@ -21,7 +21,7 @@ def torchrun():
 
     def run(processes: int, *words: str, more: tuple[str, ...] = (), code: int = 0) -> str:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", *more]
-        script = words if words[0].endswith(".py") else ("-m", "--", "deepseek_v3", *words)
+        script = ("--", *words) if words[0].endswith(".py") else ("-m", "--", "deepseek_v3", *words)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
         environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(

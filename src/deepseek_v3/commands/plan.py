@@ -145,6 +145,11 @@ def print_plan(found: dict[str, Any], p: "Placing", options: PlanOptions) -> Non
             console.print(f"    {name:<34}{text}", soft_wrap=True)
 
 
+def count_out(count: int) -> str:
+    """Write a number of weights in billions, or in millions."""
+    return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count / 1e6:,.2f} M"
+
+
 def describe_plan(found: dict[str, Any], p: "Placing", options: PlanOptions) -> list[tuple[str, list[tuple[str, str]]]]:
     """Lay the rest out as titled tables: what is counted, calibrated, predicted."""
     sent = [(name, format_bytes(size)) for name, size in found["sent_bytes"].items()]
@@ -153,7 +158,7 @@ def describe_plan(found: dict[str, Any], p: "Placing", options: PlanOptions) -> 
         (
             "counted",
             [
-                ("parameters, no MTP", f"{found['parameters'] / 1e9:,.2f} B, active {found['active'] / 1e9:,.2f} B"),
+                ("parameters, no MTP", f"{count_out(found['parameters'])}, active {count_out(found['active'])}"),
                 ("training, causal", f"{found['training_flops_per_token'] / 1e9:,.4g} GFLOP a token"),
                 ("latent cache", f"{found['cache_bytes_per_token']:,} B a token"),
                 ("ranks wait, stages alike", f"{found['waiting_with_equal_stages']:.1%} of a step"),
@@ -168,9 +173,9 @@ def describe_plan(found: dict[str, Any], p: "Placing", options: PlanOptions) -> 
         (
             whose,
             [
-                ("a step", f"{found['step_s']:,.2f} s, {found['flops_s_per_gpu'] / 1e12:,.1f} TFLOP/s a GPU"),
+                ("a step", f"{found['step_s']:,.4g} s, {found['flops_s_per_gpu'] / 1e12:,.1f} TFLOP/s a GPU"),
                 (f"{options.tokens / 1e12:g} T tokens", f"{found['steps']:,.0f} steps, {found['days']:,.1f} days"),
-                ("GPU hours", f"{found['gpu_hours'] / 1e3:,.0f}K"),
+                ("GPU hours", f"{found['gpu_hours'] / 1e3:,.5g}K"),
                 (f"at ${options.price:g} an hour", f"${found['dollars'] / 1e6:,.3f} M"),
             ],
         ),

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-Model, Value = TypeVar("Model", bound=nn.Module), TypeVar("Value")
+Model = TypeVar("Model", bound=nn.Module)
+Value = TypeVar("Value")
 
 
 class Rows(Protocol):

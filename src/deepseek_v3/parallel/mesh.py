@@ -108,7 +108,7 @@ class Mesh:
 
     def stage(self, tensors: dict[str, Tensor], folder: Path) -> PartsWriter:
         """Copy what all processes will write into a folder, each its parts, beside whatever else they do."""
-        assert self.saving is not None
+        assert isinstance(self.saving, dist.ProcessGroup)
         return PartsWriter(tensors, folder, self.saving)
 
     def read(self, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -173,9 +173,10 @@ class Mesh:
         norm = nn.utils.get_total_norm(grads)
         if self.world > 1:  # every number of the gradient lies in one process
             norm = self.sum(norm.double() ** 2).sqrt().float()
-        torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
-            grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        )
+        if grads:  # none, if the first loss of the step was no number
+            torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+                grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+            )
         return float(norm)
 
 

@@ -11,9 +11,11 @@ import warnings
 from pathlib import Path
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 
 class PartsWriter:
@@ -21,7 +23,7 @@ class PartsWriter:
 
     def __init__(self, tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGroup) -> None:
         self.group = group
-        self.writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        self.writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         self.tensors = self.writer.stage(tensors)
 
     def write(self) -> None:
@@ -33,7 +35,7 @@ class PartsWriter:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                dcp.save(self.tensors, storage_writer=self.writer, process_group=self.group)
+                save(self.tensors, storage_writer=self.writer, process_group=self.group)
         except CheckpointException as error:  # no Exception: it would end the thread unseen
             raise OSError(describe_failures(error)) from None
 
@@ -47,7 +49,7 @@ def read_parts(tensors: dict[str, Tensor], folder: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
     except CheckpointException as error:
         raise OSError(describe_failures(error)) from None
 
