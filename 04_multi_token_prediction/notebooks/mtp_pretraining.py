@@ -339,8 +339,7 @@ for name, results in runs.items():
 # </details>
 
 # %%
-for weight in (0.3, 3.0):
-    model, _ = train(chain_pair, 2, seed=0, weight=weight)
+for weight, (model, _) in {0.3: runs["chain"][0], 3.0: train(chain_pair, 2, seed=0, weight=3.0)}.items():
     further = "  ".join(f"depth {k}: {nats:.3f}" for k, nats in enumerate(further_prices(model, told=True), 1))
     print(f"weight {weight}: main {main_price(model):.3f}  {further}")
 

@@ -300,7 +300,7 @@ print("parameters without a gradient:", silent or "none")
 #
 # ## Exercises
 #
-# By thought alone:
+# Graded: `look_up_backward` (`make check CH=04`). By thought alone:
 #
 # 1. "The MTP loss must be above the main loss, or something leaks." True?
 #
