@@ -3,7 +3,7 @@
 Run:       python deepseek_moe.py
 Notebook:  deepseek_moe.ipynb
 Source:    DeepSeek-V3 (arXiv:2412.19437) Eqs. (12) to (16), section 2.1.2 for the groups; released inference code
-Letters:   N tokens, D model width, E routed experts, G groups, A activated per token, F expert hidden
+Letters:   N tokens, D model width, E routed experts, G groups, M experts of a group, A activated, F expert hidden
 
 The order matters at every step: score with a sigmoid; add the bias, to choose only; keep the best groups, each judged
 by its two best; choose the A best; weigh them by their scores *without* the bias, made to sum to one, then scaled; add
@@ -151,7 +151,7 @@ def route_tokens_forward(score_NE: np.ndarray, bias_E: np.ndarray, config: Route
 
 
 def route_tokens_backward(dgate_NA: np.ndarray, cache: tuple) -> np.ndarray:
-    """ds_i = scale (dg_i - sum_j w_j dg_j) / S for the chosen, w the gates before scaling; 0 for the rest."""
+    """ds_i = scale (dg_i - sum_j w_j dg_j) / total for the chosen, w the gates before scaling; 0 for the rest."""
     index_NA, share_cache, config = cache
     dshare_NA = dgate_NA * config.routed_scaling_factor
     dpicked_NA = normalize_gates_backward(dshare_NA, share_cache)

@@ -76,7 +76,7 @@ def scatter_to_experts(value_NA: np.ndarray, index_NA: np.ndarray, n_experts: in
 
 
 def normalize_gates_forward(picked_NA: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """Make the gates of a token sum to one: g_i = s_i / S,  S = sum of the chosen s.
+    """Make the gates of a token sum to one: g_i = s_i / (sum of the chosen s).
 
     The 1e-20 is the released code's: scores that all underflowed to zero give zero gates, not NaN.
     """
@@ -86,7 +86,7 @@ def normalize_gates_forward(picked_NA: np.ndarray) -> tuple[np.ndarray, tuple]:
 
 
 def normalize_gates_backward(dgate_NA: np.ndarray, cache: tuple) -> np.ndarray:
-    """ds_i = (dg_i - sum_j g_j dg_j) / S: only the *difference* from the average expert of the token teaches."""
+    """ds_i = (dg_i - sum_j g_j dg_j) / total: only the *difference* from the average expert of the token teaches."""
     gate_NA, total_N1 = cache
     return (dgate_NA - (gate_NA * dgate_NA).sum(axis=-1, keepdims=True)) / total_N1
 

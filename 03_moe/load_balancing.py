@@ -58,11 +58,12 @@ def device_balance_forward(score_NE, index_NA, n_devices: int, alpha: float) -> 
 def communication_balance_forward(score_NE, index_NA, n_devices, device_limit, alpha) -> tuple[float, tuple]:
     """Ask that all devices *receive* equally many tokens; a token sent for two experts of a device travels once.
 
-        L = alpha sum_d f''_d P''_d,   f''_d = D/(M N) * #{tokens sent to d},   P''_d = sum of P_i on d
+        L = alpha sum_d f''_d P''_d,   P''_d = sum of P_i on d
+        f''_d = n_devices / (device_limit N) * #{tokens sent to d}
 
     Args:
-        device_limit: M, the most devices that one token may be sent to.
-    Source: arXiv:2405.04434, section 2.2.3, communication balance loss, with D devices.
+        device_limit: the most devices that one token may be sent to.
+    Source: arXiv:2405.04434, section 2.2.3, communication balance loss.
     """
     n_tokens, n_experts = score_NE.shape
     per_device = experts_per_device(n_experts, n_devices)

@@ -19,6 +19,7 @@ HELPERS = (
     "drawings_",
     "plots_",
     "recall_",
+    "clinic_",
     "story_",
 )  # of utils: what a chapter draws with, and the task that it trains on
 

@@ -1,170 +1,347 @@
 # %% [markdown]
 # # Fine-grained and shared experts
 #
-# **The question.** We may spend so many parameters and so many operations for each token. Is it better to have 16
-# wide experts and use 2, or 64 thin ones and use 8? The bill is the same. What do we buy?
+# **The question.** We may spend so many weights and so many operations for each token. Is it better to have 16 wide
+# experts and use 2, or 64 thin ones and use 8? The bill is the same to the last product. What do we buy?
 #
-# **The idea.** We buy *teams*. And once teams are plentiful, what all of them need can be moved to experts that are
-# always on.
+# A clinic with 16 physicians who each know four things, against one with 64 specialists who each know one. A patient of
+# the first sees two physicians, of the second eight specialists: eight pieces of knowledge in either case. But the
+# physicians come with *bundles*. Whoever needs one thing from each of four bundles cannot be served by two of them. And
+# every physician had to learn to take a temperature, because everybody needs that. In the second clinic one person at
+# the entrance does it for all, and nobody else has to know how.
+#
+# The first idea is called **fine-grained** experts, the second a **shared** expert. This notebook cuts an expert and
+# shows that nothing is lost; counts the *teams*; and then trains layers of equal cost, to see whether the teams are
+# found.
 
 # %%
-import matplotlib.pyplot as plt
+from math import comb
+
 import numpy as np
-from expert_routing import choose_top_experts
+
+# %%
+from expert_routing import count_load, scatter_to_experts, sigmoid
 from fine_grained_experts import (
     Segmentation,
     SwiGLUExperts,
     count_grouped_combinations,
+    every_expert_backward,
     every_expert_forward,
+    fine_grained_backward,
+    fine_grained_forward,
     merge_experts,
     split_experts,
 )
-
-from utils.whiteboard import COLORS, board, note, tint, use_style
-
-use_style()
-
-# %% [markdown]
-# ## On the whiteboard: the same area, cut differently
-#
-# Each rectangle is an expert, its height the hidden width. Filled: used by one token. Gold: shared.
+from loss_free_balancing import loss_free_gate_backward, loss_free_gate_forward, update_bias
 
 # %%
-coarse = Segmentation(n_routed=16, n_activated=2, hidden=512)
-fine = coarse.cut(4)
-layers = {"16 wide, 2 active": coarse, "64 thin, 8 active": fine, "one of the active shared": fine.share(1)}
-fig, ax = board(16, 7.2, f"Equal cost, {coarse.combinations} teams or {fine.combinations:,}")
-for row, (name, shape) in enumerate(layers.items()):
-    y, total = 5.9 - 2.3 * row, shape.n_routed + shape.n_shared
-    on = set(range(shape.n_shared)) | set(shape.n_shared + np.arange(shape.n_activated) * 7 % shape.n_routed)
-    per_column, high = (1, 1.2) if total == 16 else (4, 0.3)
-    for e in range(total):
-        kind = "shared" if e < shape.n_shared else "routed"
-        left, bottom = 0.3 + 0.62 * (e // per_column), y + 0.6 - high * (e % per_column + 1)
-        color = COLORS[kind] if e in on else tint("routed", 0.15)
-        ax.add_patch(plt.Rectangle((left, bottom), 0.56, high * 0.9, facecolor=color, edgecolor=COLORS[kind]))
-    note(ax, 10.7, y + 0.25, name, size=12, align="left")
-    cost = f"{shape.active_parameters(64):,} weights for a token"
-    note(ax, 10.7, y - 0.25, f"{cost}\n{shape.combinations:,} teams", "ink", size=10, align="left")
-plt.show()
+from utils.clinic_task import adjust_weights
+from utils.drawings_03 import draw_cuts
+from utils.gradient_check import central_difference, relative_error
+from utils.plots_03 import plot_cut_runs, plot_groups
 
 # %% [markdown]
-# ## The derivation, in four steps
+# ## Numbers to follow with a pencil
 #
-# 1. **An expert is a sum over hidden units:** $\mathrm{FFN}(x) = \sum_f w^{down}_f\,\mathrm{silu}(w^{gate}_f\!\cdot
-#    x)\,(w^{up}_f\!\cdot x)$. Any partition of the units is a partition of the work, so $m$ thin experts with the
-#    right weights *are* the wide one.
-# 2. **So fine contains coarse.** Give the $m$ pieces of an expert the same gate, always choose them together, and
-#    the old layer is back. Cutting can only widen what the layer can express; whether training finds it is another
-#    matter.
-# 3. **Teams.** $\binom{E}{A}$ becomes $\binom{mE}{mA}$.
-# 4. **Shared experts.** What every token needs (syntax, common words) would have to be in *every* team. Put $K_s$
-#    experts outside the choice: $y = \sum_{i \le K_s} \mathrm{FFN}_i(x) + \sum_{i \in \mathcal T}
-#    g_i\,\mathrm{FFN}_i(x)$, with $K_s$ fewer to choose. No gate: they are no choice.
+# **Teams.** Four experts, one activated: a token can be sent to 4 different teams of one. Cut each in two and activate
+# two of eight: $\frac{8 \cdot 7}{2} = 28$ teams. Cut in four, four of sixteen: $\frac{16 \cdot 15 \cdot 14 \cdot 13}{1
+# \cdot 2 \cdot 3 \cdot 4} = 1820$. As many weights, as many products, 455 times as many teams.
+#
+# **The bill of DeepSeek-V3.** An expert has three matrices of $7168 \times 2048$: 44,040,192 weights. One layer has 256
+# routed experts and a shared one: 257 of them, 11,318,329,344 weights. A token meets 8 + 1 of them: 396,361,728. That
+# is 3.5 %, and it is the answer to how a model of 671 billion weights uses 37 billion.
+
+# %%
+coarse = Segmentation(n_routed=4, n_activated=1, hidden=512)
+print("teams:", [coarse.cut(m).combinations for m in (1, 2, 4)], "by hand:", [comb(4, 1), comb(8, 2), comb(16, 4)])
+v3 = Segmentation(n_routed=256, n_activated=8, hidden=2048, n_shared=1)
+owned, used = v3.total_parameters(7168), v3.active_parameters(7168)
+print(f"V3, one layer: {owned:,} weights, {used:,} of them for a token: {used / owned:.1%}")
+
+# %%
+sixteen = Segmentation(n_routed=16, n_activated=2, hidden=512)
+thin = sixteen.cut(4)
+layers = {"16 wide, 2 active": sixteen, "64 thin, 8 active": thin, "one of the active shared": thin.share(1)}
+draw_cuts(layers, 64, f"Equal cost: {sixteen.combinations} teams, or {thin.combinations:,}")
 
 # %% [markdown]
-# ## A numeric check
+# Each rectangle is an expert, as high as its hidden width. Filled: used by one token. Gold: shared.
 #
-# The pieces add up to the whole, and shared experts merge into one wide one, which is how they are released.
+# ## Build it: cut an expert
+#
+# An expert is a sum over its hidden units: unit $f$ reads the token through row $f$ of two matrices and writes through
+# column $f$ of the third. So any way of dealing out the units is a way of dealing out the work.
+
+
+# %%
+def silu(z):
+    return z / (1 + np.exp(-z))
+
+
+def ffn(x, gate_proj, up_proj, down_proj):
+    """One SwiGLU expert on one token [D]."""
+    return down_proj @ (silu(gate_proj @ x) * (up_proj @ x))
+
+
+def cut(gate_proj, up_proj, down_proj, m):
+    """One expert -> m thin ones; the first gets the first units, and so on."""
+    thin = len(gate_proj) // m
+    parts = [slice(i * thin, (i + 1) * thin) for i in range(m)]
+    return [(gate_proj[p], up_proj[p], down_proj[:, p]) for p in parts]
+
 
 # %%
 rng = np.random.default_rng(0)
-x_ND, wide = rng.normal(size=(32, 16)), SwiGLUExperts.init(rng, 4, 16, 24)
-whole = every_expert_forward(x_ND, wide)[0]
+x, experts = rng.normal(size=(32, 16)), SwiGLUExperts.init(rng, 4, 16, 24)
+whole, _ = every_expert_forward(x, experts)
 for m in (2, 3, 8):
-    pieces = every_expert_forward(x_ND, split_experts(wide, m))[0].reshape(32, 4, m, 16)
-    print(f"m = {m}: largest difference of the sum {np.abs(pieces.sum(axis=2) - whole).max():.1e}")
-merged = every_expert_forward(x_ND, merge_experts(wide))[0][:, 0]
-print(f"four shared as one: {np.abs(merged - whole.sum(axis=1)).max():.1e}")
+    pieces = cut(experts.gate_proj[1], experts.up_proj[1], experts.down_proj[1], m)
+    assert np.allclose(sum(ffn(x[0], *piece) for piece in pieces), whole[0, 1], rtol=0, atol=1e-14)
+    module = every_expert_forward(x, split_experts(experts, m))[0][0, m : 2 * m]  # the pieces of expert 1
+    assert np.allclose(module, [ffn(x[0], *piece) for piece in pieces], rtol=0, atol=1e-14)
+merged, _ = every_expert_forward(x, merge_experts(experts))
+assert np.allclose(merged[:, 0], whole.sum(axis=1), rtol=0, atol=1e-13)
+print("pieces add up to the whole; and four experts that are always on are one wide one")
 
 # %% [markdown]
-# ## Teams against cuts
+# ## Build it: the layer with shared experts
+
 
 # %%
-cuts = [1, 2, 4, 8, 16]
-teams = [coarse.cut(m).combinations for m in cuts]
-costs = {coarse.cut(m).active_parameters(64) for m in cuts}
-fig, ax = plt.subplots(figsize=(8, 3.8))
-ax.semilogy(cuts, [float(t) for t in teams], color=COLORS["routed"], marker="o")
-for m, t in zip(cuts, teams):
-    ax.annotate(f"{t:,}" if t < 10**6 else f"{t:.1e}", (m, float(t)), xytext=(9, -4), textcoords="offset points")
-ax.set(xlabel="cuts m of each expert", ylabel="teams", xlim=(0, 19), ylim=(1, None), xticks=cuts)
-assert len(costs) == 1
-ax.set_title(f"Cost stays at {costs.pop():,} weights; teams grow to {teams[-1]:.0e}")
-plt.show()
+def naive_layer(x, router, routed, shared, A):
+    """One token [D]: softmax gates as in DeepSeekMoE, the shared experts without a gate."""
+    score = np.exp(router @ x - (router @ x).max())
+    score = score / score.sum()
+    y = sum(ffn(x, *(a[i] for a in vars(shared).values())) for i in range(len(shared.gate_proj)))
+    for i in np.argsort(-score, kind="stable")[:A]:
+        y = y + score[i] * ffn(x, *(a[i] for a in vars(routed).values()))
+    return y
+
+
+# %%
+router, shared = rng.normal(size=(4, 16)), SwiGLUExperts.init(rng, 2, 16, 5)
+y, cache = fine_grained_forward(x, router, experts, shared, 2)
+assert np.allclose(y, [naive_layer(row, router, experts, shared, 2) for row in x], rtol=0, atol=1e-13)
+print("naive and module agree:", y.shape)
 
 # %% [markdown]
-# Are more teams *worth* anything? A small test with no training at all. A target map is a sum of four hidden
-# "features" out of 24, different for each token, and experts know the features exactly: a wide expert holds a fixed
-# bundle of them, a thin one a single feature. A token picks the experts that explain its target best, at equal cost
-# (6 features).
+# ## The derivation
+#
+# 1. **An expert is a sum:** $\mathrm{FFN}(x) = \sum_f w^{down}_f\,\mathrm{silu}(w^{gate}_f\!\cdot x)\,(w^{up}_f\!\cdot
+#    x)$, over its $F$ hidden units. Any partition of the units is a partition of the work.
+# 2. **So fine contains coarse.** Give the $m$ pieces of an expert the same gate and always choose them together: the
+#    old layer is back. Cutting can only widen what a layer *can* do. What training finds is another matter.
+# 3. **Teams.** $\binom{E}{A}$ becomes $\binom{mE}{mA}$.
+# 4. **Shared.** What every token needs would have to be in every team. Put some experts outside the choice, and choose
+#    as many fewer: $y = \sum_{shared} \mathrm{FFN}_i(x) + \sum_{i \in \mathcal T} g_i\,\mathrm{FFN}_i(x)$. They have no
+#    gate, for they are no choice.
+# 5. **Back.** Expert $i$ receives $g_i\,dy$, a shared one all of $dy$. With $h = \mathrm{silu}(a)\,u$, where $a =
+#    W^{gate} x$ and $u = W^{up} x$, and $dh = W^{down\,\top} (g\,dy)$:
+#    $$du = dh\,\mathrm{silu}(a), \qquad da = dh\,u\,\big(\sigma(a) + a\,\sigma(a)(1 - \sigma(a))\big),$$
+#    $dW^{up} = du\,x^\top$, $dW^{gate} = da\,x^\top$, $dW^{down} = (g\,dy)\,h^\top$, and
+#    $dx = W^{up\,\top} du + W^{gate\,\top} da$. And the gate hears $dg_i = \mathrm{FFN}_i(x) \cdot dy$.
+
 
 # %%
-n_features, wanted, spent = 24, 4, 6
-need = np.array([rng.choice(n_features, wanted, replace=False) for _ in range(2000)])
-covered = []
-for size in (6, 3, 2, 1):  # features in one expert
-    bundle = rng.permutation(n_features).reshape(-1, size)  # what each expert knows
-    useful = np.array([[len(set(wish) & set(known)) for known in bundle] for wish in need], dtype=float)
-    best = choose_top_experts(useful, spent // size)
-    covered.append(np.take_along_axis(useful, best, axis=1).sum(axis=1).mean() / wanted)
+def naive_backward(dy, x, gate_proj, up_proj, down_proj):
+    """One expert, one token: step 5 with dy as it arrives at this expert."""
+    a, u = gate_proj @ x, up_proj @ x
+    sig = 1 / (1 + np.exp(-a))
+    dh = down_proj.T @ dy
+    du, da = dh * a * sig, dh * u * (sig + a * sig * (1 - sig))
+    return up_proj.T @ du + gate_proj.T @ da, np.outer(da, x), np.outer(du, x), np.outer(dy, silu(a) * u)
+
 
 # %%
-fig, ax = plt.subplots(figsize=(9, 3.3))
-labels = ["4 experts,\n1 active", "8 experts,\n2 active", "12 experts,\n3 active", "24 experts,\n6 active"]
-ax.bar(labels, np.array(covered) * 100, color=COLORS["routed"], width=0.6)
-ax.set_ylabel("needed features found, %")
-ax.set_title(f"At equal cost, a wide expert covers {covered[0]:.0%} of the need, thin ones {covered[-1]:.0%}")
-assert covered[0] < covered[-1]
-plt.show()
+dy = rng.normal(size=x.shape)
+dx, drouter, drouted, dshared = fine_grained_backward(dy, cache)
+gate = scatter_to_experts(cache[0].gate_NA, cache[0].index_NA, 4)
+one = [naive_backward(gate[n, 1] * dy[n], x[n], *(a[1] for a in vars(experts).values())) for n in range(32)]
+for name, total in zip(vars(drouted), map(sum, list(zip(*one))[1:])):
+    assert np.allclose(vars(drouted)[name][1], total, rtol=0, atol=1e-12)
+by_trying = central_difference(lambda: np.sum(dy * fine_grained_forward(x, router, experts, shared, 2)[0]), router)
+print("naive and module agree; so do central differences of the router:", relative_error(drouter, by_trying) < 1e-6)
+
+# %% [markdown]
+# ## The experiment: does training find the better teams?
+#
+# A token has 8 numbers and 4 of 16 flags. Each flag stands for its own linear map, and the target is twice the mean of
+# its four maps: a need that is *composed* of parts. Two layers of equal cost: 8 wide experts of which 2 are active, and
+# 32 thin ones of which 8 are. Each is trained twice, once with the caretaker of the last notebook and once with nobody
+# who balances. The gate is that of the last notebook too (sigmoid, normalised).
+
+
+# %%
+def draw_composed(rng, world):
+    x, flags = rng.normal(size=(128, 8)), np.zeros((128, 16))
+    need = rng.permuted(np.tile(np.arange(16), (128, 1)), axis=1)[:, :4]
+    np.put_along_axis(flags, need, 1.0, axis=1)
+    return np.concatenate([x, flags], axis=1), 2 * (world[need].mean(axis=1) @ x[..., None])[..., 0]
+
+
+# %%
+def forward(x, router, bias, routed, shared, A):
+    score = sigmoid(x @ router.T)
+    routing, gate_cache = loss_free_gate_forward(score, bias, A)
+    gate = scatter_to_experts(routing.gate_NA, routing.index_NA, len(router))
+    answers, cache = every_expert_forward(x, routed)
+    common, common_cache = every_expert_forward(x, shared)
+    y = np.einsum("ne,ned->nd", gate, answers) + common.sum(axis=1)
+    return y, routing.index_NA, (x, score, routing, gate, answers, gate_cache, cache, common_cache)
+
+
+# %%
+def backward(dy, kept):
+    """The gradients of router, routed and shared experts, as a flat list."""
+    x, score, routing, gate, answers, gate_cache, cache, common_cache = kept
+    dgate = np.take_along_axis(np.einsum("nd,ned->ne", dy, answers), routing.index_NA, axis=1)
+    dscore = loss_free_gate_backward(dgate, gate_cache)
+    n_shared = len(common_cache[1].gate_proj)
+    drouted = every_expert_backward(gate[..., None] * dy[:, None], cache)[1]
+    dshared = every_expert_backward(np.repeat(dy[:, None], n_shared, axis=1), common_cache)[1]
+    return [(dscore * score * (1 - score)).T @ x, *vars(drouted).values(), *vars(dshared).values()]
+
+
+# %%
+def train(draw, shape, seed, speed=0.01, steps=400):
+    """The loss of the last 50 steps, as a share of the target's variance, and the teams that the last batch used."""
+    rng, losses, moments, bias = np.random.default_rng(seed), [], [], np.zeros(shape.n_routed)
+    world, router = rng.normal(size=(16, 8, 8)) / 8**0.5, rng.normal(size=(shape.n_routed, 24)) * 0.3
+    routed, shared = (SwiGLUExperts.init(rng, n, 24, shape.hidden) for n in (shape.n_routed, shape.n_shared))
+    weights = [router, *vars(routed).values(), *vars(shared).values()]
+    for step in range(1, steps + 1):
+        x, target = draw(rng, world)
+        y, index, kept = forward(x, router, bias, routed, shared, shape.n_activated)
+        error = np.concatenate([y[:, :8] - target, np.zeros((128, 16))], axis=1)
+        losses.append((error**2).sum() / target.size / target.var())
+        adjust_weights(weights, backward(2 * error / target.size, kept), moments, step, 0.01)
+        bias = update_bias(bias, count_load(index, shape.n_routed), speed)
+    return np.mean(losses[-50:]), len({tuple(sorted(team)) for team in index.tolist()})
+
+
+# %% [markdown]
+# The oracle first: is this forward and backward right?
+
+# %%
+x, _ = draw_composed(rng, rng.normal(size=(16, 8, 8)))
+router, bias = rng.normal(size=(6, 24)) * 0.3, rng.normal(size=6) * 0.1
+routed, shared = (SwiGLUExperts.init(rng, n, 24, 3) for n in (6, 1))
+pull = rng.normal(size=(128, 24))
+grads = backward(pull, forward(x, router, bias, routed, shared, 2)[2])
+for array, grad in zip((router, routed.up_proj, shared.down_proj), (grads[0], grads[2], grads[6])):
+    part = array.reshape(-1)[:4]
+    tried = central_difference(lambda: np.sum(pull * forward(x, router, bias, routed, shared, 2)[0]), part)
+    assert relative_error(grad.reshape(-1)[:4], tried) < 1e-6
+print("central differences agree")
+
+# %%
+wide = Segmentation(n_routed=8, n_activated=2, hidden=16)
+assert wide.active_parameters(24) == wide.cut(4).active_parameters(24)
+runs = {}
+for name, shape in (("8 wide, 2 on", wide), ("32 thin, 8 on", wide.cut(4))):
+    for who, speed in (("nobody", 0.0), ("caretaker", 0.01)):
+        ends = np.array([train(draw_composed, shape, seed, speed) for seed in range(2)])
+        runs[f"{name}\n{who}"] = ends[:, 0]
+        print(f"{name}, {who:9}: loss {ends[:, 0].mean():.3f}; 128 tokens use {ends[:, 1].mean():.0f} different teams")
+means = [losses.mean() for losses in runs.values()]
+assert means[-1] == min(means)
+title = f"Equal cost: 8 wide experts pay {means[1]:.3f}, 32 thin ones with the caretaker {means[-1]:.3f}"
+plot_cut_runs({"a need of 4 parts of 16": runs}, title)
+
+# %% [markdown]
+# Dots are the two seeds. With thin experts every token of the batch has a team of its own; eight wide experts have 28
+# pairs to offer, and nearly all of them are used. Thin experts with the caretaker pay least, and the gain is small: a
+# toy, after 400 steps. What a layer *can* do and what training finds are two things, as step 2 said. (DeepSeekMoE finds
+# a clear gain on language; our toy says nothing about language.)
+#
+# ## The experiment: something that everybody needs
+#
+# Now every token needs the *same* bent map, beside those of its own flags. Eight thin experts chosen, or six chosen and
+# two shared, at equal cost.
+
+
+# %%
+def draw_common(rng, world):
+    x, target = draw_composed(rng, world)
+    return x, target + np.maximum(x[:, :8] @ world[0], 0) @ world[1]
+
+
+# %%
+shapes = {"32, 8 chosen": wide.cut(4), "30, 6 chosen + 2 shared": wide.cut(4).share(2)}
+assert len({shape.active_parameters(24) for shape in shapes.values()}) == 1
+common = {name: np.array([train(draw_common, shape, seed)[0] for seed in range(2)]) for name, shape in shapes.items()}
+without, with_shared = (losses.mean() for losses in common.values())
+title = f"Two of the eight active experts shared: {with_shared:.3f} instead of {without:.3f}"
+plot_cut_runs({"a need that all tokens have, and 4 parts of 16": common}, title)
 
 # %% [markdown]
 # ## What the groups of V3 give up
 #
-# V3 lets a token visit at most 4 of 8 groups (nodes). How many of its teams are left?
+# V3's experts lie on 8 nodes, and a token may visit at most 4 of them, to bound the traffic. That forbids teams. How
+# many are left?
 
 # %%
 kept = [count_grouped_combinations(256, 8, 8, g) for g in range(1, 9)]
 share = np.array([k / kept[-1] for k in kept])
-fig, ax = plt.subplots(figsize=(8, 3.3))
-ax.bar(range(1, 9), share * 100, color=[COLORS["routed"] if g == 4 else tint("routed", 0.45) for g in range(1, 9)])
-ax.set(xlabel="groups that a token may visit, of 8", ylabel="teams left, %")
-ax.set_title(f"With 4 of 8 groups, {share[3]:.0%} of the teams are left: still {kept[3]:.1e}")
-plt.show()
+assert kept[-1] == comb(256, 8)
+plot_groups(share, 4, f"With 4 of 8 groups, {share[3]:.0%} of the teams are left: still {kept[3]:.1e}")
 
 # %% [markdown]
-# ## What comes next
+# ## Change this, predict, run
 #
-# All parts are on the table. `deepseek_moe` puts them together: sigmoid scores, bias, groups, normalised and scaled
-# gates, a shared expert, and a dispatch that is fast.
+# The cell cuts every expert in three, gives the three pieces the *same* row of the router, and activates three times as
+# many. The pieces of an expert always tie, so they are always chosen together. Predict: is the output the same as
+# before? If not, by what factor is it off? (Look at what the softmax sums over.) Mend it by `scale`.
+#
+# <details><summary>Afterwards</summary>
+#
+# The softmax now runs over three times as many rows, so each score is a third of what it was: the output is a third.
+# With `scale = 3` the old layer is back, to the last digits. *Fine contains coarse* needs this factor; DeepSeek-V2 has
+# such a factor on its gates (`routed_scaling_factor`), and V3 too, though for normalised gates.
+#
+# </details>
+
+# %%
+m, scale = 3, 1.0
+x, router, nobody = rng.normal(size=(32, 16)), rng.normal(size=(4, 16)), SwiGLUExperts.init(rng, 0, 16, 5)
+before, _ = fine_grained_forward(x, router, experts, nobody, 2)
+after, _ = fine_grained_forward(x, np.repeat(router, m, axis=0), split_experts(experts, m), nobody, 2 * m)
+print(f"cut in {m}: the output is {(scale * after / before).mean():.4f} times the old one, everywhere:", end=" ")
+print(np.allclose(after / before, after[0, 0] / before[0, 0]))
+
+# %% [markdown]
+# ## What you can now do
+#
+# Cut a trained expert into thin ones without changing what it computes, and merge shared ones; compute what a layer
+# owns and what a token uses; say what thin experts can do that wide ones cannot, and why they need somebody who
+# balances. All
+# parts are on the table: `deepseek_moe` puts them together.
 #
 # ## Exercises
 #
-# **1.** V3 has 256 routed experts of width 2048, 8 active, 1 shared, $d = 7168$. How many weights does a token meet
-# in one layer, and what share of the layer is that?
+# Graded: `gated_expert_backward` (`make check CH=03`). By thought alone:
+#
+# 1. The first three layers of V3 are dense, with a hidden width of 18432. Why that number?
 #
 # <details><summary>Solution</summary>
 #
-# One expert: $3 \cdot 7168 \cdot 2048 = 44{,}040{,}192$. Nine of them: 396,361,728 of 257: 3.5 %. It is no accident
-# that this equals the dense layers of V3: their width is $9 \cdot 2048 = 18432$.
+# $9 \cdot 2048 = 18432$: a token meets as many weights in a dense layer as in an expert layer, 8 routed and 1 shared.
 #
 # </details>
 #
-# **2.** Why does the comparison "fine contains coarse" need the *raw* gates and not normalised ones?
+# 2. With *normalised* gates the $m$ pieces of an expert share the sum. Does "fine contains coarse" still hold?
 #
 # <details><summary>Solution</summary>
 #
-# With normalised gates the $m$ copies of a gate share the sum: each is $g/m$, so the pieces add up to $1/m$ of the
-# old output (a scale then mends it). Raw gates can be repeated as they are.
+# Each piece gets $g/m$, so the pieces add up to $1/m$ of the old output; a factor $m$ mends it, as in the cell above.
 #
 # </details>
 #
-# **3.** Could one cut until every expert is a single hidden unit?
+# 3. Could one cut until every expert is a single hidden unit?
 #
 # <details><summary>Solution</summary>
 #
-# Teams would be most numerous, but the router would have as many rows as there are hidden units, so it would cost
-# as much as a third of the dense layer, and each matrix product would have one row: memory traffic without
-# arithmetic.
+# Teams would be most numerous, but the router would have as many rows as there are hidden units, so it would cost as
+# much as a third of the dense layer, and each matrix product would have one row: memory traffic without arithmetic.
 #
 # </details>
