@@ -83,6 +83,14 @@ class Layout(Protocol):
         """Take over the weights of a model in one piece."""
         ...
 
+    def readable(self, model: Model) -> Model:
+        """Return what held-out texts can be read with; all processes read the same."""
+        ...
+
+    def union(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Return counts by layer of all layers, wherever they live."""
+        ...
+
     def close(self) -> None:
         """Leave the others, after a success."""
         ...
@@ -169,6 +177,14 @@ class Solo:
 
     def take(self, model: Model, plain: Model) -> None:
         """Do nothing: it is the model itself."""
+
+    def readable(self, model: Model) -> Model:
+        """Return the model."""
+        return model
+
+    def union(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Return them as they are."""
+        return counts
 
     def close(self) -> None:
         """Do nothing."""

@@ -36,15 +36,18 @@ Value = TypeVar("Value")
 class Mesh:
     """One process of many; `leads` says whether it is the one that tells and writes."""
 
-    def __init__(self, micro_batch: int, device: str = "cpu", ep: int = 1) -> None:
+    def __init__(self, micro_batch: int, device: str = "cpu", ep: int = 1, pp: int = 1) -> None:
         """Meet the other processes.
 
         Raises:
-            MeshError: `ep` does not divide their number.
+            MeshError: `pp` and `ep` do not divide their number.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        if ep < 1 or world % ep:
-            raise MeshError(f"--ep {ep} must divide the number of processes, {world}")
+        if pp < 1 or world % pp:
+            raise MeshError(f"--pp {pp} must divide the number of processes, {world}")
+        if ep < 1 or world // pp % ep:
+            whose = f"{world // pp} of each rank of the pipeline" if pp > 1 else f"{world}"
+            raise MeshError(f"--ep {ep} must divide the number of processes, {whose}")
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(device if device == "cpu" else f"{device}:{local}")
         if device != "cpu":
@@ -55,12 +58,12 @@ class Mesh:
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
             store = PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-        self.micro_batch, self.ep, self.rank, self.world = micro_batch, ep, dist.get_rank(), world
+        self.micro_batch, self.ep, self.pp, self.rank, self.world = micro_batch, ep, pp, dist.get_rank(), world
         self.leads, self.shares = self.rank == 0, world > 1
         self.saving = dist.new_group(backend="gloo") if self.shares else None
-        root = init_device_mesh(device, (world // ep, ep), mesh_dim_names=("efsdp", "ep"))
-        dense = init_device_mesh(device, (world,), mesh_dim_names=("fsdp",))
-        self.ways = Ways(dense, root["ep"], root["efsdp"])
+        root = init_device_mesh(device, (pp, world // pp // ep, ep), mesh_dim_names=("pp", "efsdp", "ep"))
+        self.line = root["pp"]  # the ranks of one pipeline
+        self.ways = Ways(root["efsdp", "ep"]._flatten("fsdp"), root["ep"], root["efsdp"])
 
     def close(self) -> None:
         """Leave together; after a success only."""
@@ -120,6 +123,14 @@ class Mesh:
         for to, value in pairs:
             to.copy_(value)
 
+    def readable(self, model: Any) -> Any:
+        """Return what held-out texts can be read with: the model, as all read the same."""
+        return model
+
+    def union(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Return the counts of all layers."""
+        return counts
+
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def rows(self, batch: Any) -> Any:
@@ -128,13 +139,14 @@ class Mesh:
         Raises:
             MeshError: they cannot be shared equally.
         """
-        if len(batch) % self.world:
+        readers = self.ways.dense.size()
+        if len(batch) % readers:
             raise MeshError(
-                f"a batch of {len(batch)} rows cannot be shared by {self.world} processes; "
-                f"give --batch-size (and --batch-size-start) a multiple of {self.world}, and --micro-batch too"
+                f"a batch of {len(batch)} rows cannot be shared by {readers} processes; "
+                f"give --batch-size (and --batch-size-start) a multiple of {readers}, and --micro-batch too"
             )
-        share = len(batch) // self.world
-        return batch.part(self.rank * share, (self.rank + 1) * share).to(self.device)
+        share, mine = len(batch) // readers, self.ways.dense.get_local_rank()
+        return batch.part(mine * share, (mine + 1) * share).to(self.device)
 
     def accumulate(self, step: Callable[[Any], Any], batch: Rows, should_stop: Callable[[], bool]) -> list[Any] | None:
         """Forward and backward over the micro-batches; what one process must break off, all break off."""
@@ -143,7 +155,7 @@ class Mesh:
             if self.any(should_stop()):
                 return None
             micro = batch.part(start, min(len(batch), start + self.micro_batch))
-            _, parts = self.model.within(lambda micro=micro: _with_total(step(micro)))  # type: ignore[operator]
+            _, parts = self.model.within(lambda micro=micro: with_total(step(micro)))  # type: ignore[operator]
             collected.append(parts)
             if self.any(not math.isfinite(float(parts.total.detach()))):
                 self.model.reshard()  # type: ignore[operator]
@@ -152,14 +164,17 @@ class Mesh:
         return collected
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add up over all processes."""
+        """Add up over all processes that read other rows."""
+        return self._add(tensor, self.ways.dense.get_group())
+
+    def _add(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         total = tensor.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total
 
     def any(self, flag: bool) -> bool:
         """Whether it holds for any process."""
-        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+        return bool(self._add(torch.tensor(int(flag), device=self.device)))
 
     def agree(self, value: Value) -> Value:
         """Return what the leading process says."""
@@ -172,7 +187,7 @@ class Mesh:
         grads = [_local(p.grad) for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         if self.world > 1:  # every number of the gradient lies in one process
-            norm = self.sum(norm.double() ** 2).sqrt().float()
+            norm = self._add(norm.double() ** 2).sqrt().float()
         if grads:  # none, if the first loss of the step was no number
             torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
                 grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -184,11 +199,13 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _with_total(parts: Any) -> tuple[Tensor, Any]:
+def with_total(parts: Any) -> tuple[Tensor, Any]:
+    """Show FSDP the tensor that will be differentiated: it looks into tuples."""
     return parts.total, parts
 
 
 def _pairs(plain: DeepseekV3, model: DeepseekV3) -> Iterable[tuple[Tensor, Tensor]]:
     cut = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, whole in [*plain.named_parameters(), *plain.named_buffers()]:
-        yield whole, cut[name]
+        if name in cut:  # of a pipeline's other ranks
+            yield whole, cut[name]

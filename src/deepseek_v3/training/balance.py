@@ -60,9 +60,10 @@ class LoadCounter:
                 load_E = count_E.to(router.e_score_correction_bias.dtype)
                 router.e_score_correction_bias += speed * torch.sign(load_E.mean() - load_E)
 
-    def shares(self) -> list[list[float]]:
-        """Return each layer's part of the tokens per expert, times the number of experts: 1 is the fair share."""
-        return [[round(x, 4) for x in (c * len(c) / c.sum().clamp(min=1)).tolist()] for c in self.counts.values()]
+
+def shares_of(counts: dict[int, Tensor]) -> list[list[float]]:
+    """Return each layer's part of the tokens per expert, times the number of experts: 1 is the fair share."""
+    return [[round(x, 4) for x in (c * len(c) / c.sum().clamp(min=1)).tolist()] for c in counts.values()]
 
 
 def max_violation(counts: Iterable[Tensor]) -> float:

@@ -8,6 +8,7 @@ An objective of another kind of training (fine-tuning, rewards) has the same for
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from deepseek_v3.data.packing import Batch
@@ -38,6 +39,11 @@ class Pretraining:
     def labels(self, batch: Batch) -> Tensor:
         """Return the next token of every row that has one in its document."""
         return make_labels(batch.tokens, batch.documents, 0)
+
+    def balance(self, batch: Batch, record: RoutingRecord, settings: Settings) -> Tensor:
+        """Return the balance loss of some layers, as `__call__` adds it up for all."""
+        losses = sum(record.balance_losses.values(), start=torch.zeros((), device=batch.tokens.device))
+        return self.balance_alpha * (len(batch) / settings.rows) * losses
 
     def __call__(self, model: DeepseekV3, batch: Batch, record: RoutingRecord, settings: Settings) -> LossParts:
         """Run the model on all tokens but the last of each row, and score every depth."""

@@ -58,7 +58,8 @@ class TrainOptions:
         nudge: move one weight by one BF16 step before the first update: what chance alone makes of a run.
         moments: of AdamW, kept in fp32, bf16, or auto: bf16 if the precision is fp8.
         device: cpu, cuda, or auto: a GPU where PyTorch sees one.
-        ep: processes that share the experts, where torchrun starts several; it divides their number.
+        pp: ranks of a pipeline of layers (DualPipeV), where torchrun starts several; it divides their number.
+        ep: processes that share the experts, where torchrun starts several; it divides their number (by --pp).
         recompute: make the activations of blocks again in the backward pass: less memory, one more forward pass.
         threads: of PyTorch; 0 leaves its choice.
         seed: of weights, data order and fill-in-the-middle.
@@ -112,6 +113,7 @@ class TrainOptions:
     nudge: bool = False
     moments: str = "auto"
     device: str = "auto"
+    pp: int = 1
     ep: int = 1
     recompute: bool = False
     threads: int = 0
@@ -139,6 +141,7 @@ CHOICES = {
     "fp8_variant": ("report", "whole-tensor", "e5m2-gradients", "square-gradients", "bf16-weights"),
     "moments": ("fp32", "bf16", "auto"),
 }
+COUNTS = ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "eval_kilobytes")
 MOST = {"lanes": 10**6, "threads": 4096, "eval_kilobytes": 10**6}
 
 
@@ -155,13 +158,13 @@ def check_options(o: TrainOptions) -> None:
     for name in ("run", "data"):
         if not getattr(o, name).strip():
             raise OptionsError(f"--{name} is empty; leave it out for {getattr(TrainOptions, name)!r}, or name one")
-    for name in ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "keep", "log_every", "eval_kilobytes", "ep"):
+    for name in (*COUNTS, "keep", "log_every", "ep", "pp"):
         if getattr(o, name) < 1 + (name == "seq_len"):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at least {1 + (name == 'seq_len')}")
     for name in ("batch_size_start", "warmup_steps", "eval_every", "save_every", "threads", "seed"):
         if getattr(o, name) < 0:
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must not be negative")
-    for name in ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "threads", "eval_kilobytes"):
+    for name in (*COUNTS, "threads"):
         if getattr(o, name) > MOST.get(name, LARGEST):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at most {MOST.get(name, LARGEST):,}")
     if o.seed >= 2**63:

@@ -51,7 +51,8 @@ def prepare_training(
         OptionsError, DataError, ConfigError, CheckpointError: what cannot work, in one line.
     """
     run = Path(options.run)
-    options = choose_options(run, options).replace(ep=options.ep)  # a run may go on with any number of processes
+    # a run may go on with any number of processes
+    options = choose_options(run, options).replace(ep=options.ep, pp=options.pp)
     layout = make_layout(options)
     layout.agree(None)  # everybody has seen the folder before anything is written into it
     lock = led(layout, lambda: RunLock(run), OptionsError)
@@ -73,14 +74,21 @@ def make_layout(options: TrainOptions) -> Layout:
     """
     device = choose_device(options.device)
     if not int(os.environ.get("WORLD_SIZE", "0")):
-        if options.ep > 1:
-            raise OptionsError(
-                f"--ep {options.ep} needs several processes, started by torchrun: see docs/distributed.md"
-            )
+        for name in ("pp", "ep"):
+            if getattr(options, name) > 1:
+                raise OptionsError(
+                    f"--{name} {getattr(options, name)} needs several processes, started by torchrun: "
+                    "see docs/distributed.md"
+                )
         return Solo(options.micro_batch, device)
+    place = options.micro_batch, device, options.ep
+    if options.pp > 1:
+        from deepseek_v3.parallel.pipeline import Pipeline
+
+        return Pipeline(*place, options.pp)
     from deepseek_v3.parallel.mesh import Mesh
 
-    return Mesh(options.micro_batch, device, options.ep)
+    return Mesh(*place)
 
 
 def choose_options(run: Path, options: Options) -> Options:

@@ -16,7 +16,7 @@ from torch import Tensor
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.parallel.layout import Layout
-from deepseek_v3.training.balance import LoadCounter, max_violation
+from deepseek_v3.training.balance import LoadCounter, max_violation, shares_of
 from deepseek_v3.training.loss import IGNORED, LossParts
 from deepseek_v3.training.objective import Objective
 from deepseek_v3.training.optimizer import AveragedWeights, set_learning_rate
@@ -52,7 +52,7 @@ class Update:
         set_learning_rate(self.optimizer, settings.lr)
         self.counter.reset()
         try:
-            parts = self.layout.accumulate(lambda micro: self.read(micro, settings), batch, should_stop)
+            parts = self.layout.accumulate(Reading(self, settings), batch, should_stop)
             if parts is None:
                 return None
             norm = self.layout.clip(self.model.parameters(), self.clip_norm)
@@ -61,17 +61,42 @@ class Update:
                 self.optimizer.step()
                 self.counter.sum_over(self.layout.sum)
                 self.counter.move_biases(settings.bias_speed)
-                result.loads, result.max_vio = self.counter.shares(), max_violation(self.counter.counts.values())
+                counts = self.layout.union(self.counter.counts)
+                result.loads, result.max_vio = shares_of(counts), max_violation(counts.values())
                 if self.averaged:
                     self.averaged.update(self.model)
             return result
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def read(self, batch: Any, settings: Settings) -> LossParts:
+
+@dataclass(frozen=True)
+class Reading:
+    """The forward pass of a micro-batch in one step, and its pieces for a layout that runs it in stages."""
+
+    update: Update
+    settings: Settings
+
+    def __call__(self, batch: Any) -> LossParts:
         """Run the forward pass of a micro-batch and count its loads."""
         record = RoutingRecord()
-        with self.autocast():
-            parts = self.objective(self.model, batch, record, settings)
-        self.counter.add(record)
+        parts = self.read(batch, record)
+        self.note(record)
         return parts
+
+    def read(self, batch: Any, record: RoutingRecord) -> LossParts:
+        """Run it; the record is told where its tokens went."""
+        with self.autocast():
+            return self.update.objective(self.update.model, batch, record, self.settings)
+
+    def note(self, record: RoutingRecord) -> None:
+        """Count the loads of a micro-batch."""
+        self.update.counter.add(record)
+
+    def autocast(self) -> AbstractContextManager:
+        """Return what a forward pass is wrapped in."""
+        return self.update.autocast()
+
+    def balance(self, batch: Any, record: RoutingRecord) -> Tensor:
+        """Return the balance loss of the layers that the record knows."""
+        return self.update.objective.balance(batch, record, self.settings)  # type: ignore[attr-defined]  # pretraining

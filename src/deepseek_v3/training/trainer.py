@@ -199,7 +199,7 @@ class Trainer:
     def measure(self, should_stop: Callable[[], bool] = lambda: False) -> Measurement | None:
         """Measure the model on the held-out texts."""
         return measure_model(
-            self.model,
+            self.layout.readable(self.model),
             self.tokenizer,
             self.heldout,
             self.options.seq_len,
