@@ -114,7 +114,7 @@ class Pipeline(Mesh):
         if rows % self.micro_batch or rows // self.micro_batch < 2 * self.pp:
             least = 2 * self.pp * self.micro_batch * self.ways.dense.size()
             raise MeshError(
-                f"--pp {self.pp} needs {2 * self.pp} micro-batches of {self.micro_batch} rows or more for each process, "
+                f"--pp {self.pp} needs {2 * self.pp} micro-batches of {self.micro_batch} rows or more for a process, "
                 f"here are {rows} rows; give --batch-size (and --batch-size-start) a multiple of "
                 f"{self.micro_batch * self.ways.dense.size()}, of {least} at least"
             )
