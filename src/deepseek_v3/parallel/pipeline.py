@@ -156,14 +156,13 @@ class Pipeline(Mesh):
             _, parts = self.model.within(lambda: with_total(self.reading.read(micro, record)))
             self.parts.append(parts)
             return parts.total
-        return self.model.within(lambda: self._run_middle(stage, micro, record))
-
-    def _run_middle(self, stage: Stage, micro: Any, record: RoutingRecord) -> Tensor:
-        with self.reading.autocast():
-            x_BSD = self._run_layers(stage, record)
-            balance = self.reading.balance(micro, record)
+        x_BSD, balance = self.model.within(lambda: self._run_middle(stage, micro, record))
         self.balance += float(balance.detach())
         return AddLoss.apply(x_BSD, balance)  # type: ignore[return-value]
+
+    def _run_middle(self, stage: Stage, micro: Any, record: RoutingRecord) -> tuple[Tensor, Tensor]:
+        with self.reading.autocast():
+            return self._run_layers(stage, record), self.reading.balance(micro, record)
 
     def _run_layers(self, stage: Stage, record: RoutingRecord | None) -> Tensor:
         x_BSD = self.model.embed_tokens(self.given) if stage.first else self.given
