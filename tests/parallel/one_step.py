@@ -58,8 +58,8 @@ counts = {str(layer): count.tolist() for layer, count in layout.union(update.cou
 rank = getattr(layout, "rank", 0)
 if getattr(layout, "ways", None) is None or layout.ways.dense.get_local_rank() == 0:
     save_file(grads, out / f"grads-{rank}.safetensors")
-    total = float(layout.sum(torch.tensor(sum(float(part.total) for part in found), dtype=torch.float64)))
+    total = float(layout.sum(torch.tensor(sum(float(part.total.detach()) for part in found), dtype=torch.float64)))
     (out / f"facts-{rank}.json").write_text(json.dumps({"counts": counts, "runs": runs, "total": total}))
 else:
-    layout.sum(torch.tensor(sum(float(part.total) for part in found), dtype=torch.float64))
+    layout.sum(torch.tensor(sum(float(part.total.detach()) for part in found), dtype=torch.float64))
 layout.close()

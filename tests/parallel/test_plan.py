@@ -97,6 +97,7 @@ def test_the_parts_of_all_processes_are_the_model():
     assert sum(h.whole for h in rehearse(config, ranks, dp=1, ep=1)) == count
 
 
+@pytest.mark.slow
 def test_a_rank_holds_what_two_real_processes_hold(torchrun, tmp_path):
     config = ModelConfig.preset("demo").replace(**SHAPE)
     config.to_json(tmp_path / "config.json")

@@ -191,6 +191,7 @@ def test_three_steps_that_are_no_number_on_one_process_end_all(torchrun, words, 
     assert [row["step"] for row in rows_of(tmp_path / "run", "skipped")] == [3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_folder_is_refused_by_all(torchrun, words, tmp_path):
     lock = RunLock(tmp_path / "run")
     began = time.monotonic()
