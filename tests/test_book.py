@@ -61,3 +61,34 @@ def test_every_test_that_a_page_names_exists(page):
 def test_no_page_leans_on_a_list_that_is_not_here(page):
     found = re.findall(r"rows? [\"“`][A-Z][\"”`] of|project's list", plain_text(page))
     assert not found, f"{page_name(page)}: {found}"
+
+
+def letters_of(chapter: str) -> set[str]:
+    """The letters that NOTATION.md gives to a chapter: the alphabet, and what the later tables add for it."""
+    letters, column = set(), 0
+    for line in (ROOT / "NOTATION.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| "):
+            continue
+        if cells[0] == "letter":  # a table begins: is it for all, does it name chapters, has it a column for this one?
+            column = next((i for i, cell in enumerate(cells) if cell == f"chapter {chapter}"), -1)
+            kind = "all" if "size" in cells else "named" if "chapters" in cells else "columns"
+        elif (
+            kind == "all"
+            or (kind == "named" and chapter in cells[1])
+            or (kind == "columns" and column > 0 and cells[column])
+        ):
+            letters.add(cells[0])
+    return letters
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_the_axes_in_the_names_of_arrays_are_letters_of_the_notation(chapter):
+    known = letters_of(chapter.name[:2])
+    assert {"B", "S", "D"} <= known
+    for path in sorted(chapter.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else ""
+            axes = re.search(r"^[a-z].*_([A-Z][A-Z0-9]*)$", name or "")
+            strange = set(re.sub(r"[0-9]", "", axes.group(1))) - known if axes else set()
+            assert not strange, f"{path.name}: {name} has axes {sorted(strange)} that NOTATION.md does not know"
