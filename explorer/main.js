@@ -27,7 +27,7 @@ const app = {
     Object.assign(this.state, changes);
     if (stale) this.stale = true;
     this.refresh();
-    if (['token', 'layer', 'head', 'expert', 'view'].some((key) => key in changes)) this.announce();
+    if (['token', 'layer', 'head', 'expert', 'view', 'key', 'entry'].some((key) => key in changes)) this.announce();
   },
   refresh() {
     if (this.waiting) return;
@@ -53,7 +53,8 @@ const app = {
   },
   announce() {
     clearTimeout(this.telling);
-    const words = () => say('main.chosen', {...this.state, token: visible(this.data.pieces[this.state.token])});
+    const read = () => document.activeElement?.closest('.heat, .product, .card')?.querySelector('.readout')?.textContent;
+    const words = () => read() || say('main.chosen', {...this.state, token: visible(this.data.pieces[this.state.token])});
     this.telling = setTimeout(() => { if (this.data) $('live').textContent = words(); }, 400);
   },
 };

@@ -146,6 +146,15 @@ def test_arrow_keys_move_tokens_and_views_and_tab_reaches_the_view(page):
     assert shown.run("document.querySelectorAll('#tokens [tabindex=\"0\"]').length") == 1
 
 
+def test_what_is_read_in_a_picture_is_told(page):
+    shown = page("attention", TEXTS[0], token=4, key=2)
+    shown.run("document.querySelector('.heat canvas').focus()")
+    shown.run("say(document.activeElement, 'keydown', {key: 'ArrowLeft'})")
+    shown.wait("document.getElementById('live').textContent.includes('reads')")
+    told, seen = (shown.run(f"document.querySelector('{where}').textContent") for where in ("#live", ".heat .readout"))
+    assert told == seen
+
+
 def test_the_tour_has_ten_stops_that_point_at_something(page):
     shown = page("sizes", TEXTS[0])
     shown.run("document.getElementById('tour-start').click()")
