@@ -31,9 +31,9 @@ def test_an_option_out_of_range_is_refused_before_a_former_demo_is_touched(chang
         DemoOptions(**changes)
 
 
-def test_the_page_ends_with_three_commands(tmp_path):
+def test_the_page_ends_with_four_commands(tmp_path):
     commands = next_commands(tmp_path)
-    assert len(commands) == 3
+    assert len(commands) == 4
     assert all("deepseek-v3 " in command for command in commands)
 
 

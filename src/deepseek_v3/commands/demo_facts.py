@@ -146,8 +146,9 @@ def make_cards(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def next_commands(run: Any) -> list[str]:
-    """Return three commands to try."""
+    """Return four commands to try."""
     return [
+        f".venv/bin/deepseek-v3 explore {run}",
         f".venv/bin/deepseek-v3 generate {run} --prompt 'class Parser:' --speculative 1",
         ".venv/bin/deepseek-v3 size --preset v3-671b",
         ".venv/bin/deepseek-v3 train --data FOLDER_OF_YOUR_TEXT --preset nano --run runs/mine",
