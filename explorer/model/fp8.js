@@ -15,12 +15,7 @@ export const FORMATS = {
   e5m2: {exponentBits: 5, mantissaBits: 2, largestCode: 0x7b, nan: 0x7e, infinity: 0x7c},
 };
 const number = new Float32Array(1), bits = new Uint32Array(number.buffer);
-
-/** floor(log2 x) of a positive float32 that is not subnormal, from its bits; -127 below those. */
-function exponentOf(x) {
-  number[0] = x;
-  return ((bits[0] >>> 23) & 0xff) - 127;
-}
+const LEAST = -24, POWERS = Float64Array.from({length: 160}, (_, i) => 2 ** (i + LEAST)); // 2^LEAST and up
 
 function roundToEven(x) {
   const up = Math.round(x); // ties go up
@@ -43,19 +38,21 @@ for (const format of Object.values(FORMATS)) format.values = valuesOf(format);
 
 /** The code nearest to a float32 number, ties to the even code; beyond the largest it stays the largest. */
 export function encode(x, {exponentBits, mantissaBits, largestCode, nan}) {
-  const sign = x < 0 || Object.is(x, -0) ? 0x80 : 0, size = Math.abs(x);
-  if (Number.isNaN(size)) return nan;
-  if (size === Infinity) return sign | largestCode;
-  const smallest = 2 - 2 ** (exponentBits - 1); // exponent of the smallest normal number, shared by the subnormals
-  const exponent = Math.max(exponentOf(size), smallest);
-  const steps = roundToEven(size / 2 ** (exponent - mantissaBits)); // a carry lands in the next exponent by itself
-  return sign | Math.min(((exponent - smallest) << mantissaBits) + steps, largestCode);
+  if (x !== x) return nan;
+  number[0] = x; // its bits: one of sign, eight of exponent, which is off by 127
+  const sign = (bits[0] >>> 31) << 7, stored = ((bits[0] >>> 23) & 0xff) - 127;
+  const smallest = 2 - (1 << (exponentBits - 1)); // exponent of the smallest normal number, shared by the subnormals
+  const exponent = Math.max(stored, smallest);
+  const steps = roundToEven(Math.abs(x) / POWERS[exponent - mantissaBits - LEAST]); // may carry into it
+  return sign | Math.min((exponent - smallest) * (1 << mantissaBits) + steps, largestCode);
 }
 
-/** 2^ceil(log2 x). */
+/** 2^ceil(log2 x) of a positive float32: the exponent alone, one more if there is any mantissa. */
 function powerOfTwoAbove(x) {
-  const below = 2 ** exponentOf(x);
-  return below === x ? x : 2 * below;
+  number[0] = x;
+  const rest = bits[0] & 0x7fffff;
+  bits[0] -= rest;
+  return rest ? 2 * number[0] : number[0];
 }
 
 /** Rows and columns that share a scale. */
@@ -75,20 +72,24 @@ export function quantize(values, rows, columns, {format = 'e4m3', granularity = 
   if (!kind) throw new Error(`format ${format} must be ${Object.keys(FORMATS).join(' or ')}`);
   const [height, width] = tileOf(granularity, rows, columns), across = Math.ceil(columns / width);
   const scales = new Float32Array(Math.ceil(rows / height) * across);
-  const tileAt = (i) => Math.floor(Math.floor(i / columns) / height) * across + Math.floor((i % columns) / width);
-  for (let i = 0; i < values.length; i++) {
+  const forEach = (visit) => { // element and tile
+    for (let row = 0, i = 0; row < rows; row++) {
+      const first = Math.floor(row / height) * across;
+      for (let column = 0; column < columns; column++, i++) visit(i, first + Math.floor(column / width));
+    }
+  };
+  forEach((i, t) => {
     if (!Number.isFinite(values[i])) throw new Error('a matrix with infinity or NaN has no FP8 form');
-    scales[tileAt(i)] = Math.max(scales[tileAt(i)], Math.abs(values[i]));
-  }
+    scales[t] = Math.max(scales[t], Math.abs(values[i]));
+  });
   const largest = kind.values[kind.largestCode];
   scales.forEach((most, t) => { scales[t] = f(Math.max(most, FLOOR) / largest); });
   if (powerOfTwo) scales.forEach((scale, t) => { scales[t] = powerOfTwoAbove(scale); });
   const codes = new Uint8Array(values.length), back = new Float32Array(values.length);
-  for (let i = 0; i < values.length; i++) {
-    const scale = scales[tileAt(i)];
-    codes[i] = encode(f(f(values[i]) / scale), kind);
-    back[i] = kind.values[codes[i]] * scale;
-  }
+  forEach((i, t) => {
+    codes[i] = encode(f(f(values[i]) / scales[t]), kind);
+    back[i] = kind.values[codes[i]] * scales[t];
+  });
   return {codes, scales, values: back};
 }
 
