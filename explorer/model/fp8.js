@@ -43,7 +43,7 @@ export function encode(x, {exponentBits, mantissaBits, largestCode, nan}) {
   const sign = (bits[0] >>> 31) << 7, stored = ((bits[0] >>> 23) & 0xff) - 127;
   const smallest = 2 - (1 << (exponentBits - 1)); // exponent of the smallest normal number, shared by the subnormals
   const exponent = Math.max(stored, smallest);
-  const steps = roundToEven(Math.abs(x) / POWERS[exponent - mantissaBits - LEAST]); // may carry into it
+  const steps = roundToEven(Math.abs(x) / POWERS[exponent - mantissaBits - LEAST]); // a carry raises the exponent
   return sign | Math.min((exponent - smallest) * (1 << mantissaBits) + steps, largestCode);
 }
 
