@@ -92,3 +92,8 @@ def test_the_axes_in_the_names_of_arrays_are_letters_of_the_notation(chapter):
             axes = re.search(r"^[a-z].*_([A-Z][A-Z0-9]*)$", name or "")
             strange = set(re.sub(r"[0-9]", "", axes.group(1))) - known if axes else set()
             assert not strange, f"{path.name}: {name} has axes {sorted(strange)} that NOTATION.md does not know"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_a_planted_mistake_is_sorted_by_a_word_and_not_by_a_letter_of_a_list_that_is_not_here(chapter):
+    assert not re.findall(r'^row = "[A-Z]"', (chapter / "bugs.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)

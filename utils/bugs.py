@@ -8,7 +8,7 @@ A bug is an entry of a `bugs.toml` (one in each chapter; for the package one fil
 
     [[bug]]
     name = "the scale of the absorbed width"
-    row = "C"                                  # of the list of common mistakes; optional
+    row = "scale"                              # a word to find it by; optional
     symptom = "the absorbed scores are a little flat; the model still speaks, but worse"
     file = "absorbed_attention.py"             # relative to the folder of bugs.toml (for tests/bugs/: to the root)
     find = "scale = (K + R) ** -0.5"           # must occur exactly once
