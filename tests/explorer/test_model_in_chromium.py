@@ -45,7 +45,7 @@ def test_the_model_in_the_page_is_the_package(tmp_path):
     try:
         with Browser() as browser:
             browser.call("Page.navigate", url=f"http://127.0.0.1:{server.server_address[1]}/")
-            browser.wait("document.body.dataset.ready === 'true'")
+            browser.wait("document.body?.dataset.ready === 'true'")
             found = browser.run(READ.replace("TEXTS", json.dumps(TEXTS)))
     finally:
         server.shutdown()
