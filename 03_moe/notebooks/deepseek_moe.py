@@ -278,7 +278,7 @@ def learn(last, before, came):
 
 # %%
 arrays, moments, losses, bias = {**ends, **moe.trainable()}, [], [], moe.gate.e_score_correction_bias
-for step in range(1, 601):
+for step in range(1, 401):
     drawn = table[r.choice(len(table), size=32, p=chance)]
     triples = np.concatenate([np.stack([row[1:-1], row[:-2], row[2:]]) for row in drawn], axis=1)
     triples = triples[:, triples[2] >= 0]  # what was filled up does not count
@@ -286,7 +286,7 @@ for step in range(1, 601):
     adjust_weights([arrays[n] for n in arrays], [grads[n] for n in arrays], moments, step, 0.01)
     bias[:] = update_bias(bias, load, 0.01)
     losses.append(loss)
-print(f"{np.mean(losses[-50:]):.3f} nats a word after 600 steps, {losses[0]:.3f} at the start; ", end="")
+print(f"{np.mean(losses[-50:]):.3f} nats a word after 400 steps, {losses[0]:.3f} at the start; ", end="")
 print(f"MaxVio of the last step {max_violation(load):.2f}; who knows the last word alone pays {bigram:.3f}")
 
 # %% [markdown]

@@ -188,7 +188,7 @@ receptions = {
     "both answers alike": (alike_forward, alike_backward),
     "one doctor, normalised": (one_doctor, sigmoid_gate_backward),
 }
-runs = {name: [train_reception(*way, seed=s) for s in range(3)] for name, way in receptions.items()}
+runs = {name: [train_reception(*way, seed=s, steps=200) for s in range(2)] for name, way in receptions.items()}
 right = {name: np.mean([r[1] for r in group], axis=0) for name, group in runs.items()}
 
 # %%

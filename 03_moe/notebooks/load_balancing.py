@@ -205,7 +205,7 @@ def train_with(alpha):
         dscore = sequence_balance_backward(1.0, by_day).reshape(-1, E)
         return None, sigmoid_gate_backward(dgate, inner)[1] + (dscore * score * (1 - score)).T @ seen
 
-    return train_reception(forward, backward, router=perfect, steps=400, flu=0.5)
+    return train_reception(forward, backward, router=perfect, steps=300, flu=0.5)
 
 
 # %%
