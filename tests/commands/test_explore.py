@@ -19,8 +19,11 @@ from tiny_checkpoints import random_model
 
 from deepseek_v3.cli import main
 from deepseek_v3.commands import explore
+from deepseek_v3.commands.demo import DemoOptions, demo_recipe
 from deepseek_v3.commands.explore_save import join_modules
 from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.training.options import TrainOptions
+from deepseek_v3.training.record import describe_run
 from deepseek_v3.weights.load import load_model
 from deepseek_v3.weights.save import save_model
 
@@ -127,12 +130,13 @@ def test_without_a_run_the_newest_demo_is_shown(page, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert main(["explore"]) == 1
     assert "there is no run of the demo below runs/" in capsys.readouterr().err
-    for age, (name, prompts) in enumerate([("new", True), ("old", True), ("mine", False)]):
-        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
-        options = tmp_path / "runs" / name / "options.json"
-        options.write_text(json.dumps({"sample_prompts": [explore.CODE_PROMPT] if prompts else ["x"]}))
-        os.utime(options, (10**9 - age, 10**9 - age))
-    (tmp_path / "runs" / "broken").mkdir()
+    for age, (name, prompts) in enumerate([("mine", False), ("new", True), ("old", True)]):
+        checkpoints = tmp_path / "runs" / name / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        options = demo_recipe(DemoOptions()) if prompts else TrainOptions()
+        (checkpoints.parent / "options.json").write_text(describe_run(options))
+        os.utime(checkpoints, (10**9 - age, 10**9 - age))
+    (tmp_path / "runs" / "broken" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "broken" / "options.json").write_text("[")
     assert explore.newest_demo(Path("runs")) == "runs/new"
 

@@ -6,8 +6,8 @@
 The page is plain JavaScript (explorer/) and reads an ordinary checkpoint folder. This file imports no PyTorch.
 """
 
-import json
 import webbrowser
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,14 +84,14 @@ def newest_demo(runs: Path) -> str:
     Raises:
         ValueError: there is none.
     """
+    from deepseek_v3.training.options import OptionsError
+    from deepseek_v3.training.record import recorded_options
+
     found = []
-    for options in runs.glob("*/options.json"):
-        try:
-            prompts = json.loads(options.read_text(encoding="utf-8")).get("sample_prompts", [])
-        except (OSError, ValueError, AttributeError):
-            continue
-        if CODE_PROMPT in prompts and (options.parent / "checkpoints").is_dir():
-            found.append((options.stat().st_mtime, str(options.parent)))
+    for folder in runs.glob("*/checkpoints"):
+        with suppress(OptionsError):  # another kind of run, or no run at all
+            if CODE_PROMPT in recorded_options(folder.parent).sample_prompts:
+                found.append((folder.stat().st_mtime, str(folder.parent)))
     if not found:
         raise ValueError(
             "there is no run of the demo below runs/: train one in minutes by `deepseek-v3 demo`, or name a run"
