@@ -105,6 +105,12 @@ def test_an_echo_without_text_scores_the_prompt_alone(server):
     assert server.complete("the quick", max_tokens=0)["choices"][0]["text"] == ""
 
 
+def test_log_probabilities_without_others_name_none(server):
+    table = server.complete("the quick", max_tokens=3, logprobs=0, ignore_eos=True)["choices"][0]["logprobs"]
+    assert table["top_logprobs"] is None
+    assert [p < 0 for p in table["token_logprobs"]] == [True] * 3
+
+
 def test_log_probabilities_of_a_chat_have_their_bytes(server):
     answer = server.chat(temperature=0, max_tokens=5, logprobs=True, top_logprobs=3)["choices"][0]
     for row in answer["logprobs"]["content"]:

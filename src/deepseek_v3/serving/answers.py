@@ -146,7 +146,11 @@ class TextAnswer(AnswerBase):
     def shape(self, choice: Choice, text: str, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
         """A choice, or a part of one."""
         columns = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-        table = None if scores is None else {name: [row[name] for row in scores] for name in columns}
+        table: dict[str, Any] | None = None
+        if scores is not None:
+            table = {name: [row[name] for row in scores] for name in columns}
+            if not self.body.logprobs:  # the chosen ones alone are asked for
+                table["top_logprobs"] = None
         return {"index": choice.index, "text": text, "logprobs": table, "finish_reason": choice.finish}
 
     def score(self, choice: Choice, token: int, score: Score | None) -> dict[str, Any]:

@@ -36,8 +36,12 @@ BAD_JSON = "We could not parse the JSON body of your request."
 PAGE = Path(__file__).parent / "page.html"
 INLINE = "'unsafe-inline'"  # the page is one file
 CONTENT_POLICY = f"default-src 'none'; style-src {INLINE}; script-src {INLINE}; connect-src 'self'; img-src data:"
-STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}}
+SAID = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+ERRORS_OF_TEXT: dict[int | str, dict[str, Any]] = {  # of a route whose answer is text: a model would take its kind
+    status: {"description": "Error", "content": SAID} for status in ("4XX", "5XX")
+}
 TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 ModelName = Annotated[str, InPath(max_length=512)]
 
@@ -76,7 +80,7 @@ def describe_keys(schema: dict[str, Any]) -> None:
 def add_state_routes(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     """Add the page and what tells of the server's state."""
 
-    @app.get("/", response_class=HTMLResponse, responses=ERRORS)
+    @app.get("/", response_class=HTMLResponse, responses=ERRORS_OF_TEXT)
     async def page() -> Response:
         return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": CONTENT_POLICY})
 
@@ -92,7 +96,7 @@ def add_state_routes(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
             raise ServerFault("The server takes no further request now.", status=503, retry_after_s=1)
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses={**TEXT, **ERRORS})
+    @app.get("/metrics", response_class=PlainTextResponse, responses={**TEXT, **ERRORS_OF_TEXT})
     async def read_metrics() -> Response:
         numbers = await worker.ask(lambda engine: engine.metrics())
         return PlainTextResponse(metrics.text(numbers, worker.load), media_type="text/plain; version=0.0.4")

@@ -206,7 +206,7 @@ class TextChoice(BaseModel):
 
     index: int
     text: str
-    logprobs: dict[str, list[Any]] | None
+    logprobs: dict[str, list[Any] | None] | None
     finish_reason: Finish
 
 

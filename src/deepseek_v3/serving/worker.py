@@ -64,7 +64,7 @@ class Job:
         left = self.size
         while left:
             piece = await self.pieces.get()
-            if piece is None:
+            if piece is None or self.gone:
                 return
             if isinstance(piece, Problem):
                 raise piece
