@@ -44,7 +44,12 @@ test: $(if $(T),setup,lint)  ## every test but the slow ones; what CI runs. Some
 test-all: setup  ## every test, the slow ones too
 	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
 
-test-interop: setup  ## install the peers (mlx-lm, llama.cpp, torchtitan, TRL) and compare with them
+tests/interop/.clients/stamp: tests/interop/clients.txt
+	@$(PYTHON) -m venv tests/interop/.clients
+	@tests/interop/.clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/clients.txt
+	@touch $@
+
+test-interop: setup tests/interop/.clients/stamp  ## install the peers (mlx-lm, llama.cpp, torchtitan, TRL, clients of the server) and compare with them
 	@$(PIP) -e '.[dev,interop]'
 	@$(PIP) --no-deps --upgrade --target tests/interop/.torchtitan -r tests/interop/torchtitan.txt
 	@$(PIP) --no-deps --upgrade --target tests/interop/.trl -r tests/interop/trl.txt

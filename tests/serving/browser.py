@@ -109,7 +109,7 @@ def picture_writing(url: str, path: str) -> None:
     with Browser(1280, 800) as page:
         page.call("Page.navigate", url=f"{url}/#mode=prompt")
         page.wait("typeof model !== 'undefined' && model")
-        page.run("$('most').value = 400; $('drafts').value = 2; $('heat').value = 0.5")
+        page.run("$('most').value = 400; $('drafts').value = 2")
         for words, count in (("import os\n\ndef ", 400), ("class Parser:\n    ", 150)):
             page.run(f"$('words').value = {json.dumps(words)}; $('form').requestSubmit()")
             page.wait(f"document.querySelectorAll('#text span > span').length > {count} || !control")
