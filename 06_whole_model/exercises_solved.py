@@ -1,16 +1,16 @@
-"""The chapter's own answers to exercises.py."""
+"""The answers to exercises.py, each with its reason; read them after your own attempt."""
 
 import numpy as np
 
 
 def run_layer(x_BSD: np.ndarray, norm_1, attention, norm_2, feed_forward) -> np.ndarray:
-    """Two branches, each on the normed stream, each added to it."""
+    """Two branches, each on a normed copy of the stream as it is then, each added: nothing replaces the stream."""
     x_BSD = x_BSD + attention(norm_1(x_BSD))
     return x_BSD + feed_forward(norm_2(x_BSD))
 
 
 def pass_layer_back(dy_BSD: np.ndarray, norm_1, attention, norm_2, feed_forward) -> np.ndarray:
-    """The same two lines backwards."""
+    """Last addition first. At each, the gradient goes straight on and through the branch, and both add up."""
     da_BSD = dy_BSD + norm_2(feed_forward(dy_BSD))
     return da_BSD + norm_1(attention(da_BSD))
 

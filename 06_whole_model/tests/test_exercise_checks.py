@@ -51,3 +51,10 @@ def test_wrong_ways_back_are_recognised(back, words):
 def test_wrong_names_are_recognised(names, words):
     with pytest.raises(AssertionError, match=words):
         CHECKS.check_name_mtp_tensors(lambda config: names)
+
+
+def test_every_exercise_has_three_folded_hints():
+    hints = (CHAPTER / "hints.md").read_text(encoding="utf-8").split("## `")[1:]
+    names = [n.removeprefix("check_") for n in vars(CHECKS) if n.startswith("check_")]
+    assert [h.split("`")[0] for h in hints] == names
+    assert all(h.count("<details><summary>Hint") == 3 for h in hints)
