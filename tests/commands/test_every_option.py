@@ -56,6 +56,7 @@ USUAL = {
     "distill": ["model", "model", "--task", "sort"],
 }
 WRITES = {"train": "runs", "demo": "runs", "export": "out", "import": "out", "explore": "saved"}
+NAMED_BY = {"explore": ("save",)}  # the options that name the place, where they are not run and target
 
 
 def options_of(name: str) -> type:
@@ -199,7 +200,7 @@ def try_words(name: str, field: Any, value: str, desk: Path, capsys: Any) -> str
         problem = f"taken for a number: {said.out[-100:]}"
     elif not code and said.err.startswith("deepseek-v3"):
         problem = f"code 0, but {said.err[:200]}"
-    target = value if field.name in ("run", "target", "save") and name in WRITES else WRITES.get(name, "")
+    target = value if field.name in NAMED_BY.get(name, ("run", "target")) and name in WRITES else WRITES.get(name, "")
     after, place = take_stock(desk), str((desk / target).resolve()) if target.strip() else ""
     if changed := [path for path in before if before[path] != after.get(path)]:
         problem = problem or f"changed {changed}"
