@@ -35,7 +35,7 @@ def test_the_page_tells_what_the_runs_measured(tmp_path, monkeypatch):
     gaps = {"rerouted_tokens": 0.03, "rerouted": 0.02, "gap_own": 2e-3, "gap_replayed": 1e-3}
     monkeypatch.setattr(reason_facts, "measure_formats", lambda run: {"fp8": gaps})
     facts = reason_facts.gather_facts(tmp_path, {"pretraining": 60.0, "grpo": 120.0}, 200.0)
-    facts["seconds"]["processor"] = 90.0
+    facts["seconds"]["processor"], facts["task"] = 90.0, "addition:2"
     page = io.StringIO()
     reason_facts.show_facts(facts, tmp_path, Console(file=page, width=140))
     said = page.getvalue()

@@ -91,7 +91,7 @@ def _reason(options: ReasonOptions) -> int:
         return 0
     console.print("\nmeasuring what samplers in other number formats would have chosen ...")
     facts = gather_facts(folder, spent, time.perf_counter() - clock)
-    facts["seconds"]["processor"] = time.process_time()
+    facts["seconds"]["processor"], facts["task"] = time.process_time(), TASK
     (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     show_facts(facts, folder, console)
     return 0

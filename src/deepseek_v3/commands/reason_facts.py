@@ -115,4 +115,6 @@ def show_facts(facts: dict[str, Any], folder: Path, console: "Console") -> None:
     run, sft = (shlex.quote(str(folder / name)) for name in ("grpo", "sft"))
     console.print(f"\n  report: {folder / 'grpo' / 'report.html'}")
     console.print(f"  go on:  deepseek-v3 grpo --run {run} --resume --steps {2 * facts['steps']['grpo']}")
-    console.print(f"  try:    deepseek-v3 grpo {sft} --loss gspo --run runs/gspo     --control flipped     --task sort")
+    console.print(
+        f"  try:    deepseek-v3 grpo {sft} --task {facts['task']} --run runs/try --loss gspo, or --control flipped"
+    )
