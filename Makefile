@@ -38,11 +38,11 @@ reason: .venv/run.stamp  ## from nothing to a model that adds: text, dialogues, 
 	@$(PY) -m deepseek_v3 reason
 
 test: $(if $(T),setup,lint)  ## every test but the slow ones; what CI runs. Some of them: make test T=tests/native
-	@$(PY) -m pytest $(if $(T),$(T),-n 2)
+	@$(PY) -m pytest $(if $(T),$(T),-n 2 --dist worksteal)
 	@$(if $(T),:,$(MAKE) --no-print-directory test-kernels)
 
 test-all: setup  ## every test, the slow ones too
-	@$(PY) -m pytest -n 2 -m 'not gpu and not interop'
+	@$(PY) -m pytest -n 2 --dist worksteal -m 'not gpu and not interop'
 
 tests/interop/.clients/stamp: tests/interop/clients.txt
 	@$(PYTHON) -m venv tests/interop/.clients
