@@ -1,4 +1,8 @@
-"""Every notebook runs, and none is older than the code that it shows."""
+"""No notebook is older than the code that it shows, and they run: here the first of each chapter, all with -m slow.
+
+A notebook is built by running it, and its fingerprint is that of its source and of all that it imports: while that
+stands, running it again only tells what else has changed on this machine.
+"""
 
 import pytest
 
@@ -8,12 +12,22 @@ from utils.notebooks import ROOT, execute, find_sources, fingerprint, stale
 SECOND_EDITION = ("00_", "01_", "02_", "03_", "04_", "05_", "06_")  # chapters rebuilt as lessons; the others follow
 SOURCES = find_sources()
 LESSONS = [s for s in SOURCES if s.parent.parent.name.startswith(SECOND_EDITION)]
+FIRST = {s.parent: s for s in reversed(SOURCES)}
+RUN = [pytest.param(s, marks=() if FIRST[s.parent] == s else pytest.mark.slow) for s in SOURCES]
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: f"{s.parent.parent.name}-{s.stem}")
-@pytest.mark.filterwarnings("default")  # what the kernel's own libraries warn about is not ours
-def test_the_notebook_is_current_and_runs(source):
+def name(source) -> str:
+    return f"{source.parent.parent.name}-{source.stem}"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name)
+def test_the_notebook_is_current(source):
     assert not stale(source), stale(source)
+
+
+@pytest.mark.parametrize("source", RUN, ids=name)
+@pytest.mark.filterwarnings("default")  # what the kernel's own libraries warn about is not ours
+def test_the_notebook_runs(source):
     execute(source)
 
 
