@@ -12,7 +12,7 @@ PAGES = [p for c in CHAPTERS for p in [*sorted(c.glob("*.md")), *sorted((c / "no
 PAGES += [ROOT / "README.md", ROOT / "explorer" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TESTS = {
     node.name
-    for path in [*ROOT.glob("0[0-8]_*/tests/*.py"), *(ROOT / "tests").rglob("test_*.py")]
+    for path in [*ROOT.glob("0[0-8]_*/tests/*.py"), *ROOT.glob("tests/test_*.py"), *ROOT.glob("tests/*/test_*.py")]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
 }
