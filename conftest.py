@@ -1,5 +1,6 @@
 """Fixtures that every test may use, and the chapters on the path (they are scripts, not packages)."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,14 @@ ROOT = Path(__file__).resolve().parent
 for folder in [ROOT, *sorted(ROOT.glob("0[0-8]_*"))]:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+
+@pytest.fixture(autouse=True)
+def warnings_stay_on():
+    """A test that silences the process's logging is the one to fail, not whichever comes after it."""
+    yield
+    assert logging.root.manager.disable == logging.NOTSET, "this test left logging.disable behind"
+    assert logging.getLogger("deepseek_v3").level == logging.NOTSET, "this test left our logger's level changed"
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The peer: the same weights in transformers' `DeepseekV3ForCausalLM`, in its fastest setting for the job."""
 
-import logging
 import time
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,9 +29,9 @@ class Setting(NamedTuple):
 
 def make_peer(model: DeepseekV3, dtype: torch.dtype, setting: Setting):
     """Build the transformers model with the weights of `model`."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
     import transformers
+
+    transformers.logging.set_verbosity_error()  # its own logger: the rest of the process keeps its warnings
 
     values = {k: v for k, v in model.config.to_dict().items() if k not in ("architectures", "torch_dtype")}
     config = transformers.DeepseekV3Config(**values)
