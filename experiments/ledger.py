@@ -2,7 +2,8 @@
 
     python -m experiments.ledger                         every claim: what stands, what is missing; runs nothing
     python -m experiments.ledger grpo_addition --run     run what is missing of it, one run after the other; resumes
-    python -m experiments.ledger grpo_addition --run --arms grpo --seeds 1
+    python -m experiments.ledger grpo_addition --run --arms grpo --seeds 1     the first seed of one arm
+    python -m experiments.ledger fp8 --run --only bf16/3 fp8/3                 these runs, and no others
     python -m experiments.ledger grpo_addition --collect read the runs again, draw, judge
 
 A claim is `experiments/NAME/claim.toml`:
@@ -16,6 +17,7 @@ A claim is `experiments/NAME/claim.toml`:
     [measure]  kind = "exam"  value = "greedy"          of metrics.jsonl; at = "gain", "last" or "best"
     [verdict]  arms = ["grpo"]  least = 0.30            or most, or above = "another arm"; of = "mean"; keeps = "passk":
                                                         a figure that must not end below where it began
+                                                        or kind = "gap": beside, floor, most (verdict.py)
 
 An arm's `prepare` is how many of the preparations it takes. `{start}` is the run that the last of them made, `{seed}`
 the seed. Runs lie in `runs/ledger/NAME/`, preparations in `runs/ledger/starts/`, where claims with the same ones share
@@ -26,9 +28,9 @@ goes on where it stood.
 import argparse
 import hashlib
 import json
-import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,7 @@ else:
     import tomli as tomllib
 
 from experiments.drawing import draw_figure
+from experiments.verdict import arms_judged, describe, gap_series, judge
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs" / "ledger"
@@ -79,10 +82,12 @@ class Claim:
                 raise ClaimError(f"{folder / 'claim.toml'}: {key} is missing or no {kind.__name__}")
         self.held, self.arms = held, held["arms"]
         self.prepare: list[list[str]] = held.get("prepare", [])
-        named = [*held["verdict"].get("arms", []), held["verdict"].get("above")]
-        unknown = [arm for arm in named if arm is not None and arm not in self.arms]
+        unknown = [arm for arm in arms_judged(held["verdict"]) if arm not in self.arms]
         if unknown or not held["verdict"].get("arms"):
             raise ClaimError(f"{folder / 'claim.toml'}: the verdict must name arms, and {unknown} are none")
+        lacks = {"beside", "floor", "most"} - set(held["verdict"]) if held["verdict"].get("kind") == "gap" else set()
+        if lacks:
+            raise ClaimError(f"{folder / 'claim.toml'}: a verdict on gaps lacks {', '.join(sorted(lacks))}")
 
     def seeds(self, arm: str) -> range:
         """The seeds of an arm."""
@@ -138,12 +143,16 @@ def call_command(words: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "deepseek_v3", *words], check=False).returncode
 
 
-def missing_jobs(claim: Claim, arms: Sequence[str], seeds: int) -> Iterator[Job]:
-    """Yield what is missing, preparations first, and seed by seed: one seed of all arms before the next."""
+def missing_jobs(claim: Claim, arms: Sequence[str], seeds: int, only: Sequence[str] = ()) -> Iterator[Job]:
+    """Yield what is missing, preparations first, and seed by seed: one seed of all arms before the next.
+
+    Args:
+        only: runs as ARM/SEED; others are left out. Empty: all.
+    """
     asked: set[Path] = set()
     for seed in range(max(len(claim.seeds(arm)) for arm in claim.arms)):
         for arm in arms:
-            if seed not in claim.seeds(arm) or seed >= seeds:
+            if seed not in claim.seeds(arm) or seed >= seeds or (only and f"{arm}/{seed}" not in only):
                 continue
             for job in [*claim.preparations(arm, seed), claim.job(arm, seed)]:
                 if job.folder not in asked and not is_finished(job.folder):
@@ -151,15 +160,19 @@ def missing_jobs(claim: Claim, arms: Sequence[str], seeds: int) -> Iterator[Job]
                     yield job
 
 
-def run_missing(claim: Claim, arms: Sequence[str], seeds: int, run: Run = call_command) -> int:
+def run_missing(
+    claim: Claim, arms: Sequence[str], seeds: int, run: Run = call_command, only: Sequence[str] = ()
+) -> int:
     """Run what is missing; stop at the first that does not end well, and return its code."""
-    for job in missing_jobs(claim, arms, seeds):
-        words = resume_words(job)
-        print(f"{claim.name}: {job.name}\n  deepseek-v3 {' '.join(words)}", flush=True)
+    jobs = list(missing_jobs(claim, arms, seeds, only))
+    for number, job in enumerate(jobs, 1):
+        words, began = resume_words(job), time.monotonic()
+        print(f"{claim.name}: {job.name} ({number} of {len(jobs)})\n  deepseek-v3 {' '.join(words)}", flush=True)
         if code := run(words):
             return code
         (job.folder / DONE).touch()
-        collect(claim)
+        verdict = collect(claim)["verdict"]
+        print(f"{claim.name}: {job.name} took {(time.monotonic() - began) / 60:.1f} minutes; {verdict}", flush=True)
     return 0
 
 
@@ -199,69 +212,18 @@ def collect(claim: Claim) -> dict[str, Any]:
                     found[str(seed)]["kept"] = [kept_series[0][1], kept_series[-1][1]]
         arms[arm] = found
     results = {"claim": claim.held["claim"], "measure": measure, "arms": arms}
-    results["verdict"] = judge(claim, arms)
+    lacking = sum(len(claim.seeds(arm)) - len(arms[arm]) for arm in arms_judged(claim.held["verdict"]))
+    results["verdict"] = judge(claim.held, arms, lacking)
     kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if any(arms.values()):
-        (claim.folder / "figure.svg").write_text(draw_figure(claim.name, measure, arms), encoding="utf-8")
-    (claim.folder / "verdict.md").write_text(describe(claim, results), encoding="utf-8")
+    drawn, shown = arms, measure
+    if claim.held["verdict"].get("kind") == "gap":
+        drawn = gap_series(claim.held["verdict"], arms)
+        shown = {"value": f"{measure['value']}, gap to {claim.held['verdict']['beside']} in %"}
+    if any(drawn.values()):
+        (claim.folder / "figure.svg").write_text(draw_figure(claim.name, shown, drawn), encoding="utf-8")
+    wanted = {arm: len(claim.seeds(arm)) for arm in claim.arms}
+    (claim.folder / "verdict.md").write_text(describe(claim.name, claim.held, results, wanted), encoding="utf-8")
     return results
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half of its 95 % interval by Student's t; the half is infinite for one value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.inf
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}.get(len(values), 2.262)
-    return mean, t * spread
-
-
-def judge(claim: Claim, arms: dict[str, dict[str, Any]]) -> str:
-    """Say whether the claim held: by every seed or by the mean, against a number or another arm."""
-    verdict = claim.held["verdict"]
-    named = [*verdict["arms"], *([verdict["above"]] if "above" in verdict else [])]
-    numbers = {arm: [arms[arm][seed]["number"] for seed in sorted(arms[arm], key=int)] for arm in named}
-    lacking = sum(len(claim.seeds(arm)) - len(numbers[arm]) for arm in named)
-    if not all(numbers.values()):
-        return "open: some arm has not run yet"
-    if verdict.get("of", "every seed") == "mean":
-        numbers = {arm: [sum(values) / len(values)] for arm, values in numbers.items()}
-    sign = 1 if claim.held["measure"].get("higher", True) else -1
-    least, most = verdict.get("least", -math.inf), verdict.get("most", math.inf)
-    held = all(least <= value <= most for arm in verdict["arms"] for value in numbers[arm])
-    if "above" in verdict:
-        pairs = [pair for arm in verdict["arms"] for pair in zip(numbers[arm], numbers[verdict["above"]])]
-        held = held and all(sign * (a - b) > 0 for a, b in pairs)
-    runs = [run for arm in verdict["arms"] for run in arms[arm].values()]
-    held = held and all(run["kept"][1] >= run["kept"][0] for run in runs if "kept" in run)
-    word = "holds" if held else "does not hold"
-    return f"{word} so far; {lacking} runs are missing" if lacking > 0 else word
-
-
-def describe(claim: Claim, results: dict[str, Any]) -> str:
-    """Write the verdict as a page."""
-    held, at = claim.held, results["measure"].get("at", "gain")
-    source = f"Source: {held['source']}. What it must come to: {held['number']}."
-    value = f"`{results['measure']['value']}`, {at} of a run:"
-    lines = [f"# {claim.name}", "", f"**{held['claim']}**", "", source, "", f"**Verdict: {results['verdict']}.**", ""]
-    lines += [value, "", "| arm | seeds | mean and 95 % interval | each |", "|---|---|---|---|"]
-    for arm, seeds in results["arms"].items():
-        values = [seeds[seed]["number"] for seed in sorted(seeds, key=int)]
-        if not values:
-            lines.append(f"| {arm} | 0 of {len(claim.seeds(arm))} | - | - |")
-            continue
-        mean, half = interval(values)
-        shown = f"{mean:.3f}" + (f" ± {half:.3f}" if math.isfinite(half) else "")
-        each = ", ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {arm} | {len(values)} of {len(claim.seeds(arm))} | {shown} | {each} |")
-    for arm, seeds in results["arms"].items():
-        ends = [seeds[seed]["kept"] for seed in sorted(seeds, key=int) if "kept" in seeds[seed]]
-        kept = ", ".join(f"{first:.3f} -> {last:.3f}" for first, last in ends)
-        lines += ["", f"`{held['verdict']['keeps']}` of {arm}, from its start to its end: {kept}"] if kept else []
-    lines += ["", *(["![the runs](figure.svg)", ""] if any(results["arms"].values()) else [])]
-    lines += [f"Again, or what is missing: `python -m experiments.ledger {claim.name} --run`", ""]
-    return "\n".join(lines)
 
 
 def all_claims() -> list[str]:
@@ -289,6 +251,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--collect", action="store_true", help="read the runs again, draw, judge")
     parser.add_argument("--arms", nargs="*", default=None, help="of these arms only")
     parser.add_argument("--seeds", type=int, default=10**6, help="the first so many seeds only")
+    parser.add_argument("--only", nargs="*", default=[], metavar="ARM/SEED", help="run these and no others")
     asked = parser.parse_args(words)
     for name in asked.claims or all_claims():
         try:
@@ -296,10 +259,13 @@ def main(words: Sequence[str] | None = None) -> int:
             arms = asked.arms or list(claim.arms)
             if unknown := set(arms) - set(claim.arms):
                 raise ClaimError(f"{name} has no arm {sorted(unknown)[0]!r}; it has {', '.join(claim.arms)}")
+            runs = [f"{arm}/{seed}" for arm in claim.arms for seed in claim.seeds(arm)]
+            if unknown := [run for run in asked.only if run not in runs]:
+                raise ClaimError(f"{name} has no run {unknown[0]!r}; it has {', '.join(runs)}")
         except ClaimError as error:
             print(f"ledger: {error}", file=sys.stderr)
             return 1
-        if asked.run and (code := run_missing(claim, arms, asked.seeds)):
+        if asked.run and (code := run_missing(claim, arms, asked.seeds, only=asked.only)):
             return code
         if asked.run or asked.collect:
             collect(claim)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.ledger import HERE, Claim, ClaimError, all_claims, collect, interval, run_missing
+from experiments.ledger import HERE, Claim, ClaimError, all_claims, collect, main, run_missing
+from experiments.verdict import interval, judge_gaps, weigh_gap
 
 CLAIM = """
 claim = "b learns more than a"
@@ -159,3 +160,97 @@ def test_every_claim_of_the_repository_is_a_command_line(name):
             kind = getattr(import_module(f"deepseek_v3.commands.{command.module}"), command.options)
             options = parse_options(kind, "x", join_repeats(kind, bind_values(kind, job.words[1:])))
             assert options.run == str(job.folder)
+
+
+GAPS = {"kind": "gap", "arms": ["low"], "beside": "high", "floor": "nudged", "most": 0.0025}
+
+
+def arms_with(**gaps: list[float]) -> dict:
+    """Arms whose gaps to `high` are these in per cent, seed by seed; every seed's own loss is another."""
+    losses = [2.0, 1.9, 2.3, 2.1, 1.7]
+    arms = {"high": {str(i): {"number": loss} for i, loss in enumerate(losses)}}
+    return arms | {
+        arm: {str(i): {"number": losses[i] * (1 + gap / 100)} for i, gap in enumerate(each)}
+        for arm, each in gaps.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("each", "verdict"),
+    [
+        ([0.1, 0.12, 0.08, 0.11, 0.09], "holds"),  # 0.1 +- 0.02
+        ([-0.1, -0.12, -0.08, -0.11, -0.09], "holds"),
+        ([0.2, 0.22, 0.28, 0.21, 0.19], "undecided"),  # 0.22 +- 0.044: the interval ends beyond 0.25
+        ([1.0, -1.0, 1.0, -1.0, 0.0], "undecided"),  # a mean of nothing proves nothing
+        ([0.4, 0.42, 0.38, 0.41, 0.39], "does not hold"),
+        ([-0.4, -0.42, -0.38, -0.41, -0.39], "does not hold"),  # an error, though a lucky one
+        ([0.1], "undecided"),  # one seed has no interval
+        ([], "open: some arm has not run yet"),
+    ],
+)
+def test_a_gap_holds_where_its_whole_interval_does(each, verdict):
+    assert judge_gaps(GAPS, arms_with(low=each, nudged=[0.01])) == verdict
+
+
+def test_an_arm_that_must_be_beyond_is_judged_the_other_way_round():
+    verdict = {**GAPS, "beyond": ["control"]}
+    good, bad, open_ = [0.1, 0.11], [0.9, 0.91], [0.2, 0.3]
+    for low, control, word in ((good, bad, "holds"), (good, good, "does not hold"), (bad, bad, "does not hold"),
+                               (good, open_, "undecided"), (bad, open_, "does not hold")):  # fmt: skip
+        assert judge_gaps(verdict, arms_with(low=low, control=control, nudged=[0.01])) == word
+
+
+def test_chance_is_the_spread_of_the_floor_over_the_root_of_the_seeds():
+    gap = weigh_gap(GAPS, arms_with(low=[0.1, 0.12, 0.08, 0.1], nudged=[0.3, -0.4]), "low")
+    assert gap is not None
+    assert gap.mean == pytest.approx(0.1e-2)
+    assert gap.chance == pytest.approx(4.303 * (0.125**0.5) / 4**0.5 * 1e-2)  # rms of 0.3 and 0.4: the root of 0.125
+    assert gap.beside_chance == "no"
+    sure = weigh_gap(GAPS, arms_with(low=[0.9, 1.0, 0.8], nudged=[0.1, -0.1]), "low")
+    assert sure is not None
+    assert sure.beside_chance == "yes"
+
+
+def test_seeds_are_paired_with_their_own():
+    """The losses of seeds differ by 30 %; a gap of 0.1 % is seen all the same, and a seed without its pair waits."""
+    arms = arms_with(low=[0.1] * 5, nudged=[0.01])
+    del arms["high"]["2"]
+    gap = weigh_gap(GAPS, arms, "low")
+    assert gap is not None
+    assert gap.each == pytest.approx([0.001] * 4)
+
+
+def test_the_page_and_the_figure_of_a_gap(tmp_path):
+    (tmp_path / "one").mkdir()
+    arms = '[arms.a]\n[arms.b]\n[arms.c]\n[measure]\nkind = "exam"\nvalue = "greedy"\nat = "last"\nhigher = false\n'
+    text = CLAIM[: CLAIM.index("[arms.a]")].replace(
+        'prepare = [["train", "--preset", "nano"], ["sft", "{start}"', 'unused = [["a"'
+    )
+    text += arms + '[verdict]\nkind = "gap"\narms = ["b"]\nbeside = "a"\nfloor = "c"\nmost = 0.01\n'
+    (tmp_path / "one" / "claim.toml").write_text(text.replace('["{start}"]', "[]"))
+    claim = Claim(tmp_path / "one", tmp_path / "runs")
+    ends = {"a": 0.4, "b": 0.4008, "c": 0.4004}
+    machine = Machine(gain=lambda words: ends[Path(words[words.index("--run") + 1]).parent.name])
+    assert run_missing(claim, ["a", "b", "c"], 9, machine, only=["a/1", "b/1"]) == 0
+    assert len(machine.asked) == 2
+    run_missing(claim, ["a", "b", "c"], 9, machine)
+    assert collect(claim)["verdict"] == "holds"
+    page = (claim.folder / "verdict.md").read_text()
+    assert "| b | 2 | +0.133 ± 0.000 | ± 0.203 | no | holds | +0.133, +0.133 |" in page  # 4.303 * 0.0667 / sqrt(2)
+    assert "| c | 2 | +0.067 ± 0.000 | ± 0.203 | the floor | - | +0.067, +0.067 |" in page
+    assert (claim.folder / "figure.svg").read_text().count("<path") == 4
+
+
+def test_only_names_runs_and_a_wrong_one_is_refused(capsys):
+    assert main(["fp8", "--only", "fp8/9"]) == 1
+    assert "no run 'fp8/9'; it has bf16/0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["beside", "floor", "most"])
+def test_a_verdict_on_gaps_that_lacks_something_is_refused(tmp_path, key):
+    text = (HERE / "fp8" / "claim.toml").read_text(encoding="utf-8")
+    (tmp_path / "claim.toml").write_text(
+        "\n".join(line for line in text.splitlines() if not line.startswith(f"{key} ="))
+    )
+    with pytest.raises(ClaimError, match=key):
+        Claim(tmp_path, tmp_path)

@@ -6,7 +6,15 @@ from torch import Tensor
 
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.recipe import AFTER_ATTENTION, DISPATCHED, PLAIN, VARIANTS, vary
+from deepseek_v3.fp8.recipe import (
+    AFTER_ATTENTION,
+    DISPATCHED,
+    PLAIN,
+    VARIANTS,
+    quantize_gradient,
+    quantize_input,
+    vary,
+)
 from deepseek_v3.fp8.tiles import COLUMNS, E5M6, GRADIENT_FLOOR, ROWS, SQUARES, dequantize, quantize, turn
 from deepseek_v3.model.fp8_products import use_fp8_products
 from deepseek_v3.model.linear import Linear
@@ -61,7 +69,7 @@ def test_what_is_kept_in_e5m6_turns_over_without_a_second_error(form):
     assert error(turn(quantize(x, ROWS))) > 1.25 * once
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "outliers" not in name])
 def test_every_variant_computes_nearly_what_is_computed_without_fp8(variant, form):
     x, dy = torch.randn(139, 131), torch.randn(139, 131)
     gate, up, down = torch.randn(3, 131, 131).mul(0.1).unbind()
@@ -114,6 +122,25 @@ def test_one_scale_for_a_tensor_flushes_what_lies_beside_an_outlier_and_tiles_do
         rest = torch.arange(256) != 7
         error[variant] = float((got - want)[rest].norm() / want[rest].norm())
     assert error["report"] < 0.05 < 0.5 < error["whole-tensor"]
+
+
+@pytest.mark.parametrize("tile", [ROWS, COLUMNS])
+def test_a_variant_with_outliers_shows_only_what_they_do_to_the_scales(tile, form):
+    """Tiles: all but the first are as without. One scale a tensor: hardly a number is left."""
+    x = torch.randn(256, 384)
+    plain, beside = (exact(quantize_input(x, vary(PLAIN, name), tile)) for name in ("report", "outliers"))
+    first = torch.zeros(256, 384, dtype=torch.bool)
+    first[: tile[0], : tile[1]] = True
+    assert torch.equal(plain[~first], beside[~first])
+    assert beside[0, 0] == 0
+    assert (beside[first] == 0).double().mean() > 0.5
+    whole = exact(quantize_input(x, vary(PLAIN, "whole-tensor-outliers"), tile))
+    assert whole[0, 0] == 0
+    assert (whole == 0).double().mean() > 0.5
+    assert whole.abs().max() < 1.5 * x.abs().max()  # the outlier itself takes no part
+    row, column = quantize_gradient(1e-6 * x, vary(PLAIN, "outliers"))
+    assert dequantize(row)[0, 0] == dequantize(column)[0, 0] == 0
+    assert torch.equal(row.scale[1:], quantize_gradient(1e-6 * x, PLAIN)[0].scale[1:])
 
 
 def test_autocast_gives_bf16_and_a_gradient_in_fp32(form):

@@ -106,7 +106,8 @@ def test_fp8_learns_as_bf16_does_and_is_not_bf16(tmp_path, tiny_model):
 
 def test_variants_to_compare_with_are_others(tmp_path, tiny_model):
     seen = set()
-    for variant in ("report", "whole-tensor", "e5m2-gradients", "square-gradients", "bf16-weights"):
+    for variant in ("report", "whole-tensor", "e5m2-gradients", "square-gradients", "bf16-weights", "outliers",
+                    "whole-tensor-outliers"):  # fmt: skip
         trainer = make_trainer(tmp_path / variant, tiny_model, "fp8", fp8_variant=variant)
         losses = tuple(trainer.run_step().loss for _ in range(3))
         assert losses not in seen

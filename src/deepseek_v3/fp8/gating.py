@@ -32,7 +32,7 @@ class MiddleGradients(NamedTuple):
 
 def gate_forward(gate_MF: Tensor, up_MF: Tensor, recipe: Recipe = PLAIN) -> tuple[Tiled, Tiled, Tiled]:
     """Codes of h = silu(g) u for the product that follows, of g and of u, in tiles of 1 x 128."""
-    if not kernels_serve(gate_MF) or gate_MF.dtype != torch.bfloat16 or recipe.whole_tensor:
+    if not kernels_serve(gate_MF) or gate_MF.dtype != torch.bfloat16 or not recipe.kernel_quantizes():
         hidden_MF = gate_MF.float() * _sigmoid(gate_MF) * up_MF.float()
         return quantize_input(hidden_MF, recipe.inner()), quantize(gate_MF), quantize(up_MF)
     rows, width = gate_MF.shape

@@ -23,6 +23,7 @@ from deepseek_v3.fp8.tiles import (
     Format,
     Tile,
     Tiled,
+    bytes_of,
     encode,
     quantize,
     quantize_both,
@@ -40,6 +41,8 @@ class Recipe:
         gradients_in: the format of gradients by outputs; the report: E4M3.
         square_gradients: gradients by outputs in 128 x 128 blocks.
         whole_tensor: one scale a tensor.
+        outliers: inputs and gradients are quantized beside a number of OUTLIER times their largest, which takes no part
+            in the product itself: what it does to the scale is all that is seen of it.
     """
 
     input_ue8m0: bool = False
@@ -49,16 +52,22 @@ class Recipe:
     gradients_in: Format = E4M3
     square_gradients: bool = False
     whole_tensor: bool = False
+    outliers: bool = False
 
     def inner(self) -> "Recipe":
         """The same within a network, where nothing is sent anywhere: FP32 scales."""
         return replace(self, input_ue8m0=False, gradient_ue8m0=False, keep_e5m6=False)
 
+    def kernel_quantizes(self) -> bool:
+        """Whether inputs are quantized as the kernel of the middle does it."""
+        return not (self.whole_tensor or self.outliers)
+
     def is_as_reported(self) -> bool:
         """Whether gradients are E4M3 in tiles of 1 x 128."""
-        return self.gradients_in is E4M3 and not (self.square_gradients or self.whole_tensor)
+        return self.gradients_in is E4M3 and not (self.square_gradients or self.whole_tensor or self.outliers)
 
 
+OUTLIER = 2.0**17  # about 10^6 times the mean magnitude: E4M3 spans 2^17.8 from its smallest number to its largest
 PLAIN = Recipe()
 AFTER_ATTENTION = Recipe(input_ue8m0=True, keep_e5m6=True)
 DISPATCHED = Recipe(input_ue8m0=True, gradient_ue8m0=True)
@@ -68,6 +77,8 @@ VARIANTS = {
     "e5m2-gradients": {"gradients_in": E5M2},
     "square-gradients": {"square_gradients": True},
     "bf16-weights": {},  # the optimizer's part
+    "outliers": {"outliers": True},
+    "whole-tensor-outliers": {"whole_tensor": True, "outliers": True},
 }  # what each changes of the three above
 
 
@@ -78,6 +89,9 @@ def vary(recipe: Recipe, variant: str) -> Recipe:
 
 def quantize_input(x_ND: Tensor, recipe: Recipe, tile: Tile = ROWS) -> Tiled:
     """Codes of an input for the forward product."""
+    if recipe.outliers:
+        plain = replace(recipe, outliers=False)
+        return _take_out(quantize_input(_put_in(x_ND), plain, tile))
     if recipe.whole_tensor:
         return _quantize_whole(x_ND, tile, E4M3, ue8m0=recipe.input_ue8m0)
     return quantize(x_ND, tile, ue8m0=recipe.input_ue8m0)
@@ -97,6 +111,9 @@ def keep_input(x_ND: Tensor, multiplied: Tiled, recipe: Recipe) -> Tiled:
 def quantize_gradient(dy_NO: Tensor, recipe: Recipe) -> tuple[Tiled, Tiled]:
     """Codes of a gradient by outputs, for the gradient of inputs and for that of the weight."""
     ue8m0, fmt = recipe.gradient_ue8m0, recipe.gradients_in
+    if recipe.outliers:
+        row, column = quantize_gradient(_put_in(dy_NO), replace(recipe, outliers=False))
+        return _take_out(row), _take_out(column)
     if recipe.whole_tensor:
         return tuple(_quantize_whole(dy_NO, tile, fmt, ue8m0=ue8m0, floor=GRADIENT_FLOOR) for tile in (ROWS, COLUMNS))  # type: ignore[return-value]
     if recipe.square_gradients:
@@ -106,6 +123,21 @@ def quantize_gradient(dy_NO: Tensor, recipe: Recipe) -> tuple[Tiled, Tiled]:
         row, column = (quantize(dy_NO, tile, fmt, ue8m0=ue8m0, floor=GRADIENT_FLOOR) for tile in (ROWS, COLUMNS))
         return row, column
     return quantize_both(dy_NO, ue8m0=ue8m0, floor=GRADIENT_FLOOR)
+
+
+def _put_in(x: Tensor) -> Tensor:
+    """A copy with an outlier at the first place."""
+    x = x.float().clone()
+    if x.numel():
+        x[0, 0] = OUTLIER * x.abs().amax()
+    return x
+
+
+def _take_out(q: Tiled) -> Tiled:
+    """Let the first code be 0."""
+    if q.code.numel():
+        bytes_of(q.code)[0, 0] = 0
+    return q
 
 
 def _quantize_whole(x: Tensor, tile: Tile, fmt: Format, *, ue8m0: bool = False, floor: float = GRADIENT_FLOOR) -> Tiled:

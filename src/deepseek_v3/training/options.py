@@ -54,7 +54,8 @@ class TrainOptions:
         bias_speed: gamma, the step of the routing bias.
         bias_stop_fraction: gamma is 0 from this part of the steps on (14.3 of 14.8T).
         precision: fp32, bf16, fp8, or auto: bf16 where this machine multiplies it 1.5 times faster.
-        fp8_variant: report, or to compare with: whole-tensor, e5m2-gradients, square-gradients, bf16-weights.
+        fp8_variant: report, or to compare with: whole-tensor, e5m2-gradients, square-gradients, bf16-weights,
+            outliers, whole-tensor-outliers.
         nudge: move one weight by one BF16 step before the first update: what chance alone makes of a run.
         moments: of AdamW, kept in fp32, bf16, or auto: bf16 if the precision is fp8.
         device: cpu, cuda, or auto: a GPU where PyTorch sees one.
@@ -138,7 +139,10 @@ class TrainOptions:
 LARGEST, FP32_SMALLEST, FP32_LARGEST = 10**9, 2.0**-126, 3.4e38
 CHOICES = {
     "precision": ("fp32", "bf16", "fp8", "auto"),
-    "fp8_variant": ("report", "whole-tensor", "e5m2-gradients", "square-gradients", "bf16-weights"),
+    "fp8_variant": (
+        *("report", "whole-tensor", "e5m2-gradients", "square-gradients", "bf16-weights"),
+        *("outliers", "whole-tensor-outliers"),
+    ),
     "moments": ("fp32", "bf16", "auto"),
 }
 COUNTS = ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "eval_kilobytes")

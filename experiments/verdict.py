@@ -1,0 +1,183 @@
+"""What the numbers of a claim say: each arm by itself, or beside another arm and a floor of noise.
+
+    kind = "number"     every seed, or the mean, is at least, at most, or above another arm
+    kind = "gap"        relative gaps to another arm, seed by seed, with their interval; beside those that chance makes
+
+A gap is an arm's number / that of the other arm - 1, of the same seed. Its interval is Student's, 95 %, of the mean.
+It *holds* that a gap is at most some number where the whole interval lies between minus and plus that number; it *does
+not hold* where the whole interval lies outside; all else is *undecided*, and more seeds may follow.
+The floor is an arm
+that differs from the other one by something without meaning: what it gains or loses is chance. Of n seeds chance alone
+moves the mean by t * rms / sqrt(n) or less, 19 times of 20.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}  # 97.5 %, by degrees of freedom
+Arms = dict[str, dict[str, Any]]  # arm -> seed -> {"series", "number"}
+
+
+def student(freedom: int) -> float:
+    """What half of a 95 % interval is, in standard errors."""
+    return STUDENT.get(freedom, 2.262)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half of its 95 % interval by Student's t; the half is infinite for one value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.inf
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return mean, student(len(values) - 1) * spread
+
+
+# -- beside another arm and a floor of noise ---------------------------------------------------------------------------
+
+
+class Gap(NamedTuple):
+    """Of one arm: relative gaps by seed, their mean and half its interval, what chance alone makes, and a word."""
+
+    each: list[float]
+    mean: float
+    half: float
+    chance: float
+    word: str
+
+    @property
+    def beside_chance(self) -> str:
+        """Whether it is more than chance alone would make of so many seeds."""
+        return "unknown" if math.isinf(self.chance) else "yes" if abs(self.mean) > self.chance else "no"
+
+
+def gaps_to(arms: Arms, arm: str, other: str) -> list[float]:
+    """Relative gaps of an arm to another one, for the seeds that both have."""
+    seeds = sorted(set(arms[arm]) & set(arms[other]), key=int)
+    return [arms[arm][seed]["number"] / arms[other][seed]["number"] - 1 for seed in seeds]
+
+
+def weigh_gap(verdict: dict[str, Any], arms: Arms, arm: str) -> Gap | None:
+    """Judge one arm's gap; None where no seed has run of it and of the other."""
+    each, floor = (gaps_to(arms, name, verdict["beside"]) for name in (arm, verdict["floor"]))
+    if not each:
+        return None
+    (mean, half), chance, most = interval(each), math.inf, verdict["most"]
+    if floor:
+        rms = math.sqrt(sum(gap * gap for gap in floor) / len(floor))
+        chance = student(len(floor)) * rms / math.sqrt(len(each))
+    within, beyond = abs(mean) + half <= most, abs(mean) - half > most
+    return Gap(each, mean, half, chance, "holds" if within else "does not hold" if beyond else "undecided")
+
+
+def judge_gaps(verdict: dict[str, Any], arms: Arms) -> str:
+    """Say of `arms` whether all gaps are at most `most`, and of `beyond` whether all are more than that."""
+    words = []
+    for names, good, bad in ((verdict["arms"], "holds", "does not hold"),
+                             (verdict.get("beyond", []), "does not hold", "holds")):  # fmt: skip
+        for name in names:
+            gap = weigh_gap(verdict, arms, name)
+            if gap is None:
+                return "open: some arm has not run yet"
+            words.append({good: "holds", bad: "does not hold"}.get(gap.word, "undecided"))
+    return next((word for word in ("does not hold", "undecided") if word in words), "holds")
+
+
+def gap_series(verdict: dict[str, Any], arms: Arms) -> Arms:
+    """Return the gaps in per cent over the steps, for a figure."""
+    other = arms[verdict["beside"]]
+    drawn: Arms = {}
+    for arm, seeds in arms.items():
+        drawn[arm] = {}
+        for seed in seeds if arm != verdict["beside"] else ():
+            base = dict(map(tuple, other[seed]["series"])) if seed in other else {}
+            points = [(step, 100 * (value / base[step] - 1)) for step, value in seeds[seed]["series"] if step in base]
+            if points:
+                drawn[arm][seed] = {"series": points}
+    return drawn
+
+
+def describe_gaps(verdict: dict[str, Any], arms: Arms) -> list[str]:
+    """Write the gaps as a table."""
+    other, most = verdict["beside"], verdict["most"]
+    lines = [f"Gap to `{other}`, seed by seed, in per cent (positive: worse), beside {most:.2%}:", "",
+             f"| arm | seeds | mean and 95 % interval | chance alone | more than chance | at most {most:.2%} | each |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for arm in (name for name in arms if name != other):
+        gap = weigh_gap(verdict, arms, arm)
+        if gap is None:
+            lines.append(f"| {arm} | 0 | - | - | - | - | - |")
+            continue
+        mean = f"{100 * gap.mean:+.3f}" + (f" ± {100 * gap.half:.3f}" if math.isfinite(gap.half) else "")
+        each = ", ".join(f"{100 * value:+.3f}" for value in gap.each)
+        chance = f"± {100 * gap.chance:.3f}" if math.isfinite(gap.chance) else "-"
+        asked = ("the floor", "-") if arm == verdict["floor"] else (gap.beside_chance, gap.word)
+        lines.append(f"| {arm} | {len(gap.each)} | {mean} | {chance} | {asked[0]} | {asked[1]} | {each} |")
+    return [*lines, ""]
+
+
+# -- each arm by itself, and the door to both --------------------------------------------------------------------------
+
+
+def judge_numbers(verdict: dict[str, Any], measure: dict[str, Any], arms: Arms) -> str:
+    """Say whether the claim held: by every seed or by the mean, against a number or another arm."""
+    named = [*verdict["arms"], *([verdict["above"]] if "above" in verdict else [])]
+    numbers = {arm: [arms[arm][seed]["number"] for seed in sorted(arms[arm], key=int)] for arm in named}
+    if not all(numbers.values()):
+        return "open: some arm has not run yet"
+    if verdict.get("of", "every seed") == "mean":
+        numbers = {arm: [sum(values) / len(values)] for arm, values in numbers.items()}
+    sign = 1 if measure.get("higher", True) else -1
+    least, most = verdict.get("least", -math.inf), verdict.get("most", math.inf)
+    held = all(least <= value <= most for arm in verdict["arms"] for value in numbers[arm])
+    if "above" in verdict:
+        pairs = [pair for arm in verdict["arms"] for pair in zip(numbers[arm], numbers[verdict["above"]])]
+        held = held and all(sign * (a - b) > 0 for a, b in pairs)
+    runs = [run for arm in verdict["arms"] for run in arms[arm].values()]
+    held = held and all(run["kept"][1] >= run["kept"][0] for run in runs if "kept" in run)
+    return "holds" if held else "does not hold"
+
+
+def arms_judged(verdict: dict[str, Any]) -> list[str]:
+    """The arms that a verdict rests on."""
+    named = [*verdict.get("arms", []), *verdict.get("beyond", [])]
+    return named + [verdict[key] for key in ("above", "beside", "floor") if key in verdict]
+
+
+def judge(held: dict[str, Any], arms: Arms, lacking: int) -> str:
+    """Say what the numbers say of a claim, and how many runs of the arms it rests on are missing."""
+    verdict = held["verdict"]
+    by_gaps = verdict.get("kind", "number") == "gap"
+    word = judge_gaps(verdict, arms) if by_gaps else judge_numbers(verdict, held["measure"], arms)
+    return f"{word} so far; {lacking} runs are missing" if lacking > 0 and not word.startswith("open") else word
+
+
+def describe(name: str, held: dict[str, Any], results: dict[str, Any], wanted: dict[str, int]) -> str:
+    """Write the verdict as a page.
+
+    Args:
+        wanted: how many seeds each arm shall have.
+    """
+    measure, arms, digits = results["measure"], results["arms"], held["measure"].get("digits", 3)
+    source = f"Source: {held['source']}. What it must come to: {held['number']}."
+    value = f"`{measure['value']}`, {measure.get('at', 'gain')} of a run:"
+    lines = [f"# {name}", "", f"**{held['claim']}**", "", source, "", f"**Verdict: {results['verdict']}.**", ""]
+    if held["verdict"].get("kind") == "gap":
+        lines += describe_gaps(held["verdict"], arms)
+    lines += [value, "", "| arm | seeds | mean and 95 % interval | each |", "|---|---|---|---|"]
+    for arm, seeds in arms.items():
+        values = [seeds[seed]["number"] for seed in sorted(seeds, key=int)]
+        if not values:
+            lines.append(f"| {arm} | 0 of {wanted[arm]} | - | - |")
+            continue
+        mean, half = interval(values)
+        shown = f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
+        each = ", ".join(f"{value:.{digits}f}" for value in values)
+        lines.append(f"| {arm} | {len(values)} of {wanted[arm]} | {shown} | {each} |")
+    for arm, seeds in arms.items():
+        ends = [seeds[seed]["kept"] for seed in sorted(seeds, key=int) if "kept" in seeds[seed]]
+        kept = ", ".join(f"{first:.3f} -> {last:.3f}" for first, last in ends)
+        lines += ["", f"`{held['verdict']['keeps']}` of {arm}, from its start to its end: {kept}"] if kept else []
+    lines += ["", *(["![the runs](figure.svg)", ""] if any(arms.values()) else [])]
+    lines += [f"Again, or what is missing: `python -m experiments.ledger {name} --run`", ""]
+    return "\n".join(lines)
