@@ -4,7 +4,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 
 CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
 
-.PHONY: help setup demo reason test test-kernels test-all test-interop test-gpu lint fmt notebook notebooks bugs check bench profile clean
+.PHONY: help setup demo reason book test test-kernels test-all test-interop test-gpu lint fmt notebook notebooks bugs check bench profile clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -36,6 +36,9 @@ demo: .venv/run.stamp  ## train a small DeepSeek-V3 on real text, show what it l
 
 reason: .venv/run.stamp  ## from nothing to a model that adds: text, dialogues, then right and wrong alone (6 to 15 minutes)
 	@$(PY) -m deepseek_v3 reason
+
+book: .venv/run.stamp  ## train the model that speaks in the chapters, and put it into book_model/ (an hour on one core)
+	@$(PY) -m experiments.book
 
 test: $(if $(T),setup,lint)  ## every test but the slow ones; what CI runs. Some of them: make test T=tests/native
 	@$(PY) -m pytest $(if $(T),$(T),-n 2 --dist worksteal)
