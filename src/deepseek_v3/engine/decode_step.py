@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepseek_v3.engine.model_parts import ModelParts, refuse_broken_biases
+from deepseek_v3.engine.model_parts import refuse_broken_biases
 from deepseek_v3.engine.native_step import NativeStep
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.router import RoutingRecord
@@ -49,7 +49,7 @@ class DecodeStep:
         """
         self.model = model
         refuse_broken_biases(model)
-        self.native = NativeStep(ModelParts.of(model), fp8_drafts)
+        self.native = NativeStep(model, fp8_drafts)
 
     def refresh(self) -> None:
         """Take over where the weights lie now; whoever is reading in another thread ends with those it began with."""

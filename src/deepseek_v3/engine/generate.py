@@ -13,13 +13,7 @@ from torch import Tensor
 
 from deepseek_v3.engine.engine import Engine, Event
 from deepseek_v3.engine.model_parts import find_broken_weight
-from deepseek_v3.engine.request import (
-    EngineOptions,
-    GenerationStatistics,
-    Request,
-    check_prompt,
-    count_drafts,
-)
+from deepseek_v3.engine.request import EngineOptions, GenerationStatistics, Request, check_prompt, count_drafts
 from deepseek_v3.engine.sampler import BrokenLogits, SamplingRule
 from deepseek_v3.model.transformer import DeepseekV3
 
@@ -59,12 +53,15 @@ def generate(
         ValueError: a prompt or setting that cannot work, said at the call and not at the first token; and as the
             tokens come, logits that are no numbers.
     """
-    rule, drafts = SamplingRule(temperature, top_k, top_p), count_drafts(model, speculative)
-    stop = end_tokens(model) if stop_tokens is None else stop_tokens
-    request = Request(check_prompt(model, tokens), rule, max_new_tokens, seed, drafts, stop)
+    rule = SamplingRule(temperature, top_k, top_p)
+    requests = make_requests(model, [tokens], max_new_tokens, rule, seed, speculative, stop_tokens)
     statistics = GenerationStatistics() if statistics is None else statistics
-    statistics.prompt_tokens = len(request.tokens)
-    return stream_tokens(model, request, cache_dtype, statistics) if max_new_tokens else iter(())
+    statistics.prompt_tokens = len(requests[0].tokens)
+    if max_new_tokens == 0:
+        return iter(())
+    engine = open_engine(model, requests, cache_dtype)
+    engine.admit(requests[0]).statistics = statistics
+    return (token for event in run_out(engine) for token in event.tokens)
 
 
 def generate_batch(
@@ -87,18 +84,28 @@ def generate_batch(
     """
     if not prompts:
         raise ValueError("generate_batch needs at least one prompt")
-    rule, drafts = SamplingRule(temperature, top_k, top_p), count_drafts(model, speculative)
-    stop = end_tokens(model) if stop_tokens is None else stop_tokens
-    rows = [check_prompt(model, prompt) for prompt in prompts]
-    seeds = [None if seed is None else seed + i for i in range(len(rows))]
-    requests = [Request(row, rule, max_new_tokens, seeds[i], drafts, stop) for i, row in enumerate(rows)]
+    rule = SamplingRule(temperature, top_k, top_p)
+    requests = make_requests(model, prompts, max_new_tokens, rule, seed, speculative, stop_tokens)
     if max_new_tokens == 0:
-        return [[] for _ in rows]
+        return [[] for _ in requests]
     engine = open_engine(model, requests, cache_dtype)
     sequences = [engine.admit(request) for request in requests]
-    while engine.sequences:
-        raise_errors(engine.step(), model)
+    for _ in run_out(engine):
+        pass
     return [sequence.text for sequence in sequences]
+
+
+def make_requests(
+    model: DeepseekV3, prompts: Sequence[Tensor | Sequence[int]], max_new_tokens: int, rule: SamplingRule,
+    seed: int | None, speculative: bool | int, stop_tokens: Collection[int] | None,
+) -> list[Request]:  # fmt: skip
+    """Return one request for every prompt, with seeds of their own; the config's end tokens end a text by default."""
+    drafts, end = count_drafts(model, speculative), model.config.eos_token_id
+    ends = () if end is None else [end] if isinstance(end, int) else end
+    stop = frozenset(ends if stop_tokens is None else stop_tokens)
+    rows = [check_prompt(model, prompt) for prompt in prompts]
+    seeds = [None if seed is None else seed + i for i in range(len(rows))]
+    return [Request(row, rule, max_new_tokens, seeds[i], drafts, stop) for i, row in enumerate(rows)]
 
 
 def open_engine(model: DeepseekV3, requests: Sequence[Request], cache_dtype: torch.dtype | None) -> Engine:
@@ -116,36 +123,15 @@ def open_engine(model: DeepseekV3, requests: Sequence[Request], cache_dtype: tor
     return Engine(model, options)
 
 
-def stream_tokens(
-    model: DeepseekV3, request: Request, cache_dtype: torch.dtype | None, statistics: GenerationStatistics
-) -> Iterator[int]:
-    """Admit one request at once; yield its tokens when they are asked for."""
-    engine = open_engine(model, [request], cache_dtype)
-    engine.admit(request).statistics = statistics
-
-    def stream() -> Iterator[int]:
-        while engine.sequences:
-            events = engine.step()
-            raise_errors(events, model)
-            for event in events:
-                yield from event.tokens
-
-    return stream()
-
-
-def raise_errors(events: Sequence[Event], model: DeepseekV3) -> None:
-    """Raise the first error of a step, and name the weight that is to blame.
+def run_out(engine: Engine) -> Iterator[Event]:
+    """Step until every text is over.
 
     Raises:
-        BrokenLogits: which sequence, if there are several.
+        BrokenLogits: the first error of a step; the weight that is to blame is named.
     """
-    for event in events:
-        if event.error:
-            name = find_broken_weight(model)
-            raise BrokenLogits(event.error + (f": {name} holds NaN or infinity" if name else ""))
-
-
-def end_tokens(model: DeepseekV3) -> frozenset[int]:
-    """The config's end tokens: none, one or several."""
-    end = model.config.eos_token_id
-    return frozenset(() if end is None else [end] if isinstance(end, int) else end)
+    while engine.sequences:
+        for event in engine.step():
+            if event.error:
+                name = find_broken_weight(engine.model)
+                raise BrokenLogits(event.error + (f": {name} holds NaN or infinity" if name else ""))
+            yield event

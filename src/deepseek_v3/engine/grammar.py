@@ -63,14 +63,12 @@ class Grammars:
     def _write(self, kind: str, source: str | Mapping[str, Any]) -> str:
         """Say a grammar in llguidance's own notation."""
         make = self.library.LLMatcher
+        if kind in ("regex", "grammar"):
+            return (make.grammar_from_regex if kind == "regex" else make.grammar_from_lark)(str(source))
         if kind not in KINDS:
             raise ValueError(f"a constraint of kind {kind!r} is not known; there are {', '.join(KINDS)}")
-        if kind in ("regex", "grammar"):
-            text = str(source)
-            return make.grammar_from_regex(text) if kind == "regex" else make.grammar_from_lark(text)
-        return make.grammar_from_json_schema(
-            {"type": "object"} if kind == "json_object" else read_schema(source), COMPACT
-        )
+        schema = {"type": "object"} if kind == "json_object" else read_schema(source)
+        return make.grammar_from_json_schema(schema, COMPACT)
 
 
 def rename_added_tokens(tokenizer_json: str) -> str:
@@ -104,21 +102,14 @@ def read_schema(source: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Constraint:
-    """A compiled grammar."""
+    """A compiled grammar, and how far one text has come in it."""
 
     def __init__(self, matcher: Any, vocab_size: int, end_token: int) -> None:
         self.matcher, self.vocab_size, self.end_token = matcher, vocab_size, end_token
 
-    def begin(self) -> "GrammarState":
-        """Return the state of a text that has not begun."""
-        return GrammarState(self.matcher.deep_copy(), self.vocab_size, self.end_token)
-
-
-class GrammarState:
-    """How far one text has come in its grammar."""
-
-    def __init__(self, matcher: Any, vocab_size: int, end_token: int) -> None:
-        self.matcher, self.vocab_size, self.end_token = matcher, vocab_size, end_token
+    def begin(self) -> "Constraint":
+        """Return one of its own for a text that has not begun."""
+        return Constraint(self.matcher.deep_copy(), self.vocab_size, self.end_token)
 
     def allowed(self, drafts: Sequence[int], first: int) -> Tensor:
         """Say which tokens may follow `first` of the drafts, one more of them, ..., all of them: booleans [S, V].

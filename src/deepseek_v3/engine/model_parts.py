@@ -3,50 +3,22 @@
 A kernel knows only the config's sizes; a part of another kind or shape is for the model itself to read or refuse.
 """
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.quantize import CODE
-from deepseek_v3.model.block import Block
-from deepseek_v3.model.linear import Linear
-from deepseek_v3.model.mtp import MultiTokenPredictor
-from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.transformer import DeepseekV3
-
-
-class ModelParts(NamedTuple):
-    """What a step reads of a model."""
-
-    config: ModelConfig
-    embed_tokens: nn.Embedding
-    layers: list[Block]
-    norm: RMSNorm
-    lm_head: Linear
-    modules: list[MultiTokenPredictor]
-    frequency_R: Tensor
-    rope_magnitude: float
-
-    @classmethod
-    def of(cls, model: DeepseekV3) -> "ModelParts":
-        """Name the parts of a model."""
-        layers: list[Block] = list(model.layers)  # type: ignore[assignment]
-        modules: list[MultiTokenPredictor] = list(model.mtp)  # type: ignore[assignment]
-        place = model.frequency_R, model.rope_magnitude
-        return cls(model.config, model.embed_tokens, layers, model.norm, model.lm_head, modules, *place)
-
 
 Description = list[tuple[str, type, dict[str, torch.Size]]]
 
 
-def describe_parts(parts: ModelParts) -> Description:
+def describe_parts(model: DeepseekV3) -> Description:
     """Every module by name, its class, and the shapes of its own weights."""
-    whole = nn.ModuleList([parts.embed_tokens, parts.norm, parts.lm_head, *parts.layers, *parts.modules])
     return [
         (name, type(module), {key: weight.shape for key, weight in module._parameters.items() if weight is not None})
-        for name, module in whole.named_modules()
+        for name, module in model.named_modules()
+        if name
     ]
 
 
@@ -59,7 +31,7 @@ def promised_parts(config: ModelConfig) -> Description:
         if known == config:
             return description
     with torch.device("meta"):
-        description = describe_parts(ModelParts.of(DeepseekV3(config)))
+        description = describe_parts(DeepseekV3(config))
     _LAST[:] = [(config, description)]
     return description
 

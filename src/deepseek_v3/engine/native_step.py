@@ -1,6 +1,6 @@
 """The decoding step as one call of a C++ kernel, for a model on a CPU in FP32, BF16 or FP8 (native/decode.cpp).
 
-    native = NativeStep(ModelParts.of(model))
+    native = NativeStep(model)
     if native.serves(cache):
         hidden_ND, logits_MV = native.run(rows, cache, depth, below_ND, wanted)
 
@@ -19,15 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.engine.model_parts import ModelParts, describe_parts, promised_parts
-from deepseek_v3.fp8.quantize import quantize_weight
+from deepseek_v3.engine.model_parts import describe_parts, promised_parts
+from deepseek_v3.fp8.quantize import CODE, quantize_weight
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
+from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import LATENT_NORM_EPS
 from deepseek_v3.model.rope import Rotation, rotation_at, softmax_scale
+from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
 from deepseek_v3.native.threads import threads_now
 from deepseek_v3.ops.checks import check_scales
@@ -107,7 +109,7 @@ class ModelAddresses:
         ready: whether the kernel can read this model here.
     """
 
-    def __init__(self, parts: ModelParts, fp8_drafts: bool) -> None:
+    def __init__(self, model: DeepseekV3, fp8_drafts: bool) -> None:
         """Note where all lies; classes and shapes are what the config says, which is all that the kernel knows.
 
         Args:
@@ -115,38 +117,33 @@ class ModelAddresses:
         Raises:
             ValueError: scales that do not cover their codes.
         """
-        self.dtype = parts.embed_tokens.weight.dtype
+        self.dtype: torch.dtype = model.embed_tokens.weight.dtype
         self.kept: list[Tensor] = []  # what is read stays allocated, even if the model turns to other tensors
-        self.codes: list[Tensor] = []  # of matrices that are held in FP8
-        self.routers: list[Tensor] = []  # in the model's dtype or in FP32, each as it likes
-        self.biases: list[Tensor] = []
-        self.scales: list[Tensor] = []
+        self.ready = self.dtype in DTYPES
         self.sizes = ModelSizes(
-            embedding=self._address(parts.embed_tokens), bfloat16=self.dtype == torch.bfloat16,
-            **list_sizes(parts.config),
+            embedding=self._address(model.embed_tokens), bfloat16=self.dtype == torch.bfloat16,
+            **list_sizes(model.config),
         )  # fmt: skip
-        self.stacks = [self._stack(parts.layers, self._weight(parts.lm_head), norm=parts.norm)]
-        drafting = self._quantized(parts.lm_head) if fp8_drafts and parts.modules else self._weight(parts.lm_head)
-        for module in parts.modules:
+        self.stacks = [self._stack(model.layers, self._weight(model.lm_head), norm=model.norm)]
+        modules: list[MultiTokenPredictor] = list(model.mtp)  # type: ignore[assignment]
+        drafting = (self._quantized if fp8_drafts and modules else self._weight)(model.lm_head)
+        for module in modules:
             joined = {"embedding_norm": module.enorm, "hidden_norm": module.hnorm, "join": module.eh_proj}
             self.stacks.append(self._stack([module.block], drafting, norm=module.shared_head_norm, **joined))
-        weights = [*self.kept, *self.codes, *self.routers, *self.biases, *self.scales]
-        lies_well = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
-        uniform = self.dtype in DTYPES and all(w.dtype == self.dtype for w in self.kept)
-        routers = all(w.dtype in (self.dtype, torch.float32) for w in self.routers)
-        self.ready = lies_well and uniform and routers and have_kernels()
+        self.ready = self.ready and have_kernels()
 
-    def _address(self, weight: nn.Module | Tensor | None) -> int | None:
-        """Where a weight lies; it is kept from being freed."""
-        if weight is None:
-            return None
-        tensor = weight.weight if isinstance(weight, nn.Module) else weight
-        self.kept.append(tensor.detach())  # type: ignore[union-attr,operator]
-        return self.kept[-1].data_ptr()
+    def _keep(self, tensor: Tensor, *dtypes: torch.dtype) -> int:
+        """Where a tensor lies, kept from being freed; the kernel reads it only there, so, and in these formats."""
+        self.kept.append(tensor)
+        self.ready &= tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in dtypes
+        return tensor.data_ptr()
 
-    def _stack(
-        self, blocks: list[Block], head: WeightAddress, **weights: nn.Module
-    ) -> tuple[StackAddresses, ctypes.Array]:
+    def _address(self, weight: Any) -> int | None:
+        """Where a weight, or that of a module, lies, if there is one."""
+        tensor: Any = weight.weight if isinstance(weight, nn.Module) else weight
+        return None if tensor is None else self._keep(tensor.detach(), self.dtype)
+
+    def _stack(self, blocks: Any, head: WeightAddress, **weights: nn.Module) -> tuple[StackAddresses, ctypes.Array]:
         """The layers of the main model or of a module, and the array that holds them."""
         layers = (LayerAddresses * len(blocks))(*map(self._layer, blocks))
         addresses = {name: self._address(weight) for name, weight in weights.items()}
@@ -158,18 +155,14 @@ class ModelAddresses:
         if scale is None:
             return WeightAddress(self._address(weight))
         check_scales(weight, scale, parts)
-        self.codes.append(weight)
-        self.scales.append(scale)
-        return WeightAddress(weight.data_ptr(), scale.data_ptr())
+        return WeightAddress(self._keep(weight, CODE), self._keep(scale, torch.float32))
 
     def _quantized(self, module: HoldsFP8) -> WeightAddress:
         """A copy of a matrix in FP8, or where it lies if it is held so already."""
         if module.scales("weight") is not None:
             return self._weight(module)
         code_OI, scale = quantize_weight(module.weight.detach())  # type: ignore[arg-type,union-attr]
-        self.codes.append(code_OI)
-        self.scales.append(scale)
-        return WeightAddress(code_OI.data_ptr(), scale.data_ptr())
+        return WeightAddress(self._keep(code_OI, CODE), self._keep(scale, torch.float32))
 
     def _layer(self, block: Block) -> LayerAddresses:
         a, mlp = block.self_attn, block.mlp
@@ -188,14 +181,13 @@ class ModelAddresses:
         dense = mlp
         if isinstance(mlp, MixtureOfExperts):
             dense = mlp.shared_experts
-            router = mlp.gate.weight.detach()
-            self.routers.append(router)
-            addresses |= {"router": router.data_ptr(), "wide_router": router.dtype == torch.float32}
+            router = mlp.gate.weight.detach()  # in the model's dtype or in FP32, each as it likes
+            addresses |= {"router": self._keep(router, self.dtype, torch.float32)}
+            addresses["wide_router"] = router.dtype == torch.float32
             addresses["expert_gate_up"] = self._weight(mlp.experts, "gate_up_proj", parts=2)
             addresses["expert_down"] = self._weight(mlp.experts, "down_proj")
             if mlp.gate.sigmoid:  # FP32 whatever the model is
-                self.biases.append(mlp.gate.e_score_correction_bias)
-                addresses["bias"] = self.biases[-1].data_ptr()
+                addresses["bias"] = self._keep(mlp.gate.e_score_correction_bias, torch.float32)
         if isinstance(dense, SwiGLU):
             projections |= {"gate": dense.gate_proj, "up": dense.up_proj, "down": dense.down_proj}
             addresses["dense_width"] = dense.gate_proj.weight.shape[0]
@@ -205,15 +197,15 @@ class ModelAddresses:
 class NativeStep:
     """The kernel's view of a model, and the call. Several threads may call at once, each with rows of its own."""
 
-    def __init__(self, parts: ModelParts, fp8_drafts: bool = False) -> None:
-        self.parts, self.fp8_drafts = parts, fp8_drafts
+    def __init__(self, model: DeepseekV3, fp8_drafts: bool = False) -> None:
+        self.model, self.fp8_drafts = model, fp8_drafts
         self.rotation_TR = Rotation(*torch.empty(2, 0, 0, device="cpu"))
         self.refresh()
 
     def refresh(self) -> None:
         """Take over where the weights lie now."""
-        fits = describe_parts(self.parts) == promised_parts(self.parts.config)
-        self.addresses = ModelAddresses(self.parts, self.fp8_drafts) if fits else None
+        fits = describe_parts(self.model) == promised_parts(self.model.config)
+        self.addresses = ModelAddresses(self.model, self.fp8_drafts) if fits else None
 
     @property
     def ready(self) -> bool:
@@ -271,18 +263,18 @@ class NativeStep:
     def _check_cache(self, cache: LatentCache, layers: int, below_ND: Tensor | None, tokens: int, depth: int) -> None:
         """Refuse a cache of another model, and hidden states that are not one a token."""
         held, _, _, width = cache.store.latent_LPTW.shape
-        if width != self.parts.config.cache_width or not 0 <= cache.first_layer <= held - layers:
-            wanted = f"{layers} layers of {self.parts.config.cache_width} values"
+        if width != self.model.config.cache_width or not 0 <= cache.first_layer <= held - layers:
+            wanted = f"{layers} layers of {self.model.config.cache_width} values"
             raise ValueError(f"a cache of {held} layers of {width} values, from {cache.first_layer} on, for {wanted}")
-        if depth >= 0 and (below_ND is None or below_ND.shape != (tokens, self.parts.config.hidden_size)):
+        if depth >= 0 and (below_ND is None or below_ND.shape != (tokens, self.model.config.hidden_size)):
             shape = None if below_ND is None else tuple(below_ND.shape)
-            raise ValueError(f"hidden states of {shape} for {tokens} tokens of {self.parts.config.hidden_size}")
+            raise ValueError(f"hidden states of {shape} for {tokens} tokens of {self.model.config.hidden_size}")
 
     def _rotation(self, positions: int) -> Rotation:
         """Cosines and sines of every position, FP32, kept from step to step."""
         rotation_TR = self.rotation_TR
         if rotation_TR.cos.shape[0] < positions:
             room = torch.arange(max(256, 1 << (positions - 1).bit_length()))
-            cos_TR, sin_TR = rotation_at(room, self.parts.frequency_R, self.parts.rope_magnitude)
+            cos_TR, sin_TR = rotation_at(room, self.model.frequency_R, self.model.rope_magnitude)
             self.rotation_TR = rotation_TR = Rotation(cos_TR.float().contiguous(), sin_TR.float().contiguous())
         return rotation_TR

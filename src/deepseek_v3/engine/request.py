@@ -169,10 +169,8 @@ class GenerationStatistics:
 
     def count_time(self, seconds: float, *, decoding: bool) -> None:
         """Add the time of a step that this sequence had a part in."""
-        if decoding:
-            self.decode_s += seconds
-        else:
-            self.prefill_s += seconds
+        self.decode_s += seconds if decoding else 0.0
+        self.prefill_s += 0.0 if decoding else seconds
 
 
 def check_request(request: Request, model: DeepseekV3, options: EngineOptions, modules: int) -> None:
@@ -207,24 +205,17 @@ def check_prompt(model: DeepseekV3, tokens: Tensor | Sequence[int]) -> list[int]
     """
     config = model.config
     if isinstance(tokens, Tensor):
-        if tokens.is_floating_point() or tokens.dim() not in (1, 2) or (tokens.dim() == 2 and tokens.shape[0] != 1):
-            raise ValueError(
-                f"tokens of shape {tuple(tokens.shape)} and {tokens.dtype} must be integers, "
-                "[S] or [1, S]; for several prompts use generate_batch"
-            )
+        if tokens.is_floating_point() or tokens.dim() not in (1, 2) or tokens.shape[:-1].numel() != 1:
+            found = f"tokens of shape {tuple(tokens.shape)} and {tokens.dtype} must be integers, [S] or [1, S]"
+            raise ValueError(f"{found}; for several prompts use generate_batch")
         tokens = tokens.flatten().tolist()
     prompt = [int(token) for token in tokens]
     if not prompt:
         raise ValueError("the prompt is empty; start with the bos token, for instance")
-    for token in prompt:
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(
-                f"token {token} is outside the vocabulary of {config.vocab_size}; is it another tokenizer's?"
-            )
-    if len(prompt) > config.max_position_embeddings:
-        raise ValueError(
-            f"the prompt has {len(prompt)} tokens, max_position_embeddings={config.max_position_embeddings}; shorten it"
-        )
+    if wrong := [token for token in prompt if not 0 <= token < config.vocab_size]:
+        raise ValueError(f"token {wrong[0]} is outside the vocabulary of {config.vocab_size}; another tokenizer's?")
+    if len(prompt) > (most := config.max_position_embeddings):
+        raise ValueError(f"the prompt has {len(prompt)} tokens, max_position_embeddings={most}; shorten it")
     return prompt
 
 
@@ -235,13 +226,9 @@ def count_drafts(model: DeepseekV3, speculative: bool | int) -> int:
         ValueError: a negative number, or a model without MTP modules.
     """
     drafts = len(model.mtp) if speculative is True else int(speculative)
-    if drafts < 0:
-        raise ValueError(f"speculative={speculative} must be False, True or the number of drafts")
-    if drafts > MOST_DRAFTS:
-        raise ValueError(f"speculative={speculative} must be at most {MOST_DRAFTS} drafts a step")
+    if not 0 <= drafts <= MOST_DRAFTS:
+        raise ValueError(f"speculative={speculative} must be False, True or a number of drafts up to {MOST_DRAFTS}")
     if speculative and not len(model.mtp):
-        raise ValueError(
-            "speculative decoding needs MTP modules and this model has none (num_nextn_predict_layers=0); pass "
-            "speculative=False, or load a checkpoint that kept them"
-        )
+        said = "speculative decoding needs MTP modules and this model has none (num_nextn_predict_layers=0)"
+        raise ValueError(f"{said}; pass speculative=False, or load a checkpoint that kept them")
     return drafts

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deepseek_v3.engine.grammar import GrammarState
+from deepseek_v3.engine.grammar import Constraint
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Steerer:
     """
 
     def __init__(
-        self, steering: Steering, grammar: GrammarState | None, prompt: Sequence[int], vocab: int, device: torch.device
+        self, steering: Steering, grammar: Constraint | None, prompt: Sequence[int], vocab: int, device: torch.device
     ) -> None:
         self.steering, self.grammar = steering, grammar
         self.biased = torch.tensor(list(steering.logit_bias), dtype=torch.int64, device=device)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.engine.engine import Engine
-from deepseek_v3.engine.generate import raise_errors
+from deepseek_v3.engine.generate import run_out
 from deepseek_v3.engine.request import EngineOptions, Request
 from deepseek_v3.engine.sampler import SamplingRule
 from deepseek_v3.fp8.decode import dequantize_weight
@@ -70,8 +70,8 @@ def run_rollouts(
     ask = {"rule": rule, "max_new_tokens": max_new_tokens, "drafts": drafts, "stop_tokens": stop_tokens, "trace": True}
     requests = [Request(list(prompt), seed=seed + i * group, **ask) for i, prompt in enumerate(prompts)]
     sequences = [sequence for request in requests for sequence in engine.admit_copies(request, group)]
-    while engine.sequences:
-        raise_errors(engine.step(), engine.model)
+    for _ in run_out(engine):
+        pass
     return [_collect(sequence) for sequence in sequences]
 
 

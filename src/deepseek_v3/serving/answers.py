@@ -11,6 +11,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from deepseek_v3.engine.engine import Event
 from deepseek_v3.engine.request import GenerationStatistics
 from deepseek_v3.engine.scores import Score
 from deepseek_v3.serving.problems import ServerFault
@@ -29,15 +30,12 @@ class Choice:
     """One text on its way."""
 
     def __init__(self, index: int, prompt: Prompt, served: Served) -> None:
-        self.index, self.prompt = index, prompt
-        self.text = ""
+        self.index, self.prompt, self.text = index, prompt, ""
         self.finish: str | None = None
-        self.begun = False
         self.seen = GenerationStatistics()
-        self.scores: list[dict[str, Any]] = []
+        self.scores: Parts = []
         self.offsets, self.offset = served.tokenizer.stream(), 0
-        self.pieces = served.tokenizer.stream()
-        self.reader = CallReader()
+        self.pieces, self.reader = served.tokenizer.stream(), CallReader()
 
 
 class AnswerBase:
@@ -46,11 +44,10 @@ class AnswerBase:
     prefix, whole_name, chunk_name = "", "", ""
 
     def __init__(self, served: Served, body: Any, prompts: list[Prompt]) -> None:
-        self.served, self.body = served, body
-        self.copies = body.n or 1
+        self.served, self.body, self.copies = served, body, body.n or 1
         texts = [prompt for prompt in prompts for _ in range(self.copies)]
         self.choices = [Choice(i, prompt, served) for i, prompt in enumerate(texts)]
-        self.drafts = body.shows("drafts")
+        self.scored = body.logprobs is not None and body.logprobs is not False
         self.head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": served.name}
 
     def chunk(self, parts: Parts, **more: Any) -> dict[str, Any]:
@@ -72,18 +69,33 @@ class AnswerBase:
         if event.finish == "error":
             log.warning("a text ended in an error: %s", event.error)
             raise ServerFault()
-        choice.finish, choice.seen = event.finish, event.sequence.statistics
-        part = self.part(choice, piece, event.shown)
-        choice.begun = True
-        if part is not None and self.drafts:
-            part["drafts"] = self.colour(choice, event)
-        return [] if part is None else [part]
+        choice.finish = event.finish
+        shown, scores = self.read(choice, event)
+        choice.seen, choice.text = event.sequence.statistics, choice.text + shown
+        choice.scores += scores
+        if not (shown or scores or choice.finish or event.tokens):
+            return []
+        drafts = {"drafts": self.colour(choice, event)} if self.body.shows("drafts") else {}
+        return [self.shape(choice, self.words(choice, shown, whole=False), scores) | drafts]
 
-    def part(self, choice: Choice, piece: Piece, shown: str) -> dict[str, Any] | None:
-        """What a piece adds, as a part of a chunk."""
+    def read(self, choice: Choice, event: Event) -> tuple[str, Parts]:
+        """The text that an event brings, and the scores of its tokens."""
         raise NotImplementedError
 
-    def colour(self, choice: Choice, event: Any) -> list[tuple[str, int]]:
+    def words(self, choice: Choice, text: str, *, whole: bool) -> dict[str, Any]:
+        """A text: all of a choice, or what a part of a stream adds."""
+        raise NotImplementedError
+
+    def table(self, scores: Parts) -> dict[str, Any]:
+        """Scores in OpenAI's order."""
+        raise NotImplementedError
+
+    def shape(self, choice: Choice, words: dict[str, Any], scores: Parts) -> dict[str, Any]:
+        """A choice, or a part of one."""
+        logprobs = self.table(scores) if self.scored else None
+        return {"index": choice.index, **words, "logprobs": logprobs, "finish_reason": choice.finish}
+
+    def colour(self, choice: Choice, event: Event) -> list[tuple[str, int]]:
         """Text by token, and how each one came; the drafts that fell at the end."""
         came = [
             (choice.pieces.push(token), STOOD if i < event.stood else PLAIN) for i, token in enumerate(event.tokens)
@@ -95,23 +107,17 @@ class AnswerBase:
         """Tokens of all choices; a prompt that several continue counts once."""
         first = self.choices[:: self.copies]
         prompt = sum(len(choice.prompt.tokens) for choice in first)
-        shared = sum(choice.seen.shared_tokens for choice in first)
         written = sum(choice.seen.new_tokens for choice in self.choices)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": written,
-            "total_tokens": prompt + written,
-            "prompt_tokens_details": {"cached_tokens": shared},
-        }
+        shared = {"cached_tokens": sum(choice.seen.shared_tokens for choice in first)}
+        counts = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+        return {**counts, "prompt_tokens_details": shared}
 
     def whole(self) -> dict[str, Any]:
         """All of it, as one object."""
-        choices = [self.describe(choice) for choice in self.choices]
+        choices = [
+            self.shape(choice, self.words(choice, choice.text, whole=True), choice.scores) for choice in self.choices
+        ]
         return {**self.head, "object": self.whole_name, "choices": choices, "usage": self.usage()}
-
-    def describe(self, choice: Choice) -> dict[str, Any]:
-        """A choice that is over."""
-        raise NotImplementedError
 
     def name(self, token: int) -> str:
         """A token as text; one that is no whole character by its bytes."""
@@ -128,43 +134,31 @@ class TextAnswer(AnswerBase):
     prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
     body: CompletionRequest
 
-    def part(self, choice: Choice, piece: Piece, shown: str) -> dict[str, Any] | None:
+    def read(self, choice: Choice, event: Event) -> tuple[str, Parts]:
         """Text, behind the prompt if it is to be echoed."""
-        rows: list[tuple[int, Score | None]] = [(score.token, score) for score in piece.event.scores or ()]
-        if self.body.echo and not choice.begun:
-            shown = choice.prompt.text + shown
-            if self.body.logprobs is not None:
-                before = list(zip(choice.prompt.tokens, piece.event.sequence.prompt_scores, strict=True))
-                rows = before[choice.prompt.added :] + rows
-        scores = None if self.body.logprobs is None else [self.score(choice, *row) for row in rows]
-        choice.text += shown
-        choice.scores += scores or []
-        if not (shown or scores or choice.finish or piece.event.tokens):
-            return None
-        return self.shape(choice, shown, scores)
+        shown, rows = event.shown, [(score.token, score) for score in event.scores]
+        if self.body.echo and not choice.seen.prompt_tokens:  # its first event
+            shown, before = choice.prompt.text + shown, [*zip(choice.prompt.tokens, event.sequence.prompt_scores)]
+            rows = before[choice.prompt.added :] + rows
+        return shown, [self.score(choice, *row) for row in rows] if self.scored else []
 
-    def shape(self, choice: Choice, text: str, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
-        """A choice, or a part of one."""
-        columns = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-        table: dict[str, Any] | None = None
-        if scores is not None:
-            table = {name: [row[name] for row in scores] for name in columns}
-            if not self.body.logprobs:  # the chosen ones alone are asked for
-                table["top_logprobs"] = None
-        return {"index": choice.index, "text": text, "logprobs": table, "finish_reason": choice.finish}
+    def words(self, choice: Choice, text: str, *, whole: bool) -> dict[str, Any]:
+        """The same for both."""
+        return {"text": text}
+
+    def table(self, scores: Parts) -> dict[str, Any]:
+        """By columns; the likeliest ones only where some were asked for."""
+        columns = {name: [row[name] for row in scores] for name in ("tokens", "token_logprobs", "text_offset")}
+        return {**columns, "top_logprobs": [row["top"] for row in scores] if self.body.logprobs else None}
 
     def score(self, choice: Choice, token: int, score: Score | None) -> dict[str, Any]:
         """The log-probability of a token, where it begins in the text, and the likeliest ones."""
-        top = None
-        if score is not None and self.body.logprobs:
-            top = {self.name(t): max(p, LEAST) for t, p in (*score.top, (score.token, score.logprob))}
         start, choice.offset = choice.offset, choice.offset + len(choice.offsets.push(token))
-        logprob = None if score is None else max(score.logprob, LEAST)
-        return {"tokens": self.name(token), "token_logprobs": logprob, "top_logprobs": top, "text_offset": start}
-
-    def describe(self, choice: Choice) -> dict[str, Any]:
-        """A text that is over."""
-        return self.shape(choice, choice.text, None if self.body.logprobs is None else choice.scores)
+        row = {"tokens": self.name(token), "token_logprobs": None, "top": None, "text_offset": start}
+        if score is None:  # nothing stands before it
+            return row
+        top = {self.name(t): max(p, LEAST) for t, p in (*score.top, (score.token, score.logprob))}
+        return row | {"token_logprobs": max(score.logprob, LEAST), "top": top}
 
 
 class ChatAnswer(AnswerBase):
@@ -175,31 +169,32 @@ class ChatAnswer(AnswerBase):
 
     def opening(self) -> Parts:
         """The role, once a choice."""
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        parts = [{"index": choice.index, "delta": delta} for choice in self.choices]
-        return [{**part, "logprobs": None, "finish_reason": None} for part in parts]
+        delta = {"delta": {"role": "assistant", "content": "", "refusal": None}}
+        return [self.shape(choice, delta, []) | {"logprobs": None} for choice in self.choices]
 
-    def part(self, choice: Choice, piece: Piece, shown: str) -> dict[str, Any] | None:
-        """Content, and at the end the calls that stand in it."""
-        delta: dict[str, Any] = {}
+    def read(self, choice: Choice, event: Event) -> tuple[str, Parts]:
+        """Content; at the end the calls that stand in it are known."""
+        shown, reader = event.shown, choice.reader
         if self.body.offers_tools:
-            shown = choice.reader.push(shown)
-            if choice.finish:
-                shown += choice.reader.finish()
+            shown = reader.push(shown) + (reader.finish() if choice.finish else "")
             if self.body.parallel_tool_calls is False:
-                del choice.reader.calls[1:]
-        choice.text += shown
-        if shown:
-            delta["content"] = shown
-        if choice.reader.calls:
-            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(choice.reader.calls)]
-            choice.finish = "tool_calls" if choice.finish == "stop" else choice.finish
-        scores = [self.score(score) for score in piece.event.scores or ()] if self.body.logprobs else None
-        choice.scores += scores or []
-        if not (delta or scores or choice.finish or piece.event.tokens):
-            return None
-        logprobs = None if scores is None else {"content": scores, "refusal": None}
-        return {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": choice.finish}
+                del reader.calls[1:]
+        if reader.calls and choice.finish == "stop":
+            choice.finish = "tool_calls"
+        return shown, [self.score(score) for score in event.scores]
+
+    def words(self, choice: Choice, text: str, *, whole: bool) -> dict[str, Any]:
+        """Content and calls."""
+        calls = choice.reader.calls
+        if whole:
+            message = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
+            return {"message": message | ({"tool_calls": calls} if calls else {})}
+        numbered = {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]} if calls else {}
+        return {"delta": ({"content": text} if text else {}) | numbered}
+
+    def table(self, scores: Parts) -> dict[str, Any]:
+        """By tokens."""
+        return {"content": scores, "refusal": None}
 
     def score(self, score: Score) -> dict[str, Any]:
         """The log-probability of a token, and the likeliest ones."""
@@ -210,12 +205,3 @@ class ChatAnswer(AnswerBase):
         """A token, its bytes, its log-probability."""
         raw = list(self.served.tokenizer.token_bytes(token))
         return {"token": self.name(token), "logprob": max(logprob, LEAST), "bytes": raw}
-
-    def describe(self, choice: Choice) -> dict[str, Any]:
-        """An answer that is over."""
-        calls = choice.reader.calls
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
-        if calls:
-            message |= {"content": choice.text or None, "tool_calls": calls}
-        logprobs = {"content": choice.scores, "refusal": None} if self.body.logprobs else None
-        return {"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}

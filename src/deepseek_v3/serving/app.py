@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from deepseek_v3.serving.answers import AnswerBase, ChatAnswer, TextAnswer
 from deepseek_v3.serving.guard import OPEN_PATHS, Guard, GuardOptions
-from deepseek_v3.serving.metrics import GAUGES, TOTALS, Metrics
+from deepseek_v3.serving.metrics import Metrics
 from deepseek_v3.serving.problems import Problem, ServerFault, bad_request
 from deepseek_v3.serving.prompts import Served
 from deepseek_v3.serving.protocol import (
@@ -64,9 +65,7 @@ def make_app(served: Served, worker: Worker, metrics: Metrics, options: GuardOpt
     add_model_routes(app, served, worker)
     if options.keys:
         describe_keys(app.openapi())
-    guard = Guard(app, options, metrics)
-    guard.worker, guard.routes = worker, app
-    return guard
+    return Guard(app, options, metrics, worker)
 
 
 def describe_keys(schema: dict[str, Any]) -> None:
@@ -87,13 +86,13 @@ def add_state_routes(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     @app.get("/health", responses={503: {"model": ErrorAnswer}})
     async def health() -> dict[str, str]:
         if not worker.alive:
-            raise ServerFault("The engine has stopped.", status=503)
+            raise ServerFault("The engine has stopped.", 503)
         return {"status": "ok"}
 
     @app.get("/ready", responses={503: {"model": ErrorAnswer}})
     async def ready() -> dict[str, str]:
         if not worker.alive or worker.load >= worker.capacity:
-            raise ServerFault("The server takes no further request now.", status=503, retry_after_s=1)
+            raise ServerFault("The server takes no further request now.", 503, **{"retry-after": "1"})
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=PlainTextResponse, responses={**TEXT, **ERRORS_OF_TEXT})
@@ -104,8 +103,7 @@ def add_state_routes(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     @app.get("/live", responses=ERRORS)
     async def state() -> dict[str, Any]:
         numbers, blocks = await worker.ask(lambda engine: (engine.metrics(), engine.block_map()))
-        found = {name: getattr(numbers, name) for name in (*GAUGES, *TOTALS)}
-        return {**found, "load": worker.load, "capacity": worker.capacity, "block_map": blocks}
+        return {**asdict(numbers), "load": worker.load, "capacity": worker.capacity, "block_map": blocks}
 
 
 def add_model_routes(app: FastAPI, served: Served, worker: Worker) -> None:
@@ -124,30 +122,13 @@ def add_model_routes(app: FastAPI, served: Served, worker: Worker) -> None:
 
     @app.post("/v1/completions", response_model=Completion, responses={200: STREAM, **ERRORS})
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        served.check_model(body.model)
-        if body.best_of not in (None, body.n or 1):
-            raise bad_request("best_of must equal n: every text that is written is returned.", "best_of")
-        prompts, wanted = await served.read_completion(body), []
-        for prompt in prompts:
-            most = served.most_tokens(prompt, 16 if body.max_tokens is None else body.max_tokens, "prompt")
-            before = (body.logprobs or 0) if body.echo or not most else None
-            wanted.append(await served.make_request(body, prompt, most, logprobs=body.logprobs, prompt_logprobs=before))
-        job = worker.submit([(one, body.n or 1) for one in wanted])
-        return await answer(TextAnswer(served, body, prompts), job, request)
+        prompts, wanted = await served.plan_completion(body)
+        return await answer(TextAnswer(served, body, prompts), worker.submit(wanted, body.n or 1), request)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses={200: STREAM, **ERRORS})
     async def chat(body: ChatRequest, request: Request) -> Response:
-        served.check_model(body.model)
-        if body.top_logprobs and not body.logprobs:
-            raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
-        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
-            raise bad_request("max_tokens and max_completion_tokens are the same; give one.", "max_tokens")
-        prompt = await served.read_chat(body)
-        most = served.most_tokens(prompt, body.max_completion_tokens or body.max_tokens, "messages")
-        scores = (body.top_logprobs or 0) if body.logprobs else None
-        wanted = await served.make_request(body, prompt, most, logprobs=scores)
-        job = worker.submit([(wanted, body.n or 1)])
-        return await answer(ChatAnswer(served, body, [prompt]), job, request)
+        prompts, wanted = await served.plan_chat(body)
+        return await answer(ChatAnswer(served, body, prompts), worker.submit(wanted, body.n or 1), request)
 
     @app.post("/v1/responses", responses=ERRORS)
     async def respond() -> Response:
@@ -195,7 +176,7 @@ class EventStream(Response):
             try:
                 await self.job.admitted()
             except Problem as problem:
-                return await tell(problem)(scope, receive, send)
+                return await problem.answer()(scope, receive, send)
             headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             async for data in self.events():
@@ -215,7 +196,7 @@ class EventStream(Response):
             if answer.body.shows("usage"):
                 yield pack(answer.chunk([], usage=answer.usage()))
         except Problem as problem:
-            yield pack(problem.body())
+            yield pack(problem.body)
         yield b"[DONE]"
 
 
@@ -224,30 +205,23 @@ def pack(content: dict[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def tell(problem: Problem) -> Response:
-    """A problem as an answer."""
-    return JSONResponse(problem.body(), problem.status, headers=problem.headers)
-
-
 async def tell_error(request: Request, error: Exception) -> Response:
     """Whatever was raised, as an error object."""
     if isinstance(error, RequestValidationError):
-        return tell(find_fault(error))
-    if isinstance(error, StarletteHTTPException):
-        return tell(find_route_fault(request, error))
-    return tell(error if isinstance(error, Problem) else ServerFault())
+        error = find_fault(error)
+    elif isinstance(error, StarletteHTTPException):
+        error = find_route_fault(request, error)
+    return (error if isinstance(error, Problem) else ServerFault()).answer()
 
 
 def find_route_fault(request: Request, error: StarletteHTTPException) -> Problem:
     """An address that is none, a method that it does not have, or a body that no parser takes."""
     where = f"{request.method} {request.url.path[:200]}".encode("ascii", "replace").decode()
-    if error.status_code == 404:
-        return Problem(404, f"Invalid URL ({where})", code="unknown_url")
-    if error.status_code == 405:
-        problem = Problem(405, f"Not allowed to {where}", code="method_not_supported")
-        problem.headers = dict(error.headers or {})
-        return problem
-    return bad_request(BAD_JSON)
+    said = {404: (f"Invalid URL ({where})", "unknown_url"), 405: (f"Not allowed to {where}", "method_not_supported")}
+    if error.status_code not in said:
+        return bad_request(BAD_JSON)
+    message, code = said[error.status_code]
+    return Problem(error.status_code, message, code=code, headers=error.headers)
 
 
 def find_fault(error: RequestValidationError) -> Problem:

@@ -101,7 +101,7 @@ class WatchedConnection(H11Protocol):
         """Answer what is not HTTP with an error object, and close."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return self.transport.abort()
-        body = json.dumps(bad_request(msg).body()).encode()
+        body = json.dumps(bad_request(msg).body).encode()
         headers = [("content-type", "application/json"), ("connection", "close"), ("content-length", str(len(body)))]
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

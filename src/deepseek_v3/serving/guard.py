@@ -51,14 +51,11 @@ class Guard:
     """An ASGI application around another one.
 
     Attributes:
-        routes, worker: what stands behind it, for those who look at it from outside.
+        app, worker: what stands behind it.
     """
 
-    worker: Any = None
-    routes: Any = None
-
-    def __init__(self, app: Any, options: GuardOptions, metrics: Metrics) -> None:
-        self.app, self.options, self.metrics = app, options, metrics
+    def __init__(self, app: Any, options: GuardOptions, metrics: Metrics, worker: Any) -> None:
+        self.app, self.options, self.metrics, self.worker = app, options, metrics, worker
         self.keys = [key.encode() for key in options.keys]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -79,7 +76,7 @@ class Guard:
             self.check_head(scope)
             body = await self.read_body(scope, receive)
         except Problem as problem:
-            return await refuse(problem, told)
+            return await problem.answer(connection="close")(scope, receive, told)  # the rest of the body is not read
         if body is None:  # the client is gone
             return None
         rest = [{"type": "http.request", "body": body, "more_body": False}]
@@ -177,15 +174,3 @@ def check_json(body: bytes, depth: int) -> None:
             raise bad_request("The JSON body holds half of a surrogate pair, which is no character.") from None
         except (ValueError, RecursionError):
             return  # whoever parses it says so
-
-
-async def refuse(problem: Problem, send: Any) -> None:
-    """Send an error, and close: what is left of the body is not read."""
-    headers = {"content-type": "application/json", "connection": "close", **problem.headers}
-    if problem.status == 401:
-        headers["www-authenticate"] = 'Basic realm="deepseek-v3", charset="UTF-8"'
-    body = json.dumps(problem.body()).encode()
-    headers["content-length"] = str(len(body))
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})

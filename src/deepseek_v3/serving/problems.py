@@ -1,6 +1,8 @@
 """What goes wrong, in the words and codes that OpenAI's clients know."""
 
-from typing import Any
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
 
 
 class Problem(Exception):
@@ -8,33 +10,29 @@ class Problem(Exception):
 
     def __init__(
         self, status: int, message: str, *, kind: str = "invalid_request_error", param: str | None = None,
-        code: str | None = None, retry_after_s: int | None = None,
+        code: str | None = None, headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
-        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
-        self.headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+        self.status, self.headers = status, headers or {}
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
-    def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+    def answer(self, **headers: str) -> JSONResponse:
+        """The response."""
+        return JSONResponse(self.body, self.status, headers={**self.headers, **headers})
 
 
-class Overloaded(Problem):
+def overloaded(load: int) -> Problem:
     """The queue is full: try again."""
-
-    def __init__(self, load: int) -> None:
-        message = f"The server has {load} texts to write already. Please try again later."
-        super().__init__(429, message, kind="requests", code="rate_limit_exceeded", retry_after_s=1)
+    message = f"The server has {load} texts to write already. Please try again later."
+    return Problem(429, message, kind="requests", code="rate_limit_exceeded", headers={"retry-after": "1"})
 
 
 class ServerFault(Problem):
     """It is not the request's fault; what exactly happened stands in the log, not in the answer."""
 
-    def __init__(
-        self, message: str = "The server had an error while processing your request.", *, status: int = 500,
-        retry_after_s: int | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(status, message, kind="server_error", retry_after_s=retry_after_s)
+    def __init__(self, message: str = "", status: int = 500, **headers: str) -> None:
+        message = message or "The server had an error while processing your request."
+        super().__init__(status, message, kind="server_error", headers=headers)
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> Problem:
@@ -53,12 +51,13 @@ def too_long(context: int, prompt: int, asked: int, param: str) -> Problem:
 
 def wrong_key(shown: str | None) -> Problem:
     """No key, or none of ours; a key is shown by its ends only."""
+    headers = {"www-authenticate": 'Basic realm="deepseek-v3", charset="UTF-8"'}
     if shown is None:
         message = "You didn't provide an API key. Give it in an Authorization header: Authorization: Bearer YOUR_KEY."
-        return Problem(401, message)
+        return Problem(401, message, headers=headers)
     masked = f"{shown[:3]}{'*' * 8}{shown[-4:]}" if len(shown) > 16 else "*" * len(shown)
     message = f"Incorrect API key provided: {masked.encode('ascii', 'replace').decode()}."
-    return Problem(401, message, code="invalid_api_key")
+    return Problem(401, message, code="invalid_api_key", headers=headers)
 
 
 def no_model(name: str) -> Problem:

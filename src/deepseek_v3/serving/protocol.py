@@ -79,6 +79,10 @@ class Sampling(Said):
         """The texts that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of these fields that were given; of the others the engine knows what is usual."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
     def shows(self, what: str) -> bool:
         """Whether the stream shall tell usage or drafts."""
         return bool(self.stream_options and getattr(self.stream_options, f"include_{what}"))
@@ -140,8 +144,7 @@ class Message(Said):
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
-        calls = [call.model_dump() for call in self.tool_calls or ()]
-        more = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
+        more = self.model_dump(include={"name", "tool_call_id", "tool_calls"})
         return {"role": self.role, "content": content, **{key: value for key, value in more.items() if value}}
 
 
@@ -201,24 +204,18 @@ class Usage(BaseModel):
     prompt_tokens_details: dict[str, int]
 
 
-class TextChoice(BaseModel):
-    """A text that was written."""
+class Choice(BaseModel):
+    """What was written, without the text itself."""
 
     index: int
-    text: str
     logprobs: dict[str, list[Any] | None] | None
     finish_reason: Finish
 
 
-class Completion(BaseModel):
-    """The answer to a completion request."""
+class TextChoice(Choice):
+    """A text."""
 
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[TextChoice]
-    usage: Usage
+    text: str
 
 
 class Answer(BaseModel):
@@ -230,24 +227,32 @@ class Answer(BaseModel):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class ChatChoice(BaseModel):
-    """An answer that was written."""
+class ChatChoice(Choice):
+    """A message."""
 
-    index: int
     message: Answer
-    logprobs: dict[str, list[Any] | None] | None
-    finish_reason: Finish
 
 
-class ChatCompletion(BaseModel):
-    """The answer to a chat request."""
+class Written(BaseModel):
+    """An answer, without its choices."""
 
     id: str
-    object: Literal["chat.completion"]
+    object: Literal["text_completion", "chat.completion"]
     created: int
     model: str
-    choices: list[ChatChoice]
     usage: Usage
+
+
+class Completion(Written):
+    """The answer to a completion request."""
+
+    choices: list[TextChoice]
+
+
+class ChatCompletion(Written):
+    """The answer to a chat request."""
+
+    choices: list[ChatChoice]
 
 
 class Model(BaseModel):

@@ -1,7 +1,7 @@
 """The engine in a thread of its own, and the only door to it from the event loop.
 
     worker = Worker(engine, capacity=64); worker.start()
-    job = worker.submit([(request, copies), ...])        raises Overloaded: the limit holds exactly
+    job = worker.submit([request, ...], copies)        raises a Problem: the limit holds exactly
     await job.admitted(); async for piece in job: ...; job.cancel()
 
 Commands go in by a queue and are carried out between two steps; what a step brought comes back to the loop in one
@@ -10,22 +10,24 @@ requests never both take the last place; a place is given back when the engine h
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 from deepseek_v3.engine.engine import Engine, Event
 from deepseek_v3.engine.request import Request
+from deepseek_v3.engine.sequence import Sequence
 from deepseek_v3.serving.metrics import Metrics
-from deepseek_v3.serving.problems import Overloaded, Problem, ServerFault, bad_request
+from deepseek_v3.serving.problems import Problem, ServerFault, bad_request, overloaded
 
 T = TypeVar("T")
 FREED = object()  # news of a job whose client is gone: its places are free
-IDLE_S = 3600.0  # how long the thread sleeps without a command; one wakes it
+log = logging.getLogger("deepseek_v3.serving")
 
 
 class Piece(NamedTuple):
@@ -38,9 +40,9 @@ class Piece(NamedTuple):
 class Job:
     """The sequences of one HTTP request, and what has come of them."""
 
-    def __init__(self, worker: "Worker", wanted: list[tuple[Request, int]]) -> None:
-        self.worker, self.wanted = worker, wanted
-        self.size = sum(copies for _, copies in wanted)
+    def __init__(self, worker: "Worker", wanted: list[Request], copies: int) -> None:
+        self.worker, self.wanted, self.copies = worker, wanted, copies
+        self.size = len(wanted) * copies
         self.open = 0  # places that it holds
         self.pieces: asyncio.Queue[Piece | Problem | None] = asyncio.Queue()
         self.began = time.perf_counter()
@@ -76,7 +78,7 @@ class Job:
         if self.open and not self.gone:
             self.gone = True
             self.pieces.put_nowait(None)
-            self.worker.forget(self)
+            self.worker.commands.put(lambda: self.worker.abort(self))
 
 
 class Worker:
@@ -90,10 +92,10 @@ class Worker:
 
     def __init__(self, engine: Engine, metrics: Metrics, *, capacity: int) -> None:
         self.engine, self.metrics, self.capacity = engine, metrics, capacity
-        self.load, self.alive, self.draining = 0, False, False
+        self.load, self.alive = 0, False
         self.commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.jobs: set[Job] = set()
-        self.questions: set[asyncio.Future[Any]] = set()
+        self.questions: set[Future[Any]] = set()
         self.owners: dict[int, tuple[Job, int, float]] = {}  # by sequence: job, choice, when its last token came
         self.thread = Thread(target=self.run, name="engine", daemon=True)
 
@@ -104,34 +106,30 @@ class Worker:
 
     async def close(self) -> None:
         """End the thread; what still runs ends with an error."""
-        self.draining = True
+        self.alive = False
         self.commands.put(None)
         await asyncio.to_thread(self.thread.join)
 
     # on the loop
 
-    def submit(self, wanted: list[tuple[Request, int]]) -> Job:
+    def submit(self, wanted: list[Request], copies: int = 1) -> Job:
         """Queue the sequences of a request, all or none.
 
         Raises:
             Problem: more than can ever run, more than may wait now, or an engine that is gone.
         """
-        job = Job(self, wanted)
+        job = Job(self, wanted, copies)
         if job.size > self.capacity:
             raise bad_request(f"This asks for {job.size} texts at once; {self.capacity} are the most here.", "n")
-        if not self.alive or self.draining:
-            raise ServerFault("The server is shutting down.", status=503, retry_after_s=5)
+        if not self.alive:
+            raise ServerFault("The server is shutting down.", 503, **{"retry-after": "5"})
         if self.load + job.size > self.capacity:
             self.metrics.refused.inc()
-            raise Overloaded(self.load)
+            raise overloaded(self.load)
         self.load, job.open = self.load + job.size, job.size
         self.jobs.add(job)
         self.commands.put(lambda: self.admit(job))
         return job
-
-    def forget(self, job: Job) -> None:
-        """Let the engine drop what is left of a job."""
-        self.commands.put(lambda: self.abort(job))
 
     async def ask(self, question: Callable[[Engine], T]) -> T:
         """Ask the engine something between two steps.
@@ -140,33 +138,24 @@ class Worker:
             Problem: the engine is gone.
         """
         if not self.alive:
-            raise ServerFault("The engine has stopped.", status=503)
-        answer: asyncio.Future[T] = self.loop.create_future()
+            raise ServerFault("The engine has stopped.", 503)
+        answer: Future[T] = Future()
         self.questions.add(answer)
-        self.commands.put(lambda: self.tell(self.settle, answer, question(self.engine)))
-        return await answer
-
-    def settle(self, answer: "asyncio.Future[T]", found: T) -> None:
-        """Answer a question, if somebody still waits."""
-        self.questions.discard(answer)
-        if not answer.done():
-            answer.set_result(found)
+        self.commands.put(lambda: self.answer(answer, question))
+        try:
+            return await asyncio.wrap_future(answer)
+        finally:
+            self.questions.discard(answer)
 
     def deliver(self, news: list[tuple[Job, Any]]) -> None:
         """Hand out what came of a step or command, and take back the places of what is over."""
         for job, item in news:
-            if isinstance(item, Piece):
-                self.release(job, item.event.finish is not None)
-            elif item is not None:
-                self.release(job, job.open)
+            over = item.event.finish is not None if isinstance(item, Piece) else 0 if item is None else job.open
+            job.open, self.load = job.open - over, self.load - over
+            if not job.open:
+                self.jobs.discard(job)
             if item is not FREED:
                 job.pieces.put_nowait(item)
-
-    def release(self, job: Job, places: int) -> None:
-        """Take places back."""
-        job.open, self.load = job.open - places, self.load - places
-        if not job.open:
-            self.jobs.discard(job)
 
     def fail(self, problem: Problem) -> None:
         """Tell everybody who waits that nothing will come."""
@@ -182,26 +171,22 @@ class Worker:
         """Carry out commands and steps, one after the other, until it is closed."""
         try:
             while self.obey(wait=not self.engine.sequences):
-                events = self.engine.step()
-                if events:
+                if events := self.engine.step():
                     self.tell(self.deliver, [self.describe(event) for event in events])
-            problem = ServerFault("The server is shutting down.", status=503)
+            problem = ServerFault("The server is shutting down.", 503)
         except BaseException as error:
             problem = ServerFault()
-            self.metrics.note_failure(error)
+            log.error("the engine stopped", exc_info=error)  # clients are told nothing of it
         self.tell(self.fail, problem)
 
     def obey(self, *, wait: bool) -> bool:
         """Carry out the commands that wait; False once it is to end."""
-        while True:
-            try:
-                command = self.commands.get(block=wait, timeout=IDLE_S if wait else None)
-            except Empty:
-                return True
-            if command is None:
-                return False
-            command()
-            wait = False
+        with suppress(Empty):
+            while (command := self.commands.get(block=wait)) is not None:
+                command()
+                wait = False
+            return False
+        return True
 
     def tell(self, what: Callable[..., None], *about: Any) -> None:
         """Let the loop do something; if it is closed, nobody is left to be told."""
@@ -210,21 +195,21 @@ class Worker:
 
     def admit(self, job: Job) -> None:
         """Put all sequences of a job into the engine's queue, or none."""
-        taken: list[int] = []
-        numbers = count()
+        taken: list[Sequence] = []
         try:
-            for request, copies in job.wanted:
-                many = self.engine.admit_copies(request, copies) if copies > 1 else [self.engine.admit(request)]
-                for sequence in many:
-                    self.owners[sequence.id] = job, next(numbers), 0.0
-                    taken.append(sequence.id)
+            for request in job.wanted:
+                taken += self.engine.admit_copies(request, job.copies)
         except ValueError as error:
-            for id in taken:
-                self.engine.abort(id)
-                del self.owners[id]
-            self.tell(self.deliver, [(job, bad_request(str(error)))])
-        else:
-            self.tell(self.deliver, [(job, None)])
+            for sequence in taken:
+                self.engine.abort(sequence.id)
+            return self.tell(self.deliver, [(job, bad_request(str(error)))])
+        self.owners |= {sequence.id: (job, choice, 0.0) for choice, sequence in enumerate(taken)}
+        self.tell(self.deliver, [(job, None)])
+
+    def answer(self, answer: Future[T], question: Callable[[Engine], T]) -> None:
+        """Answer a question, if somebody still waits."""
+        if answer.set_running_or_notify_cancel():
+            answer.set_result(question(self.engine))
 
     def abort(self, job: Job) -> None:
         """Drop the sequences of a job that still run."""
@@ -242,11 +227,13 @@ class Worker:
         now = time.perf_counter()
         if event.tokens:
             if last:
-                self.metrics.note_gap(now - last, len(event.tokens))
+                for _ in event.tokens:
+                    self.metrics.between.observe((now - last) / len(event.tokens))
             else:
                 self.metrics.first_token.observe(now - job.began)
             self.owners[sequence.id] = job, choice, now
         if event.finish:
-            self.metrics.note_finish(event.finish, now - job.began)
+            self.metrics.finished.labels(event.finish).inc()
+            self.metrics.whole.observe(now - job.began)
             del self.owners[sequence.id]
         return job, Piece(choice, event)
