@@ -66,7 +66,7 @@ test-interop: setup tests/interop/.clients/stamp  ## install the peers (mlx-lm, 
 	@touch $@
 
 test-kernels: .venv/triton.stamp  ## Triton's kernels without a GPU: values in its interpreter, and compiled for sm_90a
-	@PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(PY) -m pytest -m triton tests/kernels/test_values.py tests/kernels/test_planted.py
+	@PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(PY) -m pytest -m triton tests/kernels/test_values.py tests/kernels/test_layers.py tests/kernels/test_planted.py
 	@PYTHONPATH=.venv/triton $(PY) -m pytest -m triton tests/kernels/test_compiled.py
 
 test-gpu: setup  ## on a GPU: training, generation and export are those of the CPU; skipped where there is none

@@ -8,7 +8,7 @@ import torch
 from deepseek_v3.cli import main
 from deepseek_v3.native.build import SWITCH, compiler_command, have_kernels, kept_library
 
-PARTS = ["processor", "compiler", "kernels", "threads", "devices", "packages", "operations"]
+PARTS = ["processor", "compiler", "kernels", "threads", "devices", "FP8 training", "packages", "operations"]
 
 
 def ask_doctor(capsys, *words: str) -> dict:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from float_formats import BF16, E4M3, E5M2, FP16, OVERFLOW_TO_NAN, SATURATE, decode, encode
+from float_formats import BF16, E4M3, E5M2, FP16, OVERFLOW_TO_NAN, decode, encode
 
 FORMATS = {"fp8e4nv": E4M3, "fp8e5": E5M2, "bf16": BF16, "fp16": FP16}
 Dot = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -27,12 +27,15 @@ def widen(data: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def convert(data: np.ndarray, source: Any, target: Any, _rounding: Any) -> np.ndarray:
-    """The bits of numbers in another format, rounded to nearest; FP8 saturates, as the processor's own conversion."""
+    """The bits of numbers in another format, rounded to nearest.
+
+    Beyond the largest number FP8 becomes NaN. A GPU's own conversion saturates; a kernel must not lean on it.
+    """
     wide = widen(data, source)
     fmt = FORMATS.get(target.scalar.name)
     if fmt is None:
         return np.ascontiguousarray(wide, np.float32).view(np.uint32)
-    return encode(wide, fmt, overflow=SATURATE if fmt.bits == 8 else OVERFLOW_TO_NAN)
+    return encode(wide, fmt, overflow=OVERFLOW_TO_NAN)
 
 
 def exact_dot(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.ndarray:

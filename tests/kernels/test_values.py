@@ -45,13 +45,34 @@ def test_the_quantizer_of_both_directions_is_the_chapters_bit_for_bit(shape, ue8
     assert_codes(turned.T, turned_scale, fg.quantize(x, (128, 1), **options))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # infinity / infinity, in the interpreter's NumPy
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("ue8m0", [False, True])
+def test_what_is_not_finite_spoils_its_whole_tile_and_no_other(bad, ue8m0, rng, launch):
+    """Else a broken step would look sound, and be applied."""
+    x = torch.from_numpy(rng.standard_normal((140, 300)).astype(np.float32))
+    x[7, 130] = bad
+    code, scale, turned, turned_scale = launch.quantize_both(x, FLOOR, ue8m0=ue8m0)
+    rows_code, rows_scale = launch.quantize_rows(x, FLOOR, ue8m0=ue8m0)
+    rows, columns = torch.zeros(140, 300, dtype=torch.bool), torch.zeros(140, 300, dtype=torch.bool)
+    rows[7, 128:256] = columns[:128, 130] = True
+    for got, spoilt in ((code.float() * scale.repeat_interleave(128, 1)[:, :300], rows),
+                        (rows_code.float() * rows_scale.repeat_interleave(128, 1)[:, :300], rows),
+                        (turned.T.float() * turned_scale.repeat_interleave(128, 0)[:140], columns)):  # fmt: skip
+        assert torch.equal(~got.isfinite(), spoilt)
+
+
 def draw_codes(rng, shape, tile) -> fg.Quantized:
     return fg.quantize(rng.standard_normal(shape) * np.exp(2 * rng.standard_normal((shape[0], 1))), tile)
 
 
 def as_operand(q: fg.Quantized) -> tuple[torch.Tensor, torch.Tensor, int]:
-    code = torch.from_numpy(np.ascontiguousarray(q.codes)).view(torch.float8_e4m3fn)
-    return code, torch.from_numpy(np.ascontiguousarray(q.scales)), q.tile[0]
+    """Codes with NaN behind each row and below the last, which nobody may read."""
+    (rows, columns), height = q.codes.shape, q.tile[0]
+    room = np.full((rows + 1, columns + -columns % 128 + 16), 0x7F, np.uint8)
+    room[:rows, :columns] = q.codes
+    code = torch.from_numpy(room).view(torch.float8_e4m3fn)[:rows, :columns]
+    return code, torch.from_numpy(np.ascontiguousarray(q.scales)), height
 
 
 def close_to(got: torch.Tensor, want: np.ndarray, a: fg.Quantized, b: fg.Quantized) -> None:

@@ -55,6 +55,7 @@ def run_doctor(options: DoctorOptions) -> None:
         "kernels": describe_kernels(),
         "threads": describe_threads(),
         "devices": describe_devices(),
+        "FP8 training": describe_fp8(options.device),
         "packages": describe_packages(),
     }
     operations = {f"{n} tokens" if n > 1 else "1 token": explain_operations(config, options, n) for n in TOKENS}
@@ -137,6 +138,13 @@ def describe_devices() -> dict[str, str]:
         p = torch.cuda.get_device_properties(i)
         found[f"cuda:{i}"] = f"{p.name}, {p.total_memory / 2**30:.0f} GiB, capability {p.major}.{p.minor}"
     return found
+
+
+def describe_fp8(device: str) -> dict[str, str]:
+    """Which form computes the products of `train --precision fp8`, and why not the others."""
+    from deepseek_v3.fp8.forms import explain_forms
+
+    return explain_forms(device)
 
 
 def describe_packages() -> dict[str, str]:

@@ -3,18 +3,20 @@
     scale = max|x| / largest of the format        code = encode(x / scale)        x ~ code * scale
 
 What FP8 training makes of every operand, online: the scales come from the tensor at hand. Kernels of `native/` where
-there is a compiler, PyTorch's operations elsewhere, with the same bits; those of chapter 05.
+there is a compiler, Triton's of `kernels/` on a GPU, PyTorch's operations elsewhere, with the same bits; those of
+chapter 05.
 
 Letters: R rows, C columns of any matrix, N tokens, D width.
 Source: arXiv:2412.19437, 3.3.2 and 3.3.3.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepseek_v3.fp8.forms import TRITON, why_no_form
 from deepseek_v3.fp8.quantize import BLOCK, TINIEST_AMAX, cast_e4m3, scale_from_amax
 from deepseek_v3.native.build import have_kernels, run_kernel
 
@@ -95,6 +97,8 @@ def quantize(
             rows, columns, KERNEL_TILES[tile], floor, int(ue8m0), code, scale, torch.get_num_threads(),
         )  # fmt: skip
         return Tiled(code, scale, tile)
+    if tile == ROWS and fmt is E4M3 and not lead and _triton_serves(x):
+        return Tiled(*_triton().quantize_rows(x, floor, ue8m0=ue8m0), tile)
     wide = x.float()
     padded = F.pad(wide, (0, counts[1] * tile[1] - columns, 0, counts[0] * tile[0] - rows))
     amax = padded.unflatten(-1, (counts[1], tile[1])).unflatten(-3, (counts[0], tile[0])).abs().amax((-3, -1))
@@ -105,6 +109,9 @@ def quantize(
 def quantize_both(x_RC: Tensor, *, ue8m0: bool = False, floor: float = TINIEST_AMAX) -> tuple[Tiled, Tiled]:
     """Quantize a matrix by 1 x 128 and by 128 x 1, reading it once."""
     rows, columns = x_RC.shape
+    if _triton_serves(x_RC):
+        code, scale, turned, turned_scale = _triton().quantize_both(x_RC, floor, ue8m0=ue8m0)
+        return Tiled(code, scale, ROWS), Tiled(turned.T, turned_scale, COLUMNS)
     if not (kernels_serve(x_RC) and x_RC.dtype in (torch.float32, torch.bfloat16)):
         return quantize(x_RC, ROWS, ue8m0=ue8m0, floor=floor), quantize(x_RC, COLUMNS, ue8m0=ue8m0, floor=floor)
     x_RC = x_RC.contiguous()
@@ -172,6 +179,18 @@ def decode(code: Tensor) -> Tensor:
     if code.dtype != E5M6.dtype:
         return code.float()
     return (code << 4).view(torch.float16).float()
+
+
+def _triton_serves(x: Tensor) -> bool:
+    """Whether the quantizers of `kernels/` take a matrix: on a GPU, in FP32 or BF16."""
+    known = x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
+    return known and why_no_form(TRITON, "cuda") is None
+
+
+def _triton() -> Any:
+    from deepseek_v3.kernels import launch  # Triton takes a second to import, and most machines have none
+
+    return launch
 
 
 def kernels_serve(x: Tensor) -> bool:

@@ -20,24 +20,26 @@ BAND = 8
 
 
 def quantize_rows(x_RC: Tensor, floor: float, *, ue8m0: bool) -> tuple[Tensor, Tensor]:
-    """Codes [R, C] and scales [R, ceil(C / 128)] of a contiguous matrix in FP32 or BF16."""
+    """Codes [R, C] and scales [R, ceil(C / 128)] of a matrix in FP32 or BF16."""
     rows, columns = x_RC.shape
+    x_RC = x_RC.contiguous()
     code, scale = torch.empty_like(x_RC, dtype=CODE), x_RC.new_empty(rows, -(-columns // TILE), dtype=torch.float32)
     grid = (triton.cdiv(rows, QUANTIZED_ROWS), triton.cdiv(columns, TILE))
-    quantize_rows_kernel[grid](x_RC.contiguous(), code, scale, rows, columns, floor, ue8m0, QUANTIZED_ROWS, num_warps=4)
+    quantize_rows_kernel[grid](x_RC, code, scale, rows, columns, floor, ue8m0, QUANTIZED_ROWS, num_warps=4)
     return code, scale
 
 
 def quantize_both(x_RC: Tensor, floor: float, *, ue8m0: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `quantize_rows`, and codes [C, R] (a view: rows begin at multiples of 16) with scales [ceil(R / 128), C]."""
     rows, columns = x_RC.shape
+    x_RC = x_RC.contiguous()
     code, scale = torch.empty_like(x_RC, dtype=CODE), x_RC.new_empty(rows, -(-columns // TILE), dtype=torch.float32)
     stride = -(-rows // 16) * 16
     turned = x_RC.new_empty(columns, stride, dtype=CODE)
     turned_scale = x_RC.new_empty(-(-rows // TILE), columns, dtype=torch.float32)
     grid = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
     quantize_both_kernel[grid](
-        x_RC.contiguous(), code, scale, turned, turned_scale, rows, columns, stride, floor, ue8m0, num_warps=8
+        x_RC, code, scale, turned, turned_scale, rows, columns, stride, floor, ue8m0, num_warps=8
     )
     return code, scale, turned[:, :rows], turned_scale
 

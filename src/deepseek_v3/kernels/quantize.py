@@ -14,23 +14,33 @@ import triton.language as tl
 
 LARGEST = tl.constexpr(448.0)
 TILE = tl.constexpr(128)
+INFINITY = tl.constexpr(0x7F800000)  # its bits; those of NaN are larger
 
 
 @triton.jit
 def scale_of(amax, floor, UE8M0: tl.constexpr):
-    """The scale that brings a maximum to 448."""
-    scale = tl.math.div_rn(tl.maximum(amax, floor), tl.full(amax.shape, LARGEST, tl.float32))
+    """The scale that brings a maximum to 448; infinity and NaN stay what they are, so that the tile becomes NaN."""
+    scale = tl.math.div_rn(tl.where(amax < floor, floor, amax), tl.full(amax.shape, LARGEST, tl.float32))
     if UE8M0:  # the exponent, one more if anything stands behind it
         bits = scale.to(tl.int32, bitcast=True)
-        scale = ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
+        power = ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
+        scale = tl.where(bits < INFINITY, power, scale)
     return scale
+
+
+@triton.jit
+def largest_of(x, AXIS: tl.constexpr):
+    """max|x| along an axis, NaN if there is one: by the bits of magnitudes, whose order is that of the numbers."""
+    bits = tl.abs(x).to(tl.int32, bitcast=True)
+    return tl.max(bits, AXIS).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def encode(x, scale):
     """Codes of numbers under scales of the same shape."""
     scaled = tl.math.div_rn(x, scale)
-    return tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST).to(tl.float8e4nv)
+    clamped = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
+    return tl.where(scaled == scaled, clamped, scaled).to(tl.float8e4nv)  # the clamp alone would hide a NaN
 
 
 @triton.jit
@@ -42,7 +52,7 @@ def quantize_rows_kernel(x, code, scale, rows, columns, floor, UE8M0: tl.constex
     at = row[:, None] * columns + column[None, :]
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     number = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    factor = scale_of(tl.max(tl.abs(number), 1), floor, UE8M0)
+    factor = scale_of(largest_of(number, 1), floor, UE8M0)
     tl.store(scale + row * tl.cdiv(columns, TILE) + tile, factor, mask=row < rows)
     tl.store(code + at, encode(number, tl.broadcast_to(factor[:, None], (HIGH, TILE))), mask=inside)
 
@@ -57,9 +67,8 @@ def quantize_both_kernel(
     at = row[:, None] * columns + column[None, :]
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     number = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    size = tl.abs(number)
-    along = scale_of(tl.max(size, 1), floor, UE8M0)
-    across = scale_of(tl.max(size, 0), floor, UE8M0)
+    along = scale_of(largest_of(number, 1), floor, UE8M0)
+    across = scale_of(largest_of(number, 0), floor, UE8M0)
     tl.store(scale + row * tl.cdiv(columns, TILE) + tl.program_id(1), along, mask=row < rows)
     tl.store(turned_scale + tl.program_id(0) * columns + column, across, mask=column < columns)
     tl.store(code + at, encode(number, tl.broadcast_to(along[:, None], (TILE, TILE))), mask=inside)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.fp8.products import which_form
+from deepseek_v3.fp8.forms import NATIVE, explain_forms, which_form
 from deepseek_v3.ops.choice import CODE, SERVES_UP_TO, absorbs, why_no_kernel
 
 
@@ -61,7 +61,9 @@ def explain(
     for operation, tensors in asked.items():
         why = why_no_kernel(*tensors, device=device)
         forms.append(Form(operation, "PyTorch" if why else "C++ kernel", why or ""))
-    forms.append(Form("FP8 training", *which_form(device)))
+    told, serves = explain_forms(device), which_form(device)
+    why = "" if serves == NATIVE else "; ".join(f"{form} {said}" for form, said in told.items() if form != serves)
+    forms.append(Form("FP8 training", serves, why))
     if absorbs(tokens):
         forms.append(Form("attention, absorbed", "PyTorch", "only a decoding step has a kernel for it"))
     why = _why_no_step(device, dtype, tokens)

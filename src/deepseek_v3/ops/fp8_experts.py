@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.fp8.gating import gate_backward, gate_forward
-from deepseek_v3.fp8.products import multiply_tiles
+from deepseek_v3.fp8.products import multiply_sorted, multiply_tiles
 from deepseek_v3.fp8.recipe import Recipe, quantize_gradient, quantize_input, quantize_matrix
 from deepseek_v3.fp8.tiles import COLUMNS, GRADIENT_FLOOR, ROWS, SQUARES, Tiled, quantize, turn
 from deepseek_v3.ops.checks import check_experts
@@ -91,13 +91,11 @@ class _Experts(torch.autograd.Function):
         downs = quantize_matrix(down_EDF, recipe)
         sent = x.picked(token_M)
         gate_MF, up_MF = torch.empty(2, rows, hidden_width, dtype=BF16, device=x_ND.device).unbind()
-        for e, start, stop in runs_of(counts):
-            for part, out_MF in enumerate((gate_MF, up_MF)):
-                multiply_tiles(sent.rows(start, stop), ups.part(e, part), BF16, out_MF[start:stop])
+        for part, out_MF in enumerate((gate_MF, up_MF)):
+            multiply_sorted(sent, ups.part(slice(None), part), counts, out_MF)
         hidden, gate, up = gate_forward(gate_MF, up_MF, recipe)
         y_MD = torch.empty(rows, x_ND.shape[1], dtype=BF16, device=x_ND.device)
-        for e, start, stop in runs_of(counts):
-            multiply_tiles(hidden.rows(start, stop), downs.part(e), BF16, y_MD[start:stop])
+        multiply_sorted(hidden, downs, counts, y_MD)
         weight_NA = weight_NA.float()
         if any(ctx.needs_input_grad):
             ctx.counts, ctx.recipe, ctx.dtype = counts, recipe, x_ND.dtype
@@ -113,8 +111,7 @@ class _Experts(torch.autograd.Function):
         weight_M[row_NA.flatten()] = weight_NA.flatten()
         dout = _Sent(grads[0], token_M, ctx.recipe)
         dhidden_MF = torch.empty(gate.code.shape, dtype=BF16, device=x.code.device)
-        for e, start, stop in runs_of(ctx.counts):
-            multiply_tiles(dout.rows(start, stop), downs.part(e).transposed(), BF16, dhidden_MF[start:stop])
+        dout.multiply(downs.transposed(), ctx.counts, dhidden_MF)
         middle = gate_backward(gate, up, dhidden_MF, weight_M)
         dup_E2FD = torch.zeros(ups.code.shape, device=x.code.device)
         ddown_EDF = torch.zeros(downs.code.shape, device=x.code.device)
@@ -144,9 +141,13 @@ class _Sent:
             self.codes = quantize(dout_ND, ROWS, ue8m0=recipe.gradient_ue8m0, floor=GRADIENT_FLOOR)
             self.sent = self.codes.picked(token_M)
 
-    def rows(self, start: int, stop: int) -> Tiled:
-        """Of one expert, in tiles along the width."""
-        return self.sent.rows(start, stop) if self.sent is not None else self._quantize(start, stop)[0]
+    def multiply(self, matrices: Tiled, counts: tuple[int, ...], out: Tensor) -> None:
+        """Each expert's rows, in tiles along the width, by the transpose of its matrix."""
+        if self.sent is not None:
+            multiply_sorted(self.sent, matrices, counts, out)
+            return
+        for e, start, stop in runs_of(counts):
+            multiply_tiles(self._quantize(start, stop)[0], matrices.part(e), out.dtype, out[start:stop])
 
     def columns(self, start: int, stop: int) -> Tiled:
         """Of one expert, in tiles along its tokens."""
