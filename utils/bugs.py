@@ -92,7 +92,7 @@ def hunt(bug: Bug, root: Path = ROOT) -> str:
             shutil.copy(root / name, copy / name)
         chapters = [p.name for p in root.glob("0[0-8]_*")]  # 06 stands on the others
         meeting = ["utils", *chapters] if bug.folder.startswith("06") else ["utils", bug.folder]
-        folders = meeting if bug.folder != "." else ["utils", "src", "tests", "explorer", *chapters]
+        folders = meeting if bug.folder != "." else ["utils", "src", "tests", "explorer", "experiments", *chapters]
         for name in folders:
             shutil.copytree(root / name, copy / name, ignore=ignore)
         target = copy / bug.folder / bug.file
@@ -135,7 +135,7 @@ def _pytest_in_copy(copy: str, folder: str, tests: tuple[str, ...], output: str,
     sys.dont_write_bytecode = True
     real = {str(ROOT), str(ROOT / "src"), *(str(p) for p in ROOT.glob("0[0-8]_*")), ""}
     sys.path[:] = [f"{copy}/src", copy, *(p for p in sys.path if p not in real)]
-    for name in [n for n in sys.modules if n.split(".")[0] in ("utils", "deepseek_v3", "conftest")]:
+    for name in [n for n in sys.modules if n.split(".")[0] in ("utils", "deepseek_v3", "experiments", "conftest")]:
         del sys.modules[name]
     os.environ.update(PYTHONPATH=f"{copy}/src{os.pathsep}{copy}", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     if own_kernels:  # compiled from a mistake, and of no use to anyone after; only what differs is compiled

@@ -46,8 +46,8 @@ class Tiled(NamedTuple):
     scale: Tensor
     tile: Tile
 
-    def part(self, *at: int) -> "Tiled":
-        """One matrix of a stack."""
+    def part(self, *at: int | slice) -> "Tiled":
+        """One matrix of a stack, or one of each."""
         return Tiled(self.code[at], self.scale[at], self.tile)
 
     def transposed(self) -> "Tiled":
@@ -98,7 +98,8 @@ def quantize(
         )  # fmt: skip
         return Tiled(code, scale, tile)
     if tile == ROWS and fmt is E4M3 and not lead and _triton_serves(x):
-        return Tiled(*_triton().quantize_rows(x, floor, ue8m0=ue8m0), tile)
+        code, scale = _triton().quantize_rows(x, floor, ue8m0=ue8m0)
+        return Tiled(code, scale, tile)
     wide = x.float()
     padded = F.pad(wide, (0, counts[1] * tile[1] - columns, 0, counts[0] * tile[0] - rows))
     amax = padded.unflatten(-1, (counts[1], tile[1])).unflatten(-3, (counts[0], tile[0])).abs().amax((-3, -1))
