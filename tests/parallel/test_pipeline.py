@@ -23,7 +23,7 @@ def gradients(tmp_path_factory) -> Path:
     """Of one step of one process."""
     out = tmp_path_factory.mktemp("alone")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(HERE / "one_step.py"), str(out), "1", "1", "0"], check=True, env=environment)
+    subprocess.run([sys.executable, str(HERE / "one_step.py"), str(out)], check=True, env=environment)
     return out
 
 
@@ -37,7 +37,7 @@ RUNS = [(2, 1, 1), pytest.param(4, 2, 0, marks=pytest.mark.slow), pytest.param(4
 @pytest.mark.parametrize(("processes", "ep", "recompute"), RUNS)
 def test_gradients_counts_and_forward_passes_are_those_of_one_process(torchrun, gradients, tmp_path, processes, ep,
                                                                       recompute):  # fmt: skip
-    torchrun(processes, str(HERE / "one_step.py"), str(tmp_path), "2", str(ep), str(recompute))
+    torchrun(processes, str(HERE / "one_step.py"), str(tmp_path), "pp=2", f"ep={ep}", f"recompute={recompute}")
     known, mine = load_file(gradients / "grads-0.safetensors"), {}
     for file in tmp_path.glob("grads-*.safetensors"):
         held = load_file(file)

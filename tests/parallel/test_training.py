@@ -161,3 +161,20 @@ def test_what_cannot_be_shared_is_refused_by_name(torchrun, words, tmp_path, cap
     assert "torchrun" in capsys.readouterr().err
     said = torchrun(2, "train", "--run", str(tmp_path / "b"), "--steps", "1", *words, "--batch-size", "7", code=1)
     assert "a batch of 7 rows cannot be shared by 2 processes" in said
+
+
+@pytest.mark.slow
+def test_replicas_of_the_weights_make_the_steps_of_one_and_go_on_otherwise(torchrun, words, alone, tmp_path):
+    run = tmp_path / "run"
+    torchrun(4, "train", "--run", str(run), "--replicas", "2", "--steps", str(STEPS), *words)
+    agree(run, alone)
+    again = at_step_3(run, tmp_path / "again")
+    torchrun(2, "train", "--run", str(again), "--ep", "2", "--resume")
+    assert steps(again)[-1]["loss"] == pytest.approx(steps(alone)[-1]["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_thirty_runs_of_four_processes_end_well(torchrun, words, tmp_path):
+    for i in range(30):
+        run = str(tmp_path / str(i))
+        torchrun(4, "train", "--run", run, "--ep", "2", "--steps", "1", *words, "--eval-every", "0")

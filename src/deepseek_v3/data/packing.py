@@ -34,17 +34,18 @@ class Batch:
 
     tokens: torch.Tensor  # int64 [B, S + 1]
     documents: torch.Tensor  # int64 [B, S + 1]: the running number of the document of each token
+    section: Any = None  # of every row, where several processes share it: model/section.py
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def part(self, start: int, stop: int) -> "Batch":
         """Return some rows."""
-        return Batch(self.tokens[start:stop], self.documents[start:stop])
+        return Batch(self.tokens[start:stop], self.documents[start:stop], self.section)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(self.tokens.to(device), self.documents.to(device))
+        return Batch(self.tokens.to(device), self.documents.to(device), self.section)
 
 
 class PackedStream:

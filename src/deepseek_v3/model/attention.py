@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.model.cache import Past, Within
 from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
 from deepseek_v3.model.rope import softmax_scale
+from deepseek_v3.model.section import Section, Seen
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -44,18 +44,20 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_b_proj = Linear(self.latent_width, self.heads * (self.content_width + self.value_width))
         self.o_proj = Linear(self.heads * self.value_width, width)
 
-    def forward(self, x_BSD: Tensor, rotation: ops.Rotation, past: Past | Within | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotation: ops.Rotation, past: Seen | None = None) -> Tensor:
         """Attend causally, to the given tokens alone or also to those of the past.
 
         Args:
             rotation: of the positions of x_BSD.
-            past: the tokens before these, whose cache gets their latents; or what each may see of the given ones.
+            past: the tokens before these, whose cache gets their latents; or what each may see of the given ones; or
+                which section of a row they are.
         """
         query_BSHW = self.make_queries(x_BSD)
         latent_BTW = self.make_latent(x_BSD, rotation)
         if past is not None:
             latent_BTW = past.append(latent_BTW)
-        absorb = past is not None and ops.absorbs(x_BSD.shape[1]) and type(self.kv_b_proj) is Linear
+        absorb = past is not None and not isinstance(past, Section) and ops.absorbs(x_BSD.shape[1])
+        absorb = absorb and type(self.kv_b_proj) is Linear
         attend = self.attend_absorbed if absorb else self.attend_expanded
         out_BSHU = attend(query_BSHW, rotation, latent_BTW, None if past is None else past.mask_ST)
         return self.o_proj(out_BSHU.flatten(2))  # V3 Eq. (11)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.attention import MultiHeadLatentAttention
-from deepseek_v3.model.cache import Past, Within
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.router import RoutingRecord
+from deepseek_v3.model.section import Seen
 
 
 class Block(nn.Module):
@@ -34,7 +34,7 @@ class Block(nn.Module):
         x_BSD: Tensor,
         rotation: ops.Rotation,
         *,
-        past: Past | Within | None = None,
+        past: Seen | None = None,
         record: RoutingRecord | None = None,
     ) -> Tensor:
         """Apply attention and feed-forward, each on the normed input, added to the residual stream."""

@@ -7,7 +7,7 @@ Source: arXiv:2412.19437, Eq. (12); arXiv:2401.06066.
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.router import Router, RoutingRecord
 
 
+class Exchange(Protocol):
+    """Takes tokens to the processes where their experts live, and results back: `parallel/expert_parallel.py`."""
+
+    def __call__(self, run: Callable[..., Tensor], x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor: ...
+    def deliver(self, index_NA: Tensor) -> ops.Delivery: ...
+
+
 class Experts(HoldsFP8):
     """The routed experts, stacked: gate_up_proj [E, 2F, D] (gate above up), down_proj [E, D, F].
 
@@ -28,7 +35,7 @@ class Experts(HoldsFP8):
 
     matrices: ClassVar[Mapping[str, int]] = {"gate_up_proj": 2, "down_proj": 1}
     recipe: Recipe | None = None  # of FP8 training
-    exchange: Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor], Tensor] | None = None  # parallel/
+    exchange: "Exchange | None" = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -41,6 +48,9 @@ class Experts(HoldsFP8):
         """Send every token through its experts and add them up by weight."""
         if self.exchange is None:
             return self.run(x_ND, weight_NA, index_NA)
+        if self.recipe is not None and self.recipe.is_as_reported():  # codes travel
+            here, delivery = (_local(self.gate_up_proj), _local(self.down_proj)), self.exchange.deliver(index_NA)
+            return ops.experts_in_fp8(x_ND, weight_NA, index_NA, *here, self.recipe, delivery)
         return self.exchange(self.run, x_ND, weight_NA, index_NA)
 
     def run(self, x_ND: Tensor, weight_NA: Tensor, index_NA: Tensor) -> Tensor:

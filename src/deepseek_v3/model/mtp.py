@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.block import Block
-from deepseek_v3.model.cache import Past, Within
 from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.router import RoutingRecord
+from deepseek_v3.model.section import Seen
 
 
 class MultiTokenPredictor(nn.Module):
@@ -39,7 +39,7 @@ class MultiTokenPredictor(nn.Module):
         embedding_BSD: Tensor,
         rotation: ops.Rotation,
         *,
-        past: Past | Within | None = None,
+        past: Seen | None = None,
         record: RoutingRecord | None = None,
     ) -> Tensor:
         """Return the normed hidden state of this depth: what the shared head reads and the next depth takes.

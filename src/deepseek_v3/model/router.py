@@ -9,6 +9,8 @@ Letters: N tokens, D width, E experts, G groups, A experts per token.
 Source: arXiv:2412.19437, Eqs. (12) to (20); arXiv:2405.04434, section 2.2.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ class RoutingRecord:
         balance_losses: the sequence-wise balance loss with alpha = 1, a scalar with gradient.
         choices: expert indices [N, A].
         replay: what the routers shall choose, expert indices [N, A]; a layer that is not in it chooses itself.
+        add: adds up over the processes that read the other sections of the same rows; None where rows are whole.
     """
 
     def __init__(self, replay: dict[int, Tensor] | None = None) -> None:
@@ -34,6 +37,7 @@ class RoutingRecord:
         self.balance_losses: dict[int, Tensor] = {}
         self.choices: dict[int, Tensor] = {}
         self.replay = replay or {}
+        self.add: Callable[[Tensor], Tensor] | None = None
 
     def note(self, layer: int, index_NA: Tensor, score_BSE: Tensor) -> None:
         """Note a layer's choice and scores.
@@ -41,7 +45,8 @@ class RoutingRecord:
         Raises:
             ValueError: the layer has noted another choice: a record is of one forward pass.
         """
-        loss = sequence_balance_loss(score_BSE, index_NA.shape[1])  # recomputed too: its tensors are waited for
+        # recomputed too: its tensors are waited for
+        loss = sequence_balance_loss(score_BSE, index_NA.shape[1], self.add)
         if layer not in self.counts:
             self.counts[layer] = torch.bincount(index_NA.flatten(), minlength=score_BSE.shape[-1])
             self.balance_losses[layer], self.choices[layer] = loss, index_NA
@@ -99,13 +104,16 @@ class Router(nn.Module):
         return ops.choose_experts(score_NE, bias_E, self.per_token, groups, kept, best_two=self.sigmoid)
 
 
-def sequence_balance_loss(score_BSE: Tensor, per_token: int) -> Tensor:
+def sequence_balance_loss(score_BSE: Tensor, per_token: int, add: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Average over sequences of sum_i f_i P_i: alpha = 1, and 1 exactly when the routing is uniform.
 
         f_i = E / (A T) * #{t : i in TopA(s_t)}        P_i = mean_t s_it / sum_j s_jt
 
     f counts the raw scores' top A (no bias, no groups) and carries no gradient; P does.
 
+    Args:
+        add: adds up over the processes that read the other sections of these sequences; what is returned is then this
+            process's share of the loss.
     Source: arXiv:2412.19437, Eqs. (17) to (20).
     """
     experts, length = score_BSE.shape[-1], score_BSE.shape[1]
@@ -113,6 +121,10 @@ def sequence_balance_loss(score_BSE: Tensor, per_token: int) -> Tensor:
     count_BE = torch.zeros_like(score_BSE[:, 0]).scatter_add_(
         1, top_BSA.flatten(1), score_BSE.new_ones(()).expand(top_BSA.flatten(1).shape)
     )
-    frequency_BE = count_BE.detach() * (experts / (per_token * length))  # V3 Eq. (18)
     probability_BE = (score_BSE / score_BSE.sum(-1, keepdim=True)).mean(1)  # V3 Eq. (19), V3 Eq. (20)
+    if add is not None:
+        count_BE = add(count_BE)
+        whole = round(float(count_BE[0].sum()) / per_token)
+        probability_BE, length = probability_BE * (length / whole), whole
+    frequency_BE = count_BE.detach() * (experts / (per_token * length))  # V3 Eq. (18)
     return (frequency_BE * probability_BE).sum(-1).mean()  # V3 Eq. (17)

@@ -24,6 +24,7 @@ from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.rope import rope_frequencies, rotation_at, rotation_magnitude
 from deepseek_v3.model.router import Router, RoutingRecord
+from deepseek_v3.model.section import Section
 
 
 class DeepseekV3(nn.Module):
@@ -121,13 +122,14 @@ class DeepseekV3(nn.Module):
         cache: LatentCache | None = None,
         counts: Sequence[int] | None = None,
         record: RoutingRecord | None = None,
-        within: Within | None = None,
+        within: Within | Section | None = None,
     ) -> Tensor:
         """Return the final-normed hidden states [B, S, D]: what the head reads, and the first MTP module.
 
         Args:
             counts: of each row of the cache the tokens that are real; what follows them is padding and leaves no trace.
-            within: without a cache, what every token may see; causally all by default.
+            within: without a cache, what every token may see, causally all by default; or which section of the rows the
+                tokens are.
         """
         rotation, before = self.place_tokens(tokens_BS.shape[1], cache, counts)
         past = before or within
@@ -145,26 +147,30 @@ class DeepseekV3(nn.Module):
         tokens_BS: Tensor,
         hidden_BSD: Tensor,
         record: RoutingRecord | None = None,
-        within: Within | None = None,
+        within: Within | Section | None = None,
     ) -> list[Tensor]:
         """Run the chain of MTP modules over whole sequences; depth k reads token i + k in row i.
 
         Depth k has S - k rows: those whose token exists. Behind them come k rows of zeros, which a loss must mask; no
         router has seen them.
+
+        Args:
+            tokens_BS: those of hidden_BSD, and behind a section as many of the next one as there are modules.
         """
         rotation, _ = self.place_tokens(tokens_BS.shape[1], None)
         if within is not None and within.position_BS is not None:
             rotation = rotation_at(within.position_BS, self.frequency_R, self.rope_magnitude)
         hiddens = []
         for k, module in enumerate(self.mtp, 1):
-            rows = tokens_BS.shape[1] - k
+            rows = min(hidden_BSD.shape[1], tokens_BS.shape[1] - k)
             if rows < 1:
                 hiddens.append(torch.zeros_like(hidden_BSD))
                 continue
             turned = ops.Rotation(rotation.cos[..., :rows, :], rotation.sin[..., :rows, :])
             past = None if within is None else within.first(rows)
-            hidden = module(hidden_BSD[:, :rows], self.embed_tokens(tokens_BS[:, k:]), turned, past=past, record=record)
-            hidden_BSD = nn.functional.pad(hidden, (0, 0, 0, k))
+            ahead_BSD = self.embed_tokens(tokens_BS[:, k : k + rows])
+            hidden = module(hidden_BSD[:, :rows], ahead_BSD, turned, past=past, record=record)
+            hidden_BSD = nn.functional.pad(hidden, (0, 0, 0, hidden_BSD.shape[1] - rows))
             hiddens.append(hidden_BSD)  # V3 Fig. 3
         return hiddens
 

@@ -11,7 +11,7 @@ from deepseek_v3.ops.choice import absorbs
 from deepseek_v3.ops.dense import linear, swiglu
 from deepseek_v3.ops.experts import run_experts
 from deepseek_v3.ops.explain import Form, explain
-from deepseek_v3.ops.fp8_experts import experts_in_fp8
+from deepseek_v3.ops.fp8_experts import Delivery, experts_in_fp8
 from deepseek_v3.ops.fp8_linear import linear_in_fp8, swiglu_in_fp8
 from deepseek_v3.ops.head_loss import sum_nats
 from deepseek_v3.ops.normalization import rms_norm
@@ -19,6 +19,7 @@ from deepseek_v3.ops.rotation import Rotation, rotate_pairs
 from deepseek_v3.ops.routing import choose_experts
 
 __all__ = [
-    "Form", "Rotation", "absorbs", "attend_absorbed", "attend_expanded", "choose_experts", "experts_in_fp8", "explain",
-    "linear", "linear_in_fp8", "rms_norm", "rotate_pairs", "run_experts", "sum_nats", "swiglu", "swiglu_in_fp8",
+    "Delivery", "Form", "Rotation", "absorbs", "attend_absorbed", "attend_expanded", "choose_experts",
+    "experts_in_fp8", "explain", "linear", "linear_in_fp8", "rms_norm", "rotate_pairs", "run_experts", "sum_nats",
+    "swiglu", "swiglu_in_fp8",
 ]  # fmt: skip

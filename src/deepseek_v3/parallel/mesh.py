@@ -1,10 +1,10 @@
 """Many processes that train one model: PyTorch's FSDP2 for the weights, an exchange of tokens for the experts.
 
-    mesh [world / ep, ep]      dense weights are cut over all processes, experts first over ep, then over the rest
+    mesh [replicas, rest, ep]      a replica's dense weights are cut over rest x ep, its experts over ep, then over rest
 
-Each process reads its rows of the one global batch. Losses are divided by the rows of all, gradients are summed, so any
-number of processes makes the step of one. Every process enters every exchange: what only one can know (it was told to
-stop, its loss is not finite, its disk is full) all agree on before they go on.
+Each process reads its rows of the one global batch, or a section of them (`section.py`). Losses are divided by the rows
+of all, gradients are summed, so any number of processes makes the step of one. Every process enters every exchange:
+what only one can know (it was told to stop, its loss is not finite, its disk is full) all agree on before they go on.
 
 Started by torchrun; gloo on a CPU, NCCL on GPUs. Source: arXiv:2412.19437, section 3.2.
 """
@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
@@ -28,7 +27,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.parallel.layout import Rows
 from deepseek_v3.parallel.parts import PartsWriter, read_parts
-from deepseek_v3.parallel.shard import MeshError, Ways, cut_model
+from deepseek_v3.parallel.section import Sections
+from deepseek_v3.parallel.shard import MeshError, cut_model, make_ways
 
 Value = TypeVar("Value")
 
@@ -36,18 +36,15 @@ Value = TypeVar("Value")
 class Mesh:
     """One process of many; `leads` says whether it is the one that tells and writes."""
 
-    def __init__(self, micro_batch: int, device: str = "cpu", ep: int = 1, pp: int = 1) -> None:
+    def __init__(
+        self, micro_batch: int, device: str = "cpu", *, ep: int = 1, pp: int = 1, replicas: int = 1, cp: int = 1
+    ) -> None:
         """Meet the other processes.
 
         Raises:
-            MeshError: `pp` and `ep` do not divide their number.
+            MeshError: what does not divide their number.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        if pp < 1 or world % pp:
-            raise MeshError(f"--pp {pp} must divide the number of processes, {world}")
-        if ep < 1 or world // pp % ep:
-            whose = f"{world // pp} of each rank of the pipeline" if pp > 1 else f"{world}"
-            raise MeshError(f"--ep {ep} must divide the number of processes, {whose}")
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(device if device == "cpu" else f"{device}:{local}")
         if device != "cpu":
@@ -58,12 +55,12 @@ class Mesh:
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
             store = PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-        self.micro_batch, self.ep, self.pp, self.rank, self.world = micro_batch, ep, pp, dist.get_rank(), world
+        self.micro_batch, self.pp, self.rank, self.world = micro_batch, pp, dist.get_rank(), world
+        self.replicas, self.cp = replicas, cp
         self.leads, self.shares = self.rank == 0, world > 1
         self.saving = dist.new_group(backend="gloo") if self.shares else None
-        root = init_device_mesh(device, (pp, world // pp // ep, ep), mesh_dim_names=("pp", "efsdp", "ep"))
-        self.line = root["pp"]  # the ranks of one pipeline
-        self.ways = Ways(root["efsdp", "ep"]._flatten("fsdp"), root["ep"], root["efsdp"])
+        self.ways = make_ways(device, world, pp=pp, ep=ep, replicas=replicas)
+        self.sections = Sections(device, world, cp) if cp > 1 else None
 
     def close(self) -> None:
         """Leave together; after a success only."""
@@ -139,14 +136,20 @@ class Mesh:
         Raises:
             MeshError: they cannot be shared equally.
         """
-        readers = self.ways.dense.size()
+        readers = self.ways.readers.size() // self.cp
         if len(batch) % readers:
             raise MeshError(
-                f"a batch of {len(batch)} rows cannot be shared by {readers} processes; "
+                f"a batch of {len(batch)} rows cannot be shared by {readers} {self._readers()}; "
                 f"give --batch-size (and --batch-size-start) a multiple of {readers}, and --micro-batch too"
             )
-        share, mine = len(batch) // readers, self.ways.dense.get_local_rank()
-        return batch.part(mine * share, (mine + 1) * share).to(self.device)
+        share, mine = len(batch) // readers, self.ways.readers.get_local_rank() // self.cp
+        batch = batch.part(mine * share, (mine + 1) * share).to(self.device)
+        if self.sections is None:
+            return batch
+        return self.sections.cut(batch, self.model.config.num_nextn_predict_layers)
+
+    def _readers(self) -> str:
+        return "processes" if self.cp == 1 else f"groups of --cp {self.cp} processes"
 
     def accumulate(self, step: Callable[[Any], Any], batch: Rows, should_stop: Callable[[], bool]) -> list[Any] | None:
         """Forward and backward over the micro-batches; what one process must break off, all break off."""
@@ -165,7 +168,7 @@ class Mesh:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Add up over all processes that read other rows."""
-        return self._add(tensor, self.ways.dense.get_group())
+        return self._add(tensor, self.ways.readers.get_group())
 
     def _add(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         total = tensor.clone()
@@ -186,8 +189,8 @@ class Mesh:
         """Cut the whole gradient to a norm, over all processes and ways of cutting; return the norm that it had."""
         grads = [_local(p.grad) for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
-        if self.world > 1:  # every number of the gradient lies in one process
-            norm = self._add(norm.double() ** 2).sqrt().float()
+        if self.world > 1:  # every number of the gradient lies in one process of each replica
+            norm = (self._add(norm.double() ** 2) / self.replicas).sqrt().float()
         if grads:  # none, if the first loss of the step was no number
             torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
                 grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0)

@@ -71,7 +71,7 @@ class Pipeline(Mesh):
             stages = split_layers(c.num_hidden_layers, c.num_nextn_predict_layers, 2 * self.pp)
         except ValueError as error:
             raise MeshError(str(error)) from None
-        self.numbers = stages_of_rank(self.line.get_local_rank(), self.pp, 2)
+        self.numbers = stages_of_rank(self.ways.line.get_local_rank(), self.pp, 2)
         self.stages = [stages[i] for i in self.numbers]
         self.schedules: dict[tuple[int, ...], ScheduleDualPipeV] = {}
         keep_stages(model, self.stages)
@@ -112,11 +112,11 @@ class Pipeline(Mesh):
 
     def _count_micro_batches(self, rows: int) -> int:
         if rows % self.micro_batch or rows // self.micro_batch < 2 * self.pp:
-            least = 2 * self.pp * self.micro_batch * self.ways.dense.size()
+            least = 2 * self.pp * self.micro_batch * self.ways.readers.size()
             raise MeshError(
                 f"--pp {self.pp} needs {2 * self.pp} micro-batches of {self.micro_batch} rows or more for a process, "
                 f"here are {rows} rows; give --batch-size (and --batch-size-start) a multiple of "
-                f"{self.micro_batch * self.ways.dense.size()}, of {least} at least"
+                f"{self.micro_batch * self.ways.readers.size()}, of {least} at least"
             )
         return rows // self.micro_batch
 
@@ -138,7 +138,7 @@ class Pipeline(Mesh):
                 self.device,
                 input_args=(tokens if stage.first else flow,),
                 output_args=(shape() if stage.last else flow,),
-                group=self.line.get_group(),
+                group=self.ways.line.get_group(),
                 dw_builder=lambda: lambda: None,  # a backward pass is whole
             )
             for at, (number, stage) in enumerate(zip(self.numbers, self.stages))
@@ -171,13 +171,13 @@ class Pipeline(Mesh):
             x_BSD = self.model.layers[str(i)](x_BSD, rotation, record=record)
         return x_BSD
 
-    def _finish_hidden(self, tokens_BS: Tensor, *, record: RoutingRecord | None = None) -> Tensor:
+    def _finish_hidden(self, tokens_BS: Tensor, *, record: RoutingRecord | None = None, within: None = None) -> Tensor:
         """Stand in for the model's `hidden_states`: the last stage, on what reached it."""
         return self.model.norm(self._run_layers(self.stages[-1], record))
 
     def _tell_parts(self) -> list[Any]:
         """Tell all ranks of the pipeline what the last stage has found, and add up the balance of all."""
-        group = self.line.get_group()
+        group = self.ways.line.get_group()
         more = torch.tensor(self.balance, dtype=torch.float64, device=self.device)
         dist.all_reduce(more, group=group)
         parts = [dataclasses.replace(p, total=p.total.detach()) for p in self.parts]
@@ -192,14 +192,14 @@ class Pipeline(Mesh):
     def union(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
         """Put the counts of all ranks of the pipeline together, by layer."""
         found: list[Any] = [None] * self.pp
-        dist.all_gather_object(found, counts, group=self.line.get_group())
+        dist.all_gather_object(found, counts, group=self.ways.line.get_group())
         return dict(sorted({layer: count for each in found for layer, count in each.items()}.items()))
 
     @torch.no_grad()
     def readable(self, model: Any) -> Any:
         """Return the model in one piece, in every process: held-out texts are read without the pipeline."""
         plain, own = self.plain_model(model), {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        group = self.line.get_group()
+        group = self.ways.line.get_group()
         held: list[Any] = [None] * self.pp
         dist.all_gather_object(held, list(own), group=group)
         for name, whole in [*plain.named_parameters(), *plain.named_buffers()]:

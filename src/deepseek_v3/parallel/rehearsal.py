@@ -11,14 +11,13 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.linear import Embedding
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.parallel.shard import Ways, cut_model
+from deepseek_v3.parallel.shard import Ways, cut_model, make_ways
 from deepseek_v3.parallel.stages import Stage
 
 
@@ -47,8 +46,7 @@ def rehearse(config: ModelConfig, ranks: Sequence[Sequence[Stage]], dp: int, ep:
     with torch.device("meta"):
         model = DeepseekV3(config)
     with _pretend(len(ranks) * dp):
-        root = init_device_mesh("cpu", (len(ranks), dp // ep, ep), mesh_dim_names=("pp", "efsdp", "ep"))
-        ways = Ways(root["efsdp", "ep"]._flatten("fsdp"), root["ep"], root["efsdp"])
+        ways = make_ways("cpu", len(ranks) * dp, pp=len(ranks), ep=ep)
         return [_cut_and_count(take_stages(model, stages), ways) for stages in ranks]
 
 

@@ -1,6 +1,7 @@
 """How weights are cut over processes: FSDP2 for all, and stacks of experts first by expert parallelism.
 
-    mesh [pipeline, rest, experts]      dense weights are cut over rest x experts, experts over experts, then over rest
+    mesh [pipeline, replicas, rest, experts]
+        dense weights are cut over rest x experts, experts over experts, then over rest; each replica holds all of them
 
 The cut itself needs no number: on the meta device, in a process group that only pretends, it says what each process of
 thousands would hold (`rehearsal.py`).
@@ -9,7 +10,7 @@ thousands would hold (`rehearsal.py`).
 from typing import NamedTuple
 
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -27,14 +28,42 @@ class Ways(NamedTuple):
     """Over which processes what is cut.
 
     Attributes:
-        dense: all that hold the same layers.
+        line: the ranks of one pipeline.
+        readers: all that hold the same layers, each of which reads other tokens.
+        dense: the same, as [replicas, parts] if there are replicas.
         experts: those that share the experts of a layer.
-        rest: those that hold the same experts.
+        rest: those that hold the same experts, as [replicas, parts] if there are replicas.
     """
 
+    line: DeviceMesh
+    readers: DeviceMesh
     dense: DeviceMesh
     experts: DeviceMesh
     rest: DeviceMesh
+
+
+def make_ways(device: str, world: int, *, pp: int = 1, ep: int = 1, replicas: int = 1) -> Ways:
+    """Lay all processes out, which have met already.
+
+    Raises:
+        MeshError: what does not divide their number.
+    """
+    if pp < 1 or world % pp:
+        raise MeshError(f"--pp {pp} must divide the number of processes, {world}")
+    readers = world // pp
+    whose = f"{readers} of each rank of the pipeline" if pp > 1 else f"{readers}"
+    if replicas < 1 or readers % replicas:
+        raise MeshError(f"--replicas {replicas} must divide the number of processes, {whose}")
+    parts = readers // replicas
+    if ep < 1 or parts % ep:
+        whose += f", {parts} of each replica" if replicas > 1 else ""
+        raise MeshError(f"--ep {ep} must divide the number of processes, {whose}")
+    lines = init_device_mesh(device, (pp, readers), mesh_dim_names=("pp", "readers"))
+    cut = init_device_mesh(device, (pp, replicas, parts // ep, ep), mesh_dim_names=("pp", "replicas", "rest", "ep"))
+    if replicas == 1:
+        return Ways(lines["pp"], lines["readers"], lines["readers"], cut["ep"], cut["rest"])
+    dense = init_device_mesh(device, (pp, replicas, parts), mesh_dim_names=("pp", "replicas", "parts"))
+    return Ways(lines["pp"], lines["readers"], dense["replicas", "parts"], cut["ep"], cut["replicas", "rest"])
 
 
 def cut_model(model: nn.Module, ways: Ways) -> None:
@@ -57,7 +86,7 @@ def cut_model(model: nn.Module, ways: Ways) -> None:
 
 
 def _spread_experts(experts: Experts, ways: Ways) -> None:
-    count, ep, rest = experts.gate_up_proj.shape[0], ways.experts.size(), ways.rest.size()
+    count, ep, rest = experts.gate_up_proj.shape[0], ways.experts.size(), ways.rest.size(-1)
     if count % ep:
         raise MeshError(f"--ep {ep} must divide n_routed_experts={count}")
     for name in ("gate_up_proj", "down_proj"):

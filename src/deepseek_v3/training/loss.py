@@ -64,6 +64,7 @@ def pretraining_loss(
     balance_losses: Iterable[Tensor] = (),
     balance_alpha: float = 0.0,
     balance_share: float = 1.0,
+    columns: slice = slice(None),
 ) -> LossParts:
     """Add up the losses of one micro-batch.
 
@@ -74,12 +75,13 @@ def pretraining_loss(
         step_rows: T of the whole step: main rows that count, over all micro-batches (and ranks).
         balance_losses: with alpha = 1, one a layer.
         balance_share: the micro-batch's part of the step's sequences.
+        columns: of the rows, those that were read here.
     """
     return score_depths(
         hidden_BSD,
         mtp_hiddens,
         head,
-        [make_labels(tokens, documents, k) for k in range(len(mtp_hiddens) + 1)],
+        [make_labels(tokens, documents, k)[:, columns] for k in range(len(mtp_hiddens) + 1)],
         mtp_weight=mtp_weight,
         step_rows=step_rows,
         balance=balance_alpha * balance_share * sum(balance_losses, start=hidden_BSD.new_zeros(())),  # V3 Eq. (17)

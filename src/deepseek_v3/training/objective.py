@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepseek_v3.data.packing import Batch
 from deepseek_v3.model.router import RoutingRecord
+from deepseek_v3.model.section import columns_of
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.training.loss import LossParts, make_labels, pretraining_loss
 from deepseek_v3.training.schedule import Settings
@@ -38,7 +39,7 @@ class Pretraining:
 
     def labels(self, batch: Batch) -> Tensor:
         """Return the next token of every row that has one in its document."""
-        return make_labels(batch.tokens, batch.documents, 0)
+        return make_labels(batch.tokens, batch.documents, 0)[:, columns_of(batch.section)]
 
     def balance(self, batch: Batch, record: RoutingRecord, settings: Settings) -> Tensor:
         """Return the balance loss of some layers, as `__call__` adds it up for all."""
@@ -46,12 +47,15 @@ class Pretraining:
         return self.balance_alpha * (len(batch) / settings.rows) * losses
 
     def __call__(self, model: DeepseekV3, batch: Batch, record: RoutingRecord, settings: Settings) -> LossParts:
-        """Run the model on all tokens but the last of each row, and score every depth."""
-        inputs_BS = batch.tokens[:, :-1]
-        hidden_BSD = model.hidden_states(inputs_BS, record=record)
+        """Run the model on all tokens but the last of each row, or a section of them, and score every depth."""
+        inputs_BS, section = batch.tokens[:, :-1], batch.section
+        if section is not None:
+            record.add = section.add
+        hidden_BSD = model.hidden_states(inputs_BS[:, columns_of(section)], record=record, within=section)
+        ahead_BS = inputs_BS[:, columns_of(section, ahead=len(model.mtp))]
         return pretraining_loss(
             hidden_BSD,
-            model.mtp_hidden_states(inputs_BS, hidden_BSD, record),
+            model.mtp_hidden_states(ahead_BS, hidden_BSD, record, section),
             model.lm_head,
             batch.tokens,
             batch.documents,
@@ -60,4 +64,5 @@ class Pretraining:
             balance_losses=record.balance_losses.values(),
             balance_alpha=self.balance_alpha,
             balance_share=len(batch) / settings.rows,
+            columns=columns_of(section),
         )

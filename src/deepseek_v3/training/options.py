@@ -61,6 +61,8 @@ class TrainOptions:
         device: cpu, cuda, or auto: a GPU where PyTorch sees one.
         pp: ranks of a pipeline of layers (DualPipeV), where torchrun starts several; it divides their number.
         ep: processes that share the experts, where torchrun starts several; it divides their number (by --pp).
+        replicas: copies of the whole weights over the processes; within one they are cut (HSDP).
+        cp: processes that share each row, each a section of its tokens (context parallelism); not with --pp.
         recompute: make the activations of blocks again in the backward pass: less memory, one more forward pass.
         threads: of PyTorch; 0 leaves its choice.
         seed: of weights, data order and fill-in-the-middle.
@@ -116,6 +118,8 @@ class TrainOptions:
     device: str = "auto"
     pp: int = 1
     ep: int = 1
+    replicas: int = 1
+    cp: int = 1
     recompute: bool = False
     threads: int = 0
     seed: int = 0
@@ -146,6 +150,7 @@ CHOICES = {
     "moments": ("fp32", "bf16", "auto"),
 }
 COUNTS = ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "eval_kilobytes")
+LAYOUT = ("pp", "ep", "replicas", "cp")  # of many processes; a run may go on with others
 MOST = {"lanes": 10**6, "threads": 4096, "eval_kilobytes": 10**6}
 
 
@@ -162,7 +167,7 @@ def check_options(o: TrainOptions) -> None:
     for name in ("run", "data"):
         if not getattr(o, name).strip():
             raise OptionsError(f"--{name} is empty; leave it out for {getattr(TrainOptions, name)!r}, or name one")
-    for name in (*COUNTS, "keep", "log_every", "ep", "pp"):
+    for name in (*COUNTS, "keep", "log_every", *LAYOUT):
         if getattr(o, name) < 1 + (name == "seq_len"):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at least {1 + (name == 'seq_len')}")
     for name in ("batch_size_start", "warmup_steps", "eval_every", "save_every", "threads", "seed"):
@@ -192,6 +197,8 @@ def check_options(o: TrainOptions) -> None:
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be in [0, 1]")
     if not 0 <= o.constant_fraction <= o.decay_fraction <= o.final_fraction <= 1:
         raise OptionsError("the fractions must rise: 0 <= constant <= decay <= final <= 1")
+    if o.cp > 1 and o.pp > 1:
+        raise OptionsError(f"--cp {o.cp} does not go with --pp {o.pp}: a pipeline's stages read whole rows")
     if o.batch_size_start > o.batch_size:
         raise OptionsError(f"--batch-size-start {o.batch_size_start} exceeds --batch-size {o.batch_size}")
     for name, words in CHOICES.items():

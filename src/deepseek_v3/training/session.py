@@ -23,7 +23,7 @@ from deepseek_v3.parallel.layout import Layout, Solo, led
 from deepseek_v3.sizing import count_parameters
 from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
-from deepseek_v3.training.options import OptionsError, TrainOptions
+from deepseek_v3.training.options import LAYOUT, OptionsError, TrainOptions
 from deepseek_v3.training.progress import Progress
 from deepseek_v3.training.record import Options, describe_run, merge_options, recorded_options, recorded_precision
 from deepseek_v3.training.results import Arithmetic
@@ -52,7 +52,7 @@ def prepare_training(
     """
     run = Path(options.run)
     # a run may go on with any number of processes
-    options = choose_options(run, options).replace(ep=options.ep, pp=options.pp)
+    options = choose_options(run, options).replace(**{name: getattr(options, name) for name in LAYOUT})
     layout = make_layout(options)
     layout.agree(None)  # everybody has seen the folder before anything is written into it
     lock = led(layout, lambda: RunLock(run), OptionsError)
@@ -74,21 +74,21 @@ def make_layout(options: TrainOptions) -> Layout:
     """
     device = choose_device(options.device)
     if not int(os.environ.get("WORLD_SIZE", "0")):
-        for name in ("pp", "ep"):
+        for name in LAYOUT:
             if getattr(options, name) > 1:
                 raise OptionsError(
                     f"--{name} {getattr(options, name)} needs several processes, started by torchrun: "
                     "see docs/distributed.md"
                 )
         return Solo(options.micro_batch, device)
-    place = options.micro_batch, device, options.ep
+    ways = {name: getattr(options, name) for name in LAYOUT}
     if options.pp > 1:
         from deepseek_v3.parallel.pipeline import Pipeline
 
-        return Pipeline(*place, options.pp)
+        return Pipeline(options.micro_batch, device, **ways)
     from deepseek_v3.parallel.mesh import Mesh
 
-    return Mesh(*place)
+    return Mesh(options.micro_batch, device, **ways)
 
 
 def choose_options(run: Path, options: Options) -> Options:
