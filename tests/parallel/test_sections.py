@@ -32,17 +32,18 @@ def put_together(out: Path, name: str, processes: int, cp: int) -> torch.Tensor:
     return torch.cat([torch.cat(made[i : i + cp], 1) for i in range(0, processes, cp)])
 
 
-RUNS = [
-    (2, {"cp": 2}),
-    pytest.param(2, {"cp": 2, "recompute": 1}, marks=pytest.mark.slow),
-    pytest.param(4, {"cp": 4}, marks=pytest.mark.slow),
-    pytest.param(4, {"cp": 2, "ep": 2}, marks=pytest.mark.slow),
-    pytest.param(4, {"cp": 4, "ep": 2, "replicas": 2}, marks=pytest.mark.slow),
-    (4, {"replicas": 2, "ep": 2}),
-]
+WAYS = {
+    "sections": (2, {"cp": 2}, []),
+    "replicas": (4, {"replicas": 2, "ep": 2}, []),
+    "recomputed": (2, {"cp": 2, "recompute": 1}, [pytest.mark.slow]),
+    "four": (4, {"cp": 4}, [pytest.mark.slow]),
+    "shared": (4, {"cp": 2, "ep": 2}, [pytest.mark.slow]),
+    "all": (4, {"cp": 4, "ep": 2, "replicas": 2}, [pytest.mark.slow]),
+}
+RUNS = [pytest.param(*ways, id=name, marks=marks) for name, (*ways, marks) in WAYS.items()]
 
 
-@pytest.mark.parametrize(("processes", "ways"), RUNS, ids=str)
+@pytest.mark.parametrize(("processes", "ways"), RUNS)
 def test_what_is_made_and_its_gradients_and_counts_are_those_of_one_process(torchrun, alone, tmp_path, processes, ways):
     words = [f"{name}={value}" for name, value in ways.items()]
     torchrun(processes, str(HERE / "one_step.py"), str(tmp_path), f"length={LENGTH}", *words)
