@@ -4,7 +4,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 
 CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
 
-.PHONY: help setup demo reason book test test-kernels test-all test-interop test-gpu lint fmt notebook notebooks bugs check bench profile clean
+.PHONY: help setup demo reason book test test-kernels test-all test-interop test-gpu lint fmt notebook notebooks bugs check bench profile site clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -101,6 +101,18 @@ bench: setup  ## side-by-side timings against transformers, as ratios of one run
 
 profile: setup  ## what a training step and a decoded token spend their time on, and what bounds them
 	@$(PY) -m benchmarks.profile
+
+build/site/tools.stamp: utils/site/packages.txt utils/site/package.json
+	@echo "installing what builds the site ..."
+	@command -v npm >/dev/null || { echo "make: the site's formulas are written by Node.js, and there is no npm"; exit 1; }
+	@mkdir -p build/site && cp utils/site/package.json build/site/
+	@$(PYTHON) -m venv build/site/.venv
+	@build/site/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r utils/site/packages.txt
+	@cd build/site && npm install --silent --no-audit --no-fund
+	@touch $@
+
+site: build/site/tools.stamp  ## the book, the documents, a reference and the explorer as pages: build/site/html (make site RUN=runs/mine)
+	@build/site/.venv/bin/python -m utils.site --run "$(RUN)"
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache
