@@ -8,7 +8,7 @@ import pytest
 
 from utils.site.check import find_faults
 from utils.site.markdown import convert
-from utils.site.notebook import read_notebook
+from utils.site.notebook import join_formulas, read_notebook
 from utils.site.pages import ROOT, list_afternoon, list_sections, modules_of
 from utils.site.reference import describe_module, render
 from utils.site.stage import Stage, write_config
@@ -118,6 +118,11 @@ def test_a_notebook_is_its_text_its_code_what_it_printed_and_its_figures(tmp_pat
     assert text.index("# A\n$x$") < text.index("``` python\nx = 2") < text.index("one ```\ntwo\n````")
     assert "![Figure drawn by draw(x, (1))](lesson_1.png)" in text
     assert pictures == {"lesson_1.png": b"\x89PNG\r\n\x1a\n"}
+
+
+def test_a_formula_that_is_broken_before_a_minus_is_no_list():
+    text = "1. so $s = (8\n   - 7)$, and $5\n\n$$\na\n- b\n$$\n"
+    assert join_formulas(text) == "1. so $s = (8 - 7)$, and $5\n\n$$\na\n- b\n$$\n"
 
 
 def test_a_notebook_with_a_failed_cell_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """The built site in a real Chromium: ten pages, as a server gives them and as files; nothing from elsewhere.
 
-    make site && python -m pytest -m slow tests/test_site_in_chromium.py --basetemp X      keeps pictures in X
+make site && python -m pytest -m slow tests/test_site_in_chromium.py --basetemp X      keeps pictures in X
 """
 
 import json
@@ -95,9 +95,12 @@ def test_a_page_asks_nobody_else_and_its_formulas_are_written(page, name):
 
 def test_the_search_finds_a_word_of_a_notebook(page):
     shown = page("index")
-    shown.run("document.querySelector('[data-md-component=search] button, .md-search__button')?.click()")
-    shown.wait("document.querySelector('[role=search] input, .md-search input, input[type=search], dialog input')")
-    assert shown is not None
+    within = "[...document.querySelectorAll('*')].map(node => node.shadowRoot).filter(Boolean)"
+    shown.wait("document.querySelector('.md-search__button') && document.fonts.status === 'loaded'")
+    shown.run("document.querySelector('.md-search__button').click()")
+    shown.wait(f"{within}.some(root => root.querySelector('input') === root.activeElement && root.activeElement)")
+    shown.call("Input.insertText", text="absorbed attention")
+    shown.wait(f"{within}.some(root => root.querySelector('a[href*=\"absorbed_attention.html\"]'))")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

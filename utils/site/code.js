@@ -4,5 +4,6 @@ let chosen = null;
 try {
   chosen = JSON.parse(localStorage.getItem(key));
 } catch {} // a page from a file may have no storage
-const scheme = chosen?.color?.scheme ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'slate' : 'default');
+const own = chosen?.color?.media === '(prefers-color-scheme)' ? null : chosen?.color?.scheme;
+const scheme = own ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'slate' : 'default');
 document.documentElement.classList.toggle('dark', scheme === 'slate');

@@ -35,7 +35,7 @@ def write_code(root: Path, linked: dict[str, list[str]], titles: dict[str, str],
         linked: of each file, the pages (.md) that link to it.
         titles: of each page.
     """
-    formatter = HtmlFormatter(linenos="table", lineanchors="L", anchorlinenos=True, wrapcode=True)
+    formatter = HtmlFormatter(linespans="L", wrapcode=True)
     for path, pages in linked.items():
         there = out / "code" / f"{path}.html"
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def write_code(root: Path, linked: dict[str, list[str]], titles: dict[str, str],
         code = highlight(text, lexer, formatter)
         page = PAGE.format(name=html.escape(path), up=up, pages=" · ".join(links), code=code)
         there.write_text(page, encoding="utf-8")
-    (out / "code.css").write_text(style_code(formatter), encoding="utf-8")
+    (out / "code.css").write_text(style_code(), encoding="utf-8")
 
 
 def page_address(target: str) -> str:
@@ -58,9 +58,10 @@ def page_address(target: str) -> str:
     return str(path.with_name("index.html") if path.name == "README.md" else path.with_suffix(".html"))
 
 
-def style_code(formatter: HtmlFormatter) -> str:
+def style_code() -> str:
     """Return the style of these pages: ours, and the colours of both themes."""
-    plain = (Path(__file__).parent / "code.css").read_text(encoding="utf-8")
-    light = HtmlFormatter(style="xcode").get_style_defs("html:not(.dark) .highlight")
-    dark = HtmlFormatter(style="github-dark").get_style_defs("html.dark .highlight")
-    return f"{plain}\n{light}\n{dark}\n"
+    lines = (Path(__file__).parent / "code.css").read_text(encoding="utf-8").splitlines()
+    for style, where in (("default", "html:not(.dark) .highlight"), ("github-dark", "html.dark .highlight")):
+        defined = HtmlFormatter(style=style).get_style_defs(where).splitlines()
+        lines += [line for line in defined if line.startswith(f"{where} .")]
+    return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 from utils.site.markdown import convert
@@ -17,7 +18,7 @@ def read_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(convert(source))
+            parts.append(convert(join_formulas(source)))
             continue
         parts.append(fence("python", source))
         for output in cell.get("outputs", []):
@@ -30,6 +31,12 @@ def read_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
             else:
                 raise ValueError(f"{path.name}: a cell gave {output['output_type']}, which the site cannot show")
     return "\n".join(parts), pictures
+
+
+def join_formulas(source: str) -> str:
+    """Return the text with each formula of a line on one line: one that is broken before a minus is no list."""
+    formula = re.compile(r"(?<![\\$`])\$(?![$\s])((?:[^$\n]|\n(?!\s*\n))+?)(?<![\\\s])\$(?![$\d])")
+    return formula.sub(lambda found: re.sub(r"\s*\n\s*", " ", found[0]), source)
 
 
 def fence(kind: str, text: str) -> str:

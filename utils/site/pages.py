@@ -122,7 +122,7 @@ def modules_of(page: Page, root: Path = ROOT) -> list[Path]:
     if source.name == "README.md":
         skipped = ("exercise", "conftest")
         return [path for path in sorted(source.parent.glob("*.py")) if not path.name.startswith(skipped)]
-    return [path for path in sorted(source.parent.glob("*.py")) if path.name == "__init__.py" or has_words(path)]
+    return [path for path in sorted(source.parent.glob("*.py")) if has_words(path)]
 
 
 def has_words(path: Path) -> bool:

@@ -37,18 +37,19 @@ def describe_module(path: Path, name: str) -> str:
 
 def describe_object(node: ast.FunctionDef | ast.ClassDef, name: str) -> str:
     """Return a function, or a class with its methods."""
-    parts = [f"### {escape(node.name)}\n\n```python\n{sign(node)}\n```\n", render(ast.get_docstring(node) or "")]
+    head = f"### {escape(node.name)}\n\n{link(name, node.lineno)}\n\n```python\n{sign(node)}\n```\n"
+    parts = [head, render(ast.get_docstring(node) or "")]
     if isinstance(node, ast.ClassDef):
         methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")]
         for method in methods:
             words = render(ast.get_docstring(method) or "")
             parts.append(f"**{escape(node.name)}.{escape(method.name)}**\n\n```python\n{sign(method)}\n```\n\n{words}")
-    return "\n".join([*parts, link(name, node.lineno) + "\n"])
+    return "\n".join(parts)
 
 
 def link(name: str, line: int) -> str:
     """Return a link to a line of a source file, from the pages below reference/."""
-    return f"[{escape(name)}](../{name}#L{line})"
+    return f"[{escape(name)}:{line}](../{name}#L{line})"
 
 
 def sign(node: ast.FunctionDef | ast.ClassDef) -> str:

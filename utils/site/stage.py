@@ -40,7 +40,8 @@ class Stage:
             text = self.lead_links(self.read(page), page)
             there = self.out / page.target
             there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_text(text + self.lead_on(page, following), encoding="utf-8")
+            wide = "" if "\n## " in text else "---\nhide: [toc]\n---\n"  # no contents beside a page without headings
+            there.write_text(wide + text + self.lead_on(page, following), encoding="utf-8")
 
     def read(self, page: Page) -> str:
         """Return a page's Markdown as its file has it; a notebook's pictures are written beside it."""
