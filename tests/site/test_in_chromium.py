@@ -1,6 +1,6 @@
 """The built site in a real Chromium: ten pages, as a server gives them and as files; nothing from elsewhere.
 
-make site && python -m pytest -m slow tests/test_site_in_chromium.py --basetemp X      keeps pictures in X
+make site && python -m pytest -m slow tests/site/test_in_chromium.py --basetemp X      keeps pictures in X
 """
 
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "serving"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "serving"))
 from browser import CHROMIUM, Browser
 
 from utils.site.check import find_faults
 
-SITE = Path(__file__).resolve().parent.parent / "build" / "site" / "html"
+SITE = Path(__file__).resolve().parents[2] / "build" / "site" / "html"
 PAGES = [
     "index", "docs/reading_paths", "01_attention/index", "01_attention/self_attention", "02_latent_attention/yarn",
     "03_moe/hints", "docs/paper_map", "experiments/index", "reference/model", "code/src/deepseek_v3/model/router.py",

@@ -1,7 +1,6 @@
-"""The site: every page is in it, each leads on and to its source, and the check of links finds what is wrong."""
+"""The parts of the site, on small things: the order of pages, lists, notebooks, docstrings, the check of links."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -9,85 +8,57 @@ import pytest
 from utils.site.check import find_faults
 from utils.site.markdown import convert
 from utils.site.notebook import join_formulas, read_notebook
-from utils.site.pages import ROOT, list_afternoon, list_sections, modules_of
+from utils.site.pages import list_sections
 from utils.site.reference import describe_module, render
-from utils.site.stage import Stage, write_config
-
-SECTIONS = list_sections()
-PAGES = [page for section in SECTIONS for page in section.pages]
+from utils.site.stage import Stage
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    """All pages as Markdown."""
-    made = Stage(SECTIONS, tmp_path_factory.mktemp("pages"))
-    made.write()
-    return made
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with one chapter of two lessons, and a document that nobody named."""
+    lesson = json.dumps({"cells": [{"cell_type": "markdown", "source": ["# A lesson\n"]}]})
+    afternoon = (
+        "# Paths\n## An afternoon\n\n| read |\n|---|\n| [b](../01_x/b.ipynb), [a](../01_x/a.ipynb) |\n\n## A week\n"
+    )
+    files = {
+        "01_x/README.md": "# 01 The x\n\n[b](b.ipynb), then [a](a.ipynb), and [code](b.py)\n",
+        "01_x/a.ipynb": lesson, "01_x/b.ipynb": lesson, "01_x/b.py": '"""B."""\n',
+        "00_language_model/GLOSSARY.md": "# Words",
+        "docs/reading_paths.md": afternoon, "docs/training.md": "# Training\n", "docs/new.md": "# New\n",
+        "docs/paper_map.md": "[line](../01_x/b.py#L12)\n", "src/deepseek_v3/model/__init__.py": '"""The model."""\n',
+        "src/deepseek_v3/__init__.py": '"""All."""\n', "experiments/ledger.py": '"""L."""\n',
+    }  # fmt: skip
+    names = "README NOTATION CONTRIBUTING CHANGELOG explorer/README docs/errata docs/trials docs/decisions"
+    for name, text in {**{f"{name}.md": f"# {name}\n" for name in names.split()}, **files}.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path / "root"
 
 
-def test_every_document_chapter_and_notebook_is_in_the_navigation_once():
-    patterns = ["*.md", "docs/*.md", "0*/*.md", "0*/*.ipynb", "explorer/*.md", "experiments/**/*.md"]
-    there = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
-    shown = [page.source for page in PAGES if page.kind in ("markdown", "notebook")]
-    assert sorted(shown) == sorted(there)
-    config = write_config(SECTIONS, ROOT, "")
-    for page in PAGES:
-        assert config.count(f'= "{page.target}"}}') == 1, page
+def test_a_chapter_is_read_in_its_readmes_order_and_a_new_document_has_a_place(repository):
+    read = {section.title: [page.target for page in section.pages] for section in list_sections(repository)}
+    assert read["01 The x"] == ["01_x/README.md", "01_x/b.md", "01_x/a.md"]
+    assert read["The package"] == ["docs/training.md", "docs/new.md"]
 
 
-def test_every_module_that_says_what_it_is_is_in_the_reference():
-    patterns = ["src/deepseek_v3/*.py", "src/deepseek_v3/*/*.py", "0*/*.py"]
-    there = {path for pattern in patterns for path in ROOT.glob(pattern) if not path.name.startswith("exercise")}
-    shown = {path for page in PAGES if page.kind == "reference" for path in modules_of(page)}
-    silent = {path for path in there - shown if path.read_text(encoding="utf-8").lstrip().startswith('"""')}
-    assert not silent
+def test_a_page_leads_on_and_its_links_lead_to_pages_or_lines_of_source(repository, tmp_path):
+    stage = Stage(list_sections(repository), tmp_path / "pages", repository)
+    stage.write()
+    first = (tmp_path / "pages/01_x/README.md").read_text(encoding="utf-8")
+    assert "[b](b.md), then [a](a.md), and [code](../code/01_x/b.py.html)" in first
+    assert "Next: [A lesson](b.md)" in first
+    assert "next of [the afternoon](../docs/reading_paths.md): [A lesson](a.md)" in (
+        (tmp_path / "pages/01_x/b.md").read_text(encoding="utf-8")
+    )
+    assert "(../code/01_x/b.py.html#L-12)" in (tmp_path / "pages/docs/paper_map.md").read_text(encoding="utf-8")
+    assert stage.code["01_x/b.py"] == ["01_x/README.md", "01_x/b.md", "docs/paper_map.md", "reference/01_x.md"]
 
 
-def test_a_chapter_is_read_in_the_order_of_its_table():
-    chapter = next(section for section in SECTIONS if section.title == "02 Latent attention")
-    read = [Path(page.target).stem for page in chapter.pages]
-    assert read[:5] == ["README", "kv_cache", "multi_query_attention", "grouped_query_attention", "latent_attention"]
-
-
-def test_the_afternoon_leads_from_the_whole_to_the_explorer():
-    path = list_afternoon()
-    assert path[0] == "06_whole_model/model.ipynb"
-    assert path[-1] == "explorer/README.md"
-    assert path.index("02_latent_attention/kv_cache.ipynb") < path.index("03_moe/expert_routing.ipynb")
-
-
-def test_every_page_leads_on_and_to_its_source(stage):
-    for page in PAGES:
-        last = (stage.out / page.target).read_text(encoding="utf-8").split('<div class="onward"')[1]
-        assert re.search(r"^Next: \[.+\]\(.+\.md\)", last, re.MULTILINE), page
-        assert re.search(r"^Source: \[.+\]\(.*code/.+\.html\)", last, re.MULTILINE), page
-    last = (stage.out / "02_latent_attention/cache_size.md").read_text(encoding="utf-8").rsplit("Next:", 1)[1]
-    assert "../03_moe/expert_routing.md" in last
-    assert "code/02_latent_attention/tests/test_cache_size.py.html" in last
-
-
-def test_links_lead_to_pages_pictures_and_source_files(stage):
-    target = re.compile(r"\]\(([^)\s]+)\)")
-    seen: dict[str, int] = {}
-    for page in PAGES:
-        text = (stage.out / page.target).read_text(encoding="utf-8")
-        for link in target.findall(re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)):
-            if re.match(r"[a-z]+:|#", link):
-                continue
-            path = (stage.out / page.target).parent.joinpath(link.split("#")[0]).resolve()
-            inside = path.relative_to(stage.out.resolve()).as_posix()
-            if path.suffix == ".html":
-                assert inside.removeprefix("code/").removesuffix(".html") in stage.code, f"{page.target}: {link}"
-            else:
-                assert path.is_file(), f"{page.target}: {link}"
-            seen[path.suffix[1:]] = seen.get(path.suffix[1:], 0) + 1
-    assert min(seen[kind] for kind in ("md", "html", "png")) > 100, seen
-
-
-def test_a_line_of_the_paper_map_is_an_anchor_of_its_source_page(stage):
-    text = (stage.out / "docs/paper_map.md").read_text(encoding="utf-8")
-    assert re.search(r"\(\.\./code/02_latent_attention/decoupled_rope\.py\.html#L-\d+\)", text)
-    assert "#L1" not in text
+def test_a_link_to_nothing_is_refused(repository, tmp_path):
+    (repository / "docs/new.md").write_text("# New\n\n[gone](gone.md)\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"docs/new\.md links to gone\.md, which is not there"):
+        Stage(list_sections(repository), tmp_path / "pages", repository).write()
 
 
 def test_lists_are_read_as_on_a_code_host():
