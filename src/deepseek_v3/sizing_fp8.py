@@ -80,12 +80,12 @@ def _attention_codes(c: ModelConfig, n: int) -> int:
 
 
 def _attention_other(c: ModelConfig, n: int, residual: int) -> int:
-    """The norms' inputs and inverse roots, both of the block's too; queries, keys, values, outputs of the core."""
+    """The norms' inputs and inverse roots, both of the block's too; queries, keys, values of the core."""
     heads = c.num_attention_heads
     norms = 2 * (residual * c.hidden_size + FP32) + BF16 * c.cache_width + FP32
     if c.q_lora_rank is not None:
         norms += BF16 * c.q_lora_rank + FP32
-    core = heads * (c.qk_head_dim + c.qk_nope_head_dim + 2 * c.v_head_dim) + c.cache_width
+    core = heads * (c.qk_head_dim + c.qk_nope_head_dim + c.v_head_dim) + c.cache_width  # outputs are codes: E5M6
     return n * (norms + BF16 * core + FP32 * heads)
 
 

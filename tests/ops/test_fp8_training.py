@@ -21,6 +21,8 @@ from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.mlp import SwiGLU
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.native.build import have_kernels
+from deepseek_v3.ops import attention
 from deepseek_v3.weights.names import iterate_slots
 
 BF16_STEP, FP32_SUM = 2.0**-8, 1e-6  # of a value; of the largest one
@@ -67,6 +69,52 @@ def test_what_is_kept_in_e5m6_turns_over_without_a_second_error(form):
     once = error(quantize(x, COLUMNS, ue8m0=True))
     assert error(turn(quantize(x, ROWS, E5M6, ue8m0=True), ue8m0=True)) < 1.05 * once
     assert error(turn(quantize(x, ROWS))) > 1.25 * once
+
+
+def attention_inputs(dtype: torch.dtype) -> tuple[list[Tensor], ops.Rotation]:
+    """Queries, keys beside values, rope keys and W_O of 2 rows of 37 tokens, 3 heads; angles."""
+    shapes = [(2, 37, 3, 24), (2, 37, 3, 30), (2, 37, 10), (22, 48)]
+    leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    angle = torch.arange(37)[:, None] * torch.rand(5)
+    return leaves, ops.Rotation(angle.cos(), angle.sin())
+
+
+def test_attentions_backward_pass_reads_the_e5m6_that_is_kept_for_the_linear_after_it(monkeypatch):
+    """V3 3.3.3: the kernel is given just those numbers, and its gradients are nearly those by the output in BF16."""
+    if not have_kernels():
+        pytest.skip("PyTorch's form needs no output")
+    leaves, rotation = attention_inputs(torch.bfloat16)
+    *inputs, weight = leaves
+    read, run = [], attention.run_kernel
+    monkeypatch.setattr(attention, "run_kernel", lambda name, *a: read.append(a) or run(name, *a))
+    out = ops.attend_expanded(*inputs, rotation, 0.2).flatten(0, 1).flatten(1).detach()
+    dy = torch.randn(2, 37, 22).bfloat16()
+    got = torch.autograd.grad(
+        ops.attend_and_project_in_fp8(*inputs, rotation, 0.2, weight.float(), AFTER_ATTENTION), inputs, dy
+    )
+    kept = dequantize(quantize(out, ROWS, E5M6, ue8m0=True))
+    assert torch.equal(read[-1][8].float(), kept)  # the kernel was given just that
+    assert not torch.equal(kept, out.float())
+    plain = torch.autograd.grad(
+        ops.linear_in_fp8(ops.attend_expanded(*inputs, rotation, 0.2).flatten(2), weight.float(), AFTER_ATTENTION),
+        inputs, dy,
+    )  # fmt: skip
+    for a, b in zip(got, plain):
+        assert 0 <= (a.float() - b.float()).norm() < 0.02 * b.float().norm()
+    assert not torch.equal(got[0], plain[0])
+
+
+def test_attention_and_its_projection_are_the_same_with_and_without_the_kernel(form):
+    leaves, rotation = attention_inputs(torch.float32)
+    dy, found = torch.randn(2, 37, 22), []
+    for call in (
+        lambda q, kv, r, w: ops.attend_and_project_in_fp8(q, kv, r, rotation, 0.2, w, AFTER_ATTENTION),
+        lambda q, kv, r, w: ops.attend_expanded(q, kv, r, rotation, 0.2).flatten(2) @ w.T,
+    ):
+        y = call(*leaves)
+        found.append((y.detach(), *torch.autograd.grad(y, leaves, dy)))
+    for a, b in zip(*found):
+        assert (a - b).norm() < 0.08 * b.norm()
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "outliers" not in name])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.recipe import Recipe
 from deepseek_v3.model.linear import Linear
 from deepseek_v3.model.norm import LATENT_NORM_EPS, RMSNorm
 from deepseek_v3.model.rope import softmax_scale
@@ -56,6 +57,8 @@ class MultiHeadLatentAttention(nn.Module):
         latent_BTW = self.make_latent(x_BSD, rotation)
         if past is not None:
             latent_BTW = past.append(latent_BTW)
+        if past is None and type(self.o_proj) is Linear and self.o_proj.recipe is not None:
+            return self.attend_in_fp8(query_BSHW, rotation, latent_BTW, self.o_proj.recipe)
         absorb = past is not None and not isinstance(past, Section) and ops.absorbs(x_BSD.shape[1])
         absorb = absorb and type(self.kv_b_proj) is Linear
         attend = self.attend_absorbed if absorb else self.attend_expanded
@@ -80,9 +83,20 @@ class MultiHeadLatentAttention(nn.Module):
         self, query_BSHW: Tensor, rotation: ops.Rotation, latent_BTW: Tensor, mask_ST: Tensor | None
     ) -> Tensor:
         """Make keys and values of every head from the latent, then attend as in MHA; without a mask, causally."""
-        latent_BTC, rope_BTR = latent_BTW.split([self.latent_width, self.rope_width], -1)
-        key_value_BTHE = self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1))  # V3 Eq. (2), V3 Eq. (5)
+        key_value_BTHE, rope_BTR = self.make_keys_and_values(latent_BTW)
         return ops.attend_expanded(query_BSHW, key_value_BTHE, rope_BTR, rotation, self.scale, mask_ST)
+
+    def attend_in_fp8(self, query_BSHW: Tensor, rotation: ops.Rotation, latent_BTW: Tensor, recipe: Recipe) -> Tensor:
+        """Attend causally and project, as FP8 training does both."""
+        key_value_BTHE, rope_BTR = self.make_keys_and_values(latent_BTW)
+        return ops.attend_and_project_in_fp8(
+            query_BSHW, key_value_BTHE, rope_BTR, rotation, self.scale, self.o_proj.weight, recipe
+        )
+
+    def make_keys_and_values(self, latent_BTW: Tensor) -> tuple[Tensor, Tensor]:
+        """Content keys beside values of every head, [B, T, H, K + U], and the shared rope key."""
+        latent_BTC, rope_BTR = latent_BTW.split([self.latent_width, self.rope_width], -1)
+        return self.kv_b_proj(latent_BTC).unflatten(-1, (self.heads, -1)), rope_BTR  # V3 Eq. (2), V3 Eq. (5)
 
     def attend_absorbed(
         self, query_BSHW: Tensor, rotation: ops.Rotation, latent_BTW: Tensor, mask_ST: Tensor | None

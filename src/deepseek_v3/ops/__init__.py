@@ -6,7 +6,7 @@
 Both forms compute the same, up to rounding. Weights may be E4M3 codes with the scales of their blocks beside them.
 """
 
-from deepseek_v3.ops.attention import attend_absorbed, attend_expanded
+from deepseek_v3.ops.attention import attend_absorbed, attend_and_project_in_fp8, attend_expanded
 from deepseek_v3.ops.choice import absorbs
 from deepseek_v3.ops.dense import linear, swiglu
 from deepseek_v3.ops.experts import run_experts
@@ -19,7 +19,7 @@ from deepseek_v3.ops.rotation import Rotation, rotate_pairs
 from deepseek_v3.ops.routing import choose_experts
 
 __all__ = [
-    "Delivery", "Form", "Rotation", "absorbs", "attend_absorbed", "attend_expanded", "choose_experts",
-    "experts_in_fp8", "explain", "linear", "linear_in_fp8", "rms_norm", "rotate_pairs", "run_experts", "sum_nats",
-    "swiglu", "swiglu_in_fp8",
+    "Delivery", "Form", "Rotation", "absorbs", "attend_absorbed", "attend_and_project_in_fp8", "attend_expanded",
+    "choose_experts", "experts_in_fp8", "explain", "linear", "linear_in_fp8", "rms_norm", "rotate_pairs", "run_experts",
+    "sum_nats", "swiglu", "swiglu_in_fp8",
 ]  # fmt: skip

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepseek_v3.fp8.recipe import Recipe
+from deepseek_v3.fp8.tiles import E5M6, ROWS, Tiled, dequantize, quantize
 from deepseek_v3.native.build import run_kernel
 from deepseek_v3.ops.checks import check_attention
 from deepseek_v3.ops.choice import kernel_serves
+from deepseek_v3.ops.fp8_linear import linear_in_fp8
 from deepseek_v3.ops.rotation import Rotation, rotate_pairs
 from deepseek_v3.ops.slabs import causal_attention
 
@@ -43,10 +46,7 @@ def attend_expanded(
     """
     check_attention(query_BSHW, key_value_BTHE, rope_BTR, *rotation)
     if mask_ST is None and _kernel_attends(query_BSHW, key_value_BTHE, rope_BTR, rotation):
-        if rope_BTR.stride(2) != 1 or rope_BTR.stride(0) != rope_BTR.shape[1] * rope_BTR.stride(1):
-            rope_BTR = rope_BTR.contiguous()  # the kernel wants whole rows, evenly apart
-        turn = (angles.contiguous() for angles in rotation)
-        return _Attention.apply(query_BSHW.contiguous(), key_value_BTHE.contiguous(), rope_BTR, *turn, scale)  # type: ignore[return-value]
+        return _run_kernel(query_BSHW, key_value_BTHE, rope_BTR, rotation, scale, in_e5m6=False)[0]
     heads, rotary = query_BSHW.shape[2], rope_BTR.shape[2]
     content = query_BSHW.shape[3] - rotary
     q_content_BSHK, q_rope_BSHR = query_BSHW.split([content, rotary], -1)
@@ -64,6 +64,25 @@ def attend_expanded(
         scale=scale,
     )
     return out_BHSU.transpose(1, 2)
+
+
+def attend_and_project_in_fp8(
+    query_BSHW: Tensor, key_value_BTHE: Tensor, rope_BTR: Tensor, rotation: Rotation, scale: float, weight_DI: Tensor,
+    recipe: Recipe,
+) -> Tensor:  # fmt: skip
+    """Attend causally as `attend_expanded`, then multiply by W_O^T in FP8; returns [B, S, D].
+
+    What attention gives is read twice on the way back, for the gradient of W_O and for <dout, out> of attention: one
+    E5M6 serves both. PyTorch's operations take the second from the probabilities, and need no output for it.
+
+    Source: arXiv:2412.19437, 3.3.3: "These activations are also used in the backward pass of the attention operator".
+    """
+    check_attention(query_BSHW, key_value_BTHE, rope_BTR, *rotation)
+    if not (recipe.keep_e5m6 and _kernel_attends(query_BSHW, key_value_BTHE, rope_BTR, rotation)):
+        out_BSHU = attend_expanded(query_BSHW, key_value_BTHE, rope_BTR, rotation, scale)
+        return linear_in_fp8(out_BSHU.flatten(2), weight_DI, recipe)
+    out_BSHU, *kept = _run_kernel(query_BSHW, key_value_BTHE, rope_BTR, rotation, scale, in_e5m6=True)
+    return linear_in_fp8(out_BSHU.flatten(2), weight_DI, recipe, Tiled(kept[0], kept[1], ROWS) if kept else None)
 
 
 def attend_absorbed(
@@ -110,11 +129,22 @@ def _kernel_attends(query_BSHW: Tensor, key_value_BTHE: Tensor, rope_BTR: Tensor
     return same and knows and near and kernel_serves(query_BSHW)
 
 
+def _run_kernel(
+    query_BSHW: Tensor, key_value_BTHE: Tensor, rope_BTR: Tensor, rotation: Rotation, scale: float, *, in_e5m6: bool
+) -> tuple[Tensor, ...]:
+    """Outputs, and if a backward pass shall read them in E5M6, those codes and scales."""
+    if rope_BTR.stride(2) != 1 or rope_BTR.stride(0) != rope_BTR.shape[1] * rope_BTR.stride(1):
+        rope_BTR = rope_BTR.contiguous()  # the kernel wants whole rows, evenly apart
+    turn = (angles.contiguous() for angles in rotation)
+    return _Attention.apply(query_BSHW.contiguous(), key_value_BTHE.contiguous(), rope_BTR, *turn, scale, in_e5m6)  # type: ignore[return-value]
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query_BSHW: Tensor, key_value_BTHE: Tensor, rope_BTR: Tensor, cos: Tensor, sin: Tensor, scale: float
-    ):
+        ctx: Any, query_BSHW: Tensor, key_value_BTHE: Tensor, rope_BTR: Tensor, cos: Tensor, sin: Tensor, scale: float,
+        in_e5m6: bool,
+    ):  # fmt: skip
         batch, queries, heads, width = query_BSHW.shape
         keys, rotary = rope_BTR.shape[1:]
         value = key_value_BTHE.shape[3] - (width - rotary)
@@ -127,16 +157,23 @@ class _Attention(torch.autograd.Function):
             "attention_forward", ctx.arguments[0], query_BSHW, key_value_BTHE, rope_BTR, rope_BTR.stride(1), cos, sin,
             turn_stride, out_BSHU, logs_BHS, *ctx.sizes,
         )  # fmt: skip
-        ctx.save_for_backward(query_BSHW, key_value_BTHE, rope_BTR, cos, sin, out_BSHU, logs_BHS)
-        return out_BSHU
+        kept = (out_BSHU,)
+        if in_e5m6 and any(ctx.needs_input_grad):
+            kept = quantize(out_BSHU.view(batch * queries, heads * value), ROWS, E5M6, ue8m0=True)[:2]
+            ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(query_BSHW, key_value_BTHE, rope_BTR, cos, sin, logs_BHS, *kept)
+        return (out_BSHU,) if kept[0] is out_BSHU else (out_BSHU, *kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        query_BSHW, key_value_BTHE, rope_BTR, cos, sin, out_BSHU, logs_BHS = ctx.saved_tensors
+        query_BSHW, key_value_BTHE, rope_BTR, cos, sin, logs_BHS, *kept = ctx.saved_tensors
+        out_BSHU = kept[0]
+        if len(kept) > 1:  # E5M6 has six bits behind the point and its scales are powers of two: BF16 holds them
+            out_BSHU = dequantize(Tiled(kept[0], kept[1], ROWS)).to(query_BSHW.dtype)
         dquery, dkey_value = torch.empty_like(query_BSHW), torch.empty_like(key_value_BTHE)
         drope = rope_BTR.new_empty(rope_BTR.shape)
         run_kernel(
             "attention_backward", ctx.arguments[0], query_BSHW, key_value_BTHE, rope_BTR, rope_BTR.stride(1), cos, sin,
             ctx.arguments[1], out_BSHU, logs_BHS, grads[0].contiguous(), dquery, dkey_value, drope, *ctx.sizes,
         )  # fmt: skip
-        return dquery, dkey_value, drope, None, None, None
+        return dquery, dkey_value, drope, None, None, None, None

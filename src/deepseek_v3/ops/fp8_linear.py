@@ -25,11 +25,16 @@ from deepseek_v3.ops.choice import activation_dtype
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-def linear_in_fp8(x: Tensor, weight_OI: Tensor, recipe: Recipe) -> Tensor:
-    """Multiply by a weight's transpose, [..., I] -> [..., O], all three products in FP8."""
+def linear_in_fp8(x: Tensor, weight_OI: Tensor, recipe: Recipe, kept: Tiled | None = None) -> Tensor:
+    """Multiply by a weight's transpose, [..., I] -> [..., O], all three products in FP8.
+
+    Args:
+        kept: the input as `recipe` keeps it for the backward pass, where somebody keeps it already.
+    """
     check_product(x, weight_OI)
     x_NI = x.reshape(-1, x.shape[-1])
-    y_NO: Tensor = _Linear.apply(x_NI, weight_OI, recipe, activation_dtype(x))  # type: ignore[assignment]
+    codes = (None, None) if kept is None else kept[:2]
+    y_NO: Tensor = _Linear.apply(x_NI, weight_OI, recipe, activation_dtype(x), *codes)  # type: ignore[assignment]
     return y_NO.view(*x.shape[:-1], -1)
 
 
@@ -62,12 +67,16 @@ def input_gradient(dy: Tiled, weight: Tiled) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, recipe: Recipe, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x_NI: Tensor, weight_OI: Tensor, recipe: Recipe, dtype: torch.dtype,
+        kept_code: Tensor | None, kept_scale: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         x, weight = quantize_input(x_NI, recipe), quantize_matrix(weight_OI, recipe)
         y_NO = multiply_tiles(x, weight, BF16)  # V3 Fig. 6
         if any(ctx.needs_input_grad):
             ctx.recipe, ctx.dtype = recipe, x_NI.dtype
-            ctx.save_for_backward(*keep_input(x_NI, x, recipe)[:2], *weight[:2])
+            kept = (kept_code, kept_scale) if kept_code is not None else keep_input(x_NI, x, recipe)[:2]
+            ctx.save_for_backward(*kept, *weight[:2])
         return y_NO.to(dtype)
 
     @staticmethod
@@ -80,7 +89,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             x_column = turn(Tiled(x_code, x_scale, ROWS), ue8m0=recipe.input_ue8m0)
             dweight_OI = weight_gradient(dy_column, x_column)
-        return dx_NI, dweight_OI, None, None
+        return dx_NI, dweight_OI, None, None, None, None
 
 
 class _SwiGLU(torch.autograd.Function):
