@@ -132,7 +132,7 @@ class DecodeStep:
         choice_LNA: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Let the model read the rows as a rectangle."""
-        model, device = self.model, self.model.frequency_R.device
+        model, device = self.model, self.model.device
         counts = torch.tensor(rows.counts, device=device)
         real_BS = torch.arange(max(rows.counts), device=device) < counts[:, None]
         tokens_BS = torch.zeros_like(real_BS, dtype=torch.int64)

@@ -10,19 +10,20 @@ FP32 anyway, with float32(code) * scale unrounded. For inference: codes have no 
 Letters: O rows (out), I columns (in).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deepseek_v3.fp8.decode import dequantize_into
+from deepseek_v3.fp8.exact import KeepsExact
 from deepseek_v3.fp8.quantize import CODE, count_blocks, quantize_weight
 
 SUFFIX = "_scale_inv"  # of the scales' name, as released
 
 
-class HoldsFP8(nn.Module):
+class HoldsFP8(KeepsExact):
     """A module with matrices that may be held in FP8: `name` with `name_scale_inv`, which is None where it is not.
 
     Attributes:
@@ -72,16 +73,12 @@ class HoldsFP8(nn.Module):
         """`name` itself, or its numbers in `dtype` if it is held in FP8."""
         return dequantize_held(getattr(self, name), self.scales(name), dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move codes and scales with the model, but cast neither: codes alone are not the numbers."""
-        held = {id(tensor) for name in self._parameters if (tensor := self.scales(name)) is not None}
-
-        def keep_format(tensor: Tensor) -> Tensor:
-            if tensor.dtype == CODE:
-                return fn(tensor.view(torch.uint8)).view(CODE)
-            return fn(tensor.view(torch.int32)).view(torch.float32) if id(tensor) in held else fn(tensor)
-
-        return super()._apply(keep_format, recurse)
+    def exact(self) -> Iterable[Tensor]:
+        """Codes and scales: cast, they would not be the numbers."""
+        for name in self.matrices:
+            scale = self.scales(name)
+            if scale is not None:
+                yield from (getattr(self, name), scale)
 
 
 def dequantize_held(

@@ -69,6 +69,6 @@ def softmax_scale(config: ModelConfig) -> float:
 
 def rotation_at(position_S: Tensor, frequency_R: Tensor, magnitude: float = 1.0) -> Rotation:
     """Compute cosine and sine at integer positions [S] or [B, S]; FP64 frequencies keep long positions exact."""
-    angle = position_S.to(frequency_R.dtype)[..., None] * frequency_R
+    angle = position_S.to(frequency_R.dtype)[..., None] * frequency_R.to(position_S.device)
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return Rotation((angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype))

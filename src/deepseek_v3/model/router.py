@@ -9,13 +9,14 @@ Letters: N tokens, D width, E experts, G groups, A experts per token.
 Source: arXiv:2412.19437, Eqs. (12) to (20); arXiv:2405.04434, section 2.2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 import deepseek_v3.ops as ops
 from deepseek_v3.config import ModelConfig
+from deepseek_v3.fp8.exact import KeepsExact
 
 
 class RoutingRecord:
@@ -54,7 +55,7 @@ class RoutingRecord:
             raise ValueError(f"layer {layer} has routed other tokens into this record; take a new one a forward pass")
 
 
-class Router(nn.Module):
+class Router(KeepsExact):
     """The gate of one MoE layer; parameters `weight` [E, D] and the FP32 buffer `e_score_correction_bias` [E]."""
 
     e_score_correction_bias: Tensor
@@ -70,16 +71,9 @@ class Router(nn.Module):
         if self.sigmoid:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
 
-    def _apply(self, fn, recurse=True):
-        """Keep the bias in FP32 (or FP64) when the model is cast: in BF16 its steps of 0.001 would vanish."""
-        bias = self._buffers.get("e_score_correction_bias")
-        super()._apply(fn, recurse)
-        if bias is not None:
-            moved = self._buffers["e_score_correction_bias"]
-            assert moved is not None
-            if moved.dtype in (torch.bfloat16, torch.float16):
-                self._buffers["e_score_correction_bias"] = bias.to(moved.device)
-        return self
+    def exact(self) -> Iterable[Tensor]:
+        """The bias stays in FP32: in BF16 its steps of 0.001 would vanish."""
+        return (self.e_score_correction_bias,) if self.sigmoid else ()
 
     def forward(self, x_ND: Tensor, chosen_NA: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Route; returns weights [N, A] and scores [N, E] in FP32 (or FP64), and indices [N, A].

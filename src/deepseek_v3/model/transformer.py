@@ -32,9 +32,10 @@ class DeepseekV3(nn.Module):
 
     Weights are drawn from PyTorch's generator: torch.manual_seed makes them the same again. Under torch.device("meta")
     nothing is drawn, and nothing takes memory: for who fills the weights otherwise.
-    """
 
-    frequency_R: Tensor
+    Attributes:
+        frequency_R: of the rotations, FP64 on the CPU wherever the model is and however it is cast.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -48,13 +49,14 @@ class DeepseekV3(nn.Module):
         )
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.rope_magnitude = rotation_magnitude(config)
-        frequency_R, device = rope_frequencies(config), self.embed_tokens.weight.device
-        self.register_buffer(
-            "frequency_R", frequency_R.to("cpu" if device.type == "meta" else device), persistent=False
-        )
-        if device.type != "meta":
+        self.rope_magnitude, self.frequency_R = rotation_magnitude(config), rope_frequencies(config)
+        if not self.norm.weight.is_meta:
             self.initialize_weights()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
 
     @torch.no_grad()
     def initialize_weights(self, seed: int | None = None) -> "DeepseekV3":
@@ -74,15 +76,6 @@ class DeepseekV3(nn.Module):
         for module in self.modules():
             if isinstance(module, Router) and module.sigmoid:
                 module.e_score_correction_bias.zero_()
-        return self
-
-    def _apply(self, fn, recurse=True):
-        """Keep the rope frequencies in FP64 when the model is cast: rounded, a long position is another angle."""
-        exact = self.frequency_R
-        super()._apply(fn, recurse)
-        if not self.frequency_R.is_meta:
-            source = rope_frequencies(self.config) if exact.is_meta else exact
-            self.frequency_R = source.to(self.frequency_R.device)
         return self
 
     def forward(
@@ -183,7 +176,7 @@ class DeepseekV3(nn.Module):
             ValueError: they do not fit into the cache.
         """
         if cache is None:
-            positions = torch.arange(count, device=self.frequency_R.device)
+            positions = torch.arange(count, device=self.device)
             return rotation_at(positions, self.frequency_R, self.rope_magnitude), None
         past, positions = cache.place(count, counts), cache.positions(count)
         rotation = rotation_at(positions, self.frequency_R, self.rope_magnitude)
