@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 HERE = Path(__file__).resolve().parent.parent
 ROWS, LENGTH, PROMPT, CACHED, STEPS = 8, 512, 2048, 128, 16
@@ -152,6 +153,9 @@ def serve(scratch: Path) -> None:
     """Build and time what standard input names, and answer on standard output."""
     said, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    import deepseek_v3  # noqa: F401
+
+    answer(answers, os.environ.get("GOMP_SPINCOUNT", os.environ.get("OMP_WAIT_POLICY", "as OpenMP has it")))
     name, run = "", lambda: None
     while True:
         try:
@@ -167,8 +171,13 @@ def serve(scratch: Path) -> None:
         taken = _time(run)
         while taken < SHORT_S and time.perf_counter() - begun < WARM_S:
             taken = _time(run)
-        pickle.dump(taken, answers)
-        answers.flush()
+        answer(answers, taken)
+
+
+def answer(stream: BinaryIO, what: object) -> None:
+    """Say something to the process that compares."""
+    pickle.dump(what, stream)
+    stream.flush()
 
 
 def _time(run: Callable[[], object]) -> float:
@@ -181,7 +190,11 @@ def _time(run: Callable[[], object]) -> float:
 
 
 class Side:
-    """One checkout, in a process that serves."""
+    """One checkout, in a process that serves.
+
+    Attributes:
+        waits: how long its threads spin before they sleep.
+    """
 
     def __init__(self, root: Path, scratch: Path) -> None:
         tunables = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"  # freed memory kept
@@ -189,6 +202,8 @@ class Side:
         command = [sys.executable, __file__, "--serve", str(scratch)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, cwd=scratch)
+        assert self.process.stdout
+        self.waits = pickle.load(self.process.stdout)  # only then may the other side start: see `native/threads.py`
 
     def time(self, name: str) -> float:
         """Seconds of one run of a job."""
@@ -230,6 +245,7 @@ def main() -> None:
                 write_checkpoint(Path(scratch) / form, fp8=form == "FP8")
         ours, theirs = Side(HERE, Path(scratch)), Side(asked.other.resolve(), Path(scratch))
         print(f"this checkout against {asked.other}, {asked.rounds} rounds in turns", flush=True)
+        print(f"  threads that wait: ours {ours.waits}, theirs {theirs.waits}", flush=True)
         for job in jobs:
             print(compare(job, ours, theirs, asked.rounds), flush=True)
         for side in (ours, theirs):

@@ -15,7 +15,9 @@ from benchmarks.products import measure
 from benchmarks.profile import measure_operations, named_kernels
 from benchmarks.recompute import kept_bytes
 from deepseek_v3.engine.generate import generate
+from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
+from deepseek_v3.sizing import count_parameters
 from tests.tiny import tiny_config
 
 
@@ -95,10 +97,23 @@ def test_recomputation_keeps_the_inputs_of_blocks_and_no_weights():
 def test_rollouts_and_the_plain_engine_draw_the_same_and_are_timed():
     from benchmarks import rollouts
     from deepseek_v3.data.tokenizer import SMALLEST_VOCAB, Tokenizer
-    from deepseek_v3.model.transformer import DeepseekV3
     from deepseek_v3.post_training.wording import Wording
 
     model = DeepseekV3(tiny_config(vocab_size=271, num_nextn_predict_layers=0))
     found = rollouts.measure(model, Wording(Tokenizer.train([], SMALLEST_VOCAB)), 3, 4, rounds=1)
     assert set(found) == {"rollout", "plain", "times as fast"}
     assert min(found.values()) > 0
+
+
+def test_experts_and_the_dense_model_multiply_as_much_and_every_part_of_a_step_is_timed():
+    from benchmarks import experts
+
+    shapes = {name: experts.make_config(dense=name == "dense") for name in ("experts", "dense")}
+    active = {name: count_parameters(config).active for name, config in shapes.items()}
+    routers = 4 * experts.EXPERTS * (experts.WIDTH + 1)  # with their biases
+    assert active["experts"] - active["dense"] == routers
+    small = dict(**NARROW, num_hidden_layers=1, n_routed_experts=8)
+    models = {name: DeepseekV3(config.replace(**small)) for name, config in shapes.items()}
+    found = experts.measure(models, rounds=1, rows=1, length=40)
+    assert {name: tuple(parts) for name, parts in found.items()} == dict.fromkeys(models, experts.PARTS)
+    assert min(min(parts.values()) for parts in found.values()) > 0

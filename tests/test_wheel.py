@@ -1,4 +1,4 @@
-"""The wheel as a user gets it: what is in it, that every extra can be resolved, and that the commands run from it."""
+"""The wheel as a user gets it: what is in it, that every extra can be installed, and that the commands run from it."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,6 +18,19 @@ EXTRAS = sorted(
     tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 )
 PIP = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+BROUGHT = {  # by each extra: what can be imported then
+    "": "deepseek_v3.commands.train",
+    "hf": "transformers",
+    "data": "datasets, pyarrow",
+    "gguf": "gguf, deepseek_v3.weights.gguf",
+    "serve": "llguidance, prometheus_client, uvicorn, deepseek_v3.serving.app",
+    "gpu": "triton",
+    "log": "tensorboard",
+    "notebooks": "ipykernel, jupytext, matplotlib, nbclient, nbformat",
+    "read": "notebook",
+    "dev": "hypothesis, jsonschema, ml_dtypes, pyright, pytest, xdist",
+    "interop": "mlx_lm",
+}
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +81,21 @@ def test_every_extra_can_be_resolved_under_the_constraints(extra, wheel):
         [*command, f"deepseek-v3-from-scratch[{extra}] @ {wheel.as_uri()}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_every_extra_can_be_installed_into_a_fresh_environment(extra, wheel, tmp_path):
+    """All but PyTorch, which is gigabytes: it is borrowed from this environment, and pip takes it as installed."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    for name in ("torch", "torchgen", "functorch", "nvidia", "triton", "torch-*.dist-info", "nvidia_*.dist-info"):
+        for found in Path(torch.__file__).parent.parent.glob(name):
+            (site / found.name).symlink_to(found)
+    asked = f"deepseek-v3-from-scratch{f'[{extra}]' if extra else ''} @ {wheel.as_uri()}"
+    for command in (["install", "-c", str(ROOT / "constraints.txt"), asked], ["check"]):
+        done = subprocess.run([python, *PIP, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    for code in (f"import {BROUGHT[extra]}", "from deepseek_v3.cli import main; main(['size', '--preset', 'nano'])"):
+        done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]

@@ -61,14 +61,14 @@ def test_swiglu(dtype, weight_dtype, rows, width, hidden):
 
 
 @pytest.mark.parametrize(("dtype", "weight_dtype"), dtypes())
-@pytest.mark.parametrize("load", ["random", "idle experts"])
+@pytest.mark.parametrize("load", ["random", "idle experts", "small experts"])
 @pytest.mark.parametrize(("tokens", "width", "hidden"), [(45, 24, 10), (700, 64, 150)])
 def test_experts(dtype, weight_dtype, load, tokens, width, hidden):
-    experts, per_token = 6, 3
+    experts, per_token = 16 if load == "small experts" else 6, 3
     x = draw((tokens, width), dtype=dtype)[0]
     up = draw((experts, 2 * hidden, width), dtype=weight_dtype, scale=width**-0.5)[0]
     down = draw((experts, width, hidden), dtype=weight_dtype, scale=hidden**-0.5)[0]
-    most = experts if load == "random" else per_token + 1
+    most = per_token + 1 if load == "idle experts" else experts
     index = torch.stack([torch.randperm(most)[:per_token] for _ in range(tokens)])
     plan = sort_by_expert(index, experts)
     agree(
@@ -77,6 +77,18 @@ def test_experts(dtype, weight_dtype, load, tokens, width, hidden):
         [x, torch.rand(tokens, per_token), up, down],
         dtype,
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_small_experts_are_each_one_threads_work_and_their_numbers_the_same(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x, weight = torch.randn(500, 24), torch.rand(500, 3)
+    up, down = draw((60, 28, 24), (60, 24, 14))
+    index = torch.stack([torch.randperm(60)[:3] for _ in range(500)])
+    found = ops.run_experts(x, weight, index, up, down)
+    for token in (0, 7, 499):
+        together = ops.run_experts(x, weight, index[token].expand(500, 3).contiguous(), up, down)
+        assert torch.equal(found[token], together[token])
 
 
 def attend_plainly(query, key_value, rope, cos, sin, scale, content):

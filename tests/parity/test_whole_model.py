@@ -197,7 +197,7 @@ def test_one_training_step_has_the_same_loss_gradients_and_biases(trio):
     ours = checkpoint.released_tensors(trio.numpy.config, trio.numpy.weights)
     state = released(trio.package, trio.package.state_dict())
     for name in [n for n in state if n.endswith(BIAS)]:
-        assert np.array_equal(ours[name], state[name]), name
+        assert np.allclose(ours[name], state[name], rtol=0, atol=1e-7), name  # ours in FP64, the package's in FP32
 
 
 def test_one_step_of_adamw_moves_every_tensor_alike(trio):

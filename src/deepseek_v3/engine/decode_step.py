@@ -56,7 +56,6 @@ class DecodeStep:
         refuse_broken_biases(self.model)
         self.native.refresh()
 
-    @torch.inference_mode()
     def read(
         self,
         rows: Rows,
@@ -92,6 +91,7 @@ class DecodeStep:
             return self.native.run(rows, cache, depth, below_ND, wanted, choice_LNA)
         return self._read_in_pieces(rows, cache, depth, below_ND, list(wanted), choice_LNA)
 
+    @torch.inference_mode()
     def _read_in_pieces(
         self,
         rows: Rows,

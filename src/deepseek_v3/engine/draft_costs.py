@@ -39,7 +39,10 @@ class StepCosts:
         self.now, self.all_steps = (0, 0), 0
 
     def look(self, running: Many[Sequence]) -> None:
-        """See what the next step will be like."""
+        """See what the next step will be like; where nobody asks whether drafts pay, no step is timed."""
+        if not any(sequence.adaptive for sequence in running):
+            self.now = 0, 0
+            return
         decoding = [sequence for sequence in running if sequence.decoding]
         self.now = len(decoding), sum(sequence.drafts for sequence in decoding if not sequence.adaptive)
 

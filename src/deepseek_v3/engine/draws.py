@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepseek_v3.engine.runner import Read
 from deepseek_v3.engine.sampler import SamplingRule
 from deepseek_v3.engine.scheduler import Row
 from deepseek_v3.engine.sequence import Sequence
@@ -29,20 +30,24 @@ class Drawn(NamedTuple):
     logprob: float = 0.0
 
 
-def draw_together(rows: Rows[Row], proposals: Rows[Proposal], logits: Rows[Tensor]) -> list[Drawn | None]:
+def draw_together(rows: Rows[Row], proposals: Rows[Proposal], reads: Rows[Read]) -> list[Drawn | None]:
     """Draw for all rows of a step that can be drawn for together; None for the others.
 
     Args:
-        logits: of each row [S, V]; the last one is what its next token hangs on.
+        reads: of each row; its last logits are what its next token hangs on.
     """
     found: list[Drawn | None] = [None] * len(rows)
+    if len(rows) < FEWEST:
+        return found
     by_rule: dict[SamplingRule, list[int]] = {}
     for i, (row, proposal) in enumerate(zip(rows, proposals)):
         if not proposal.tokens and is_plain(row):
             by_rule.setdefault(row.sequence.request.rule, []).append(i)
     for rule, places in by_rule.items():
         if len(places) >= FEWEST:
-            logits_MV = torch.cat([logits[i][-1:] for i in places])
+            last, logits_MV = [reads[i].logits_end - 1 for i in places], reads[0].logits_MV
+            if last != list(range(len(logits_MV))):
+                logits_MV = logits_MV[last]
             for i, drawn in zip(places, draw_rows(logits_MV, rule, [rows[i].sequence for i in places])):
                 found[i] = drawn
     return found

@@ -18,13 +18,12 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from deepseek_v3.engine.block_pool import BlockPool
 from deepseek_v3.engine.draws import Drawn, draw_together
 from deepseek_v3.engine.metrics import Metrics
 from deepseek_v3.engine.request import EngineOptions, Request, check_request
-from deepseek_v3.engine.runner import Reading, Runner
+from deepseek_v3.engine.runner import Read, Reading, Runner
 from deepseek_v3.engine.sampler import BrokenLogits
 from deepseek_v3.engine.scheduler import Row, Scheduler
 from deepseek_v3.engine.scores import Score, score_tokens
@@ -115,9 +114,8 @@ class Engine:
             return []
         proposals = draft_tokens(self.runner, rows)
         read = self.runner.read([self._ask(row, proposal) for row, proposal in zip(rows, proposals)])
-        drawn = draw_together(rows, proposals, [logits_SV for _, logits_SV in read])
-        parts = zip(rows, proposals, read, drawn)
-        events = [self._settle(row, proposal, *of_row, ahead) for row, proposal, of_row, ahead in parts]
+        drawn = draw_together(rows, proposals, read)
+        events = [self._settle(*parts) for parts in zip(rows, proposals, read, drawn)]
         told = [event for event in events if event is not None]
         self._count(rows, proposals, told, self.clock() - start)
         return told
@@ -129,9 +127,7 @@ class Engine:
         tokens = [*sequence.tokens[sequence.read : end], *proposal.tokens]
         return Reading(sequence, tokens, sequence.read, known and known + len(proposal.tokens))
 
-    def _settle(
-        self, row: Row, proposal: Proposal, hidden_SD: Tensor, logits_SV: Tensor, ahead: Drawn | None
-    ) -> Event | None:
+    def _settle(self, row: Row, proposal: Proposal, read: Read, ahead: Drawn | None) -> Event | None:
         """Keep what was read for good, let the drafts that fell be forgotten, and see whether the sequence is over."""
         sequence, drafts, stood = row.sequence, proposal.tokens, 0
         tokens: list[int] = []
@@ -141,13 +137,15 @@ class Engine:
         sequence.read += row.size
         choosing = sequence.read == len(sequence.tokens)
         try:
-            sequence.score_prompt(logits_SV, row.size)
+            if sequence.request.prompt_logprobs is not None:
+                sequence.score_prompt(read.logits_SV, row.size)
             if choosing:
-                stood, tokens, scores = self._choose(sequence, proposal, logits_SV[-1 - len(drafts) :], ahead)
+                stood, tokens, scores = self._choose(sequence, proposal, read, ahead)
         except BrokenLogits as error:
             return self._fail(sequence, f"the logits behind token {sequence.read - 1} are {error}")
         sequence.read += stood  # the latents of rejected drafts lie beyond, unseen
-        sequence.keep_fresh(hidden_SD[: row.size + stood], idle=row.idle)
+        if sequence.modules:
+            sequence.keep_fresh(read.hidden_SD[: row.size + stood], idle=row.idle)
         if row.decoding:
             sequence.statistics.count_step(len(drafts), stood)
             sequence.learn_chances(len(drafts), stood)
@@ -160,12 +158,13 @@ class Engine:
         return Event(sequence, tokens, sequence.finish, "", sequence.take_shown(), scores, drafts, told)
 
     def _choose(
-        self, sequence: Sequence, proposal: Proposal, logits_SV: Tensor, ahead: Drawn | None
+        self, sequence: Sequence, proposal: Proposal, read: Read, ahead: Drawn | None
     ) -> tuple[int, list[int], list[Score]]:
         """Judge the drafts and choose the token behind; return how many stand, what became text, and its scores."""
         if not sequence.limit:  # only the prompt is asked about
             return 0, sequence.accept([]), []
         drafts, how = proposal.tokens, (sequence.request.rule, sequence.generator)
+        logits_SV = read.last_logits(1 + len(drafts))
         if ahead is not None:
             stood, token = 0, ahead.token
         else:

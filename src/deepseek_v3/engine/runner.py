@@ -4,7 +4,7 @@ Letters: S tokens of a sequence in this step, D width, V vocabulary.
 """
 
 from collections.abc import Sequence as Rows
-from itertools import accumulate
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,36 @@ class Reading(NamedTuple):
     below_SD: Tensor | None = None
 
 
+class Read(NamedTuple):
+    """What was read of one sequence, among all that was read with it; a view is made where somebody looks.
+
+    Attributes:
+        hidden_ND, logits_MV: of all sequences.
+        first, end: its tokens among N; `logits_first` and `logits_end` are those whose logits were wanted, among M.
+    """
+
+    hidden_ND: Tensor
+    logits_MV: Tensor
+    first: int
+    end: int
+    logits_first: int
+    logits_end: int
+
+    @property
+    def hidden_SD(self) -> Tensor:
+        """Its hidden rows."""
+        return self.hidden_ND[self.first : self.end]
+
+    @property
+    def logits_SV(self) -> Tensor:
+        """Its logits."""
+        return self.logits_MV[self.logits_first : self.logits_end]
+
+    def last_logits(self, count: int) -> Tensor:
+        """Its last logits, [count, V]."""
+        return self.logits_MV[self.logits_end - count : self.logits_end]
+
+
 class Runner:
     """Reads rows of any length together; knows no requests, only their tokens and blocks."""
 
@@ -49,31 +79,37 @@ class Runner:
         )  # fmt: skip
         self.choices = ChoiceStore(config, options.n_blocks, options.block_size) if options.record_choices else None
 
-    def read(self, readings: Rows[Reading], *, depth: int = -1) -> list[tuple[Tensor, Tensor]]:
-        """Let the main model (depth -1) or a module read; return of each reading hidden rows [S, D] and logits."""
+    def read(self, readings: Rows[Reading], *, depth: int = -1) -> list[Read]:
+        """Let the main model (depth -1) or a module read; return of each reading hidden rows and logits."""
         if not readings:
             return []
-        counts, wanted = [len(r.tokens) for r in readings], [r.wanted for r in readings]
-        cache = LatentCache(
-            self.store, [r.sequence.blocks for r in readings], [r.start for r in readings],
-            first_layer=0 if depth < 0 else self.main_layers + depth,
-        )  # fmt: skip
+        tokens: list[int] = []
+        wanted: list[int] = []
+        ends = [(0, 0)]
+        for reading in readings:
+            tokens += reading.tokens
+            wanted += range(len(tokens) - reading.wanted, len(tokens))
+            ends.append((len(tokens), len(wanted)))
+        counts = [len(r.tokens) for r in readings]
+        tables, starts = [r.sequence.blocks for r in readings], [r.start for r in readings]
+        layer = 0 if depth < 0 else self.main_layers + depth
+        cache = LatentCache(self.store, tables, starts, first_layer=layer)
         below = [r.below_SD for r in readings if r.below_SD is not None]
         choice_LNA = self.choices.room(sum(counts)) if self.choices and depth < 0 else None
         hidden_ND, logits_MV = self.step.read(
-            Ragged([token for r in readings for token in r.tokens], counts),
+            Ragged(tokens, counts),
             cache,
             depth=depth,
             below_ND=torch.cat(below) if below else None,
-            logits_of=[i for end, n in zip(accumulate(counts), wanted) for i in range(end - n, end)],
+            logits_of=wanted,
             choice_LNA=choice_LNA,
         )
         if self.choices and choice_LNA is not None:
-            tables = [r.sequence.blocks for r in readings]
-            self.choices.write(choice_LNA, tables, [r.start for r in readings], counts)
-        if len(readings) == 1:
-            return [(hidden_ND, logits_MV)]
-        return list(zip(hidden_ND.split(counts), logits_MV.split(wanted)))
+            self.choices.write(choice_LNA, tables, starts, counts)
+        return [
+            Read(hidden_ND, logits_MV, first, end, logits_first, logits_end)
+            for (first, logits_first), (end, logits_end) in pairwise(ends)
+        ]
 
     def choices_of(self, sequence: Sequence) -> Tensor | None:
         """Return the experts of all tokens that stood before the last one drawn, if they are recorded."""

@@ -56,7 +56,8 @@ class Scheduler:
         plan, before = Plan([], self.options.step_tokens), self.preemptions
         self.costs.look(self.running)
         for sequence in tuple(self.running):
-            if sequence in self.running:  # it may just have lost its blocks to an older one
+            lost = self.preemptions != before and sequence not in self.running  # its blocks, to an older one
+            if not lost:
                 self.plan_row(plan, sequence)
         while self.preemptions == before and plan.left > 0 and (sequence := self.next_waiting()):
             self.plan_row(plan, self.start(sequence))
@@ -64,11 +65,12 @@ class Scheduler:
 
     def plan_row(self, plan: Plan, sequence: Sequence) -> None:
         """Give a sequence its tokens of the step, if there is room for them."""
-        drafts = self.costs.drafts_of(sequence) if sequence.decoding else 0
-        count, long = (1, False) if sequence.decoding else self.piece_of(sequence, plan.left)
+        decoding = sequence.decoding
+        drafts = self.costs.drafts_of(sequence) if decoding else 0
+        count, long = (1, False) if decoding else self.piece_of(sequence, plan.left)
         fits = not plan.long if long else count + drafts <= plan.left
         if count and fits and self.make_room(sequence, sequence.read + count + drafts):
-            plan.rows.append(Row(sequence, count, drafts, sequence.decoding))
+            plan.rows.append(Row(sequence, count, drafts, decoding))
             plan.left -= 0 if long else count + drafts
             plan.long |= long
 

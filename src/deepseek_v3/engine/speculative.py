@@ -111,7 +111,7 @@ def draft_tokens(runner: Runner, rows: Rows[Row]) -> list[Proposal]:
 def _read_module(runner: Runner, depth: int, asked: Rows[tuple[Proposal, Reading]]) -> None:
     for (proposal, _), read in zip(asked, runner.read([reading for _, reading in asked], depth=depth)):
         try:
-            proposal.propose(*read)
+            proposal.propose(read.hidden_SD, read.logits_SV)
         except BrokenLogits as error:
             proposal.count = proposal.depths = 0
             proposal.sequence.error = f"the logits of draft {len(proposal.tokens) + 1} are {error}"

@@ -14,6 +14,7 @@ Letters: B rows, S new tokens, T positions, P blocks, K blocks of a table, C lat
 Source: arXiv:2412.19437, section 2.1.1 (the two boxed vectors).
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -172,7 +173,7 @@ class LatentCache:
         if batch < 1 or capacity < 1:
             raise ValueError(f"a cache needs batch={batch} and capacity={capacity} of at least 1")
         store = LatentStore(config, batch, capacity, layers=layers, dtype=dtype, device=device)
-        return cls(store, [[row] for row in range(batch)])
+        return cls(store, [array("q", [row]) for row in range(batch)])
 
     def module(self, depth: int, lengths: Sequence[int] | None = None) -> "LatentCache":
         """Return the rows of the MTP module of a depth (from 0): same store and tables, lengths of their own.

@@ -4,11 +4,9 @@
 //
 // A dense network is one expert that every token goes to with weight 1. Letters as in ops/grouped.py: N tokens,
 // D width, F hidden width, M rows sorted by expert, A experts per token; T activations, S weights.
-#include "product.hpp"
+#include "experts.hpp"
 
 namespace {
-template <typename T> constexpr long BLOCK = 8 * TILE<T>;  // rows that go through an expert together, and stay in the second-level cache
-
 template <typename S> struct Weights {  // expert e's part begins e * stride further on, its scales as many matrices
     const S *gate, *up, *down;
     long up_stride, down_stride;
@@ -19,27 +17,6 @@ template <typename S> struct Weights {  // expert e's part begins e * stride fur
     Matrix<S> up_of(long e) const { return {up + e * up_stride, up_scale + e * up_scale_stride}; }
     Matrix<S> down_of(long e) const { return {down + e * down_stride, down_scale + e * down_scale_stride}; }
 };
-
-struct Sizes {
-    long tokens, width, hidden, experts, per_token, threads;
-};
-
-struct Run {  // rows [start, stop) of one expert
-    long expert, start, stop;
-};
-
-// Split every expert's rows into runs of at most `height`; returns how many there are.
-long split_rows(const int64_t* counts, long experts, long height, Run* runs) {
-    long n = 0, start = 0;
-    for (long e = 0; e < experts; start += counts[e++])
-        for (long i = 0; i < counts[e]; i += height) runs[n++] = {e, start + i, start + std::min(i + height, counts[e])};
-    return n;
-}
-long runs_at_most(const int64_t* counts, long experts, long height) {
-    long n = 0;
-    for (long e = 0; e < experts; e++) n += (counts[e] + height - 1) / height;
-    return n;
-}
 
 template <typename T> void gather(const T* x, const int64_t* token, long start, long n, long width, T* to) {
     for (long i = 0; i < n; i++) memcpy(to + i * width, x + token[start + i] * width, sizeof(T) * width);
@@ -102,40 +79,34 @@ template <typename T> void sum_rows(const T* y, const int64_t* row, const float*
 
 template <typename T, typename S> void forward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
                                                const int64_t* row, T* gate_up, T* out, Sizes z) {
-    long D = z.width, F = z.hidden, rows = z.tokens * z.per_token, up_size = panels_size<T>(D, F), down_size = panels_size<T>(F, D);
-    Scratch panel_memory(sizeof(T) * z.experts * (2 * up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK<T>));
+    long D = z.width, F = z.hidden, rows = z.tokens * z.per_token, up_size = panels_size<T>(D, F);
+    long ups = (F + PANEL - 1) / PANEL, downs = (D + PANEL - 1) / PANEL;
+    Sharing<T> sharing(counts, z, 2 * ups + downs, 2 * up_size + panels_size<T>(F, D));
     Scratch row_memory(row ? sizeof(T) * rows * D : 0);
-    T *panels = panel_memory.as<T>(), *y = row ? row_memory.as<T>() : out;
-    Run* runs = run_memory.as<Run>();
-    long n_runs = split_rows(counts, z.experts, BLOCK<T>, runs), ups = (F + PANEL - 1) / PANEL, downs = (D + PANEL - 1) / PANEL;
+    T* y = row ? row_memory.as<T>() : out;
 #pragma omp parallel num_threads(z.threads)
     {
         Scratch memory(sizeof(T) * BLOCK<T> * (D + F));
         T *xs = memory.as<T>(), *hs = xs + BLOCK<T> * D;
         WeightPacker<T, S> packer(std::max(D, F));
-#pragma omp for schedule(dynamic, 4)
-        for (long task = 0; task < z.experts * (2 * ups + downs); task++) {
-            long e = task / (2 * ups + downs), j = task % (2 * ups + downs);
-            T* to = panels + e * (2 * up_size + down_size);
-            if (!counts[e]) continue;
+        auto pack = [&](long e, long j, T* to) {
             if (j < ups) packer.pack(weight.gate_of(e), D, j * PANEL, F, to + panel_at<T>(j * PANEL, D));
             else if ((j -= ups) < ups) packer.pack(weight.up_of(e), D, j * PANEL, F, to + up_size + panel_at<T>(j * PANEL, D));
             else {
                 j = (j - ups) * PANEL;
                 packer.pack(weight.down_of(e), F, j, D, to + 2 * up_size + panel_at<T>(j, F));
             }
-        }
-#pragma omp for schedule(dynamic)
-        for (long r = 0; r < n_runs; r++) {
-            long start = runs[r].start, m = runs[r].stop - start;
-            T *to = panels + runs[r].expert * (2 * up_size + down_size), *gu = gate_up + start * 2 * F;
+        };
+        sharing.run(pack, [&](const Run& run, const T* to) {
+            long start = run.start, m = run.stop - start;
+            T* gu = gate_up + start * 2 * F;
             const T* from = x + start * D;
             if (token) gather(x, token, start, m, D, xs), from = xs;
             multiply(m, F, D, from, D, to, gu, 2 * F);
             multiply(m, F, D, from, D, to + up_size, gu + F, 2 * F);
             for (long i = 0; i < m; i++) gate_row(gu + i * 2 * F, gu + i * 2 * F + F, hs + i * F, F);
             multiply(m, D, F, hs, F, to + 2 * up_size, y + start * D, D);
-        }
+        });
         if (row) sum_rows(y, row, w, out, z);
     }
 }
@@ -190,13 +161,11 @@ template <typename T, typename S> void pack_up_back(const Weights<S>& weight, lo
 template <typename T, typename S> void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
                                                 const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, Sizes z) {
     long D = z.width, F = z.hidden, rows = z.tokens * z.per_token;
-    long up_size = panels_size<T>(2 * F, D), down_size = panels_size<T>(D, F);
-    Scratch panel_memory(sizeof(T) * z.experts * (up_size + down_size)), run_memory(sizeof(Run) * runs_at_most(counts, z.experts, BLOCK<T>));
+    long up_size = panels_size<T>(2 * F, D), ups = (D + PANEL - 1) / PANEL, downs = (F + PANEL - 1) / PANEL;
+    Sharing<T> sharing(counts, z, ups + downs, up_size + panels_size<T>(D, F));
     Scratch row_memory(sizeof(T) * rows * (3 * F + (row ? D : 0)) + 4 * rows);
     float* w_row = row_memory.as<float>();
-    T *panels = panel_memory.as<T>(), *h = (T*)(w_row + rows), *dgu = h + rows * F, *dx = row ? dgu + rows * 2 * F : d.x;
-    Run* runs = run_memory.as<Run>();
-    long n_runs = split_rows(counts, z.experts, BLOCK<T>, runs), ups = (D + PANEL - 1) / PANEL, downs = (F + PANEL - 1) / PANEL;
+    T *h = (T*)(w_row + rows), *dgu = h + rows * F, *dx = row ? dgu + rows * 2 * F : d.x;
     constexpr long HEIGHT = 20 * TILE<T>;  // of a task's part of a weight gradient
     // Gate and up are one matrix of 2F rows where they lie so.
     bool joined = weight.up == weight.gate + F * D;
@@ -209,26 +178,20 @@ template <typename T, typename S> void backward(const T* x, const float* w, Weig
         float *dh = memory.as<float>(), *sum = dh + BLOCK<T> * F;
         T *dys = (T*)(sum + HEIGHT * widest), *b_panels = dys + BLOCK<T> * D, *tile = b_panels + panels_size<T>(deep, widest);
         if (row) sort_weights(w, row, rows, w_row);
-#pragma omp for schedule(dynamic, 4)
-        for (long task = 0; task < z.experts * (ups + downs); task++) {
-            long e = task / (ups + downs), j = task % (ups + downs);
-            T* to = panels + e * (up_size + down_size);
-            if (!counts[e]) continue;
+        auto pack = [&](long e, long j, T* to) {
             if (j < ups) pack_up_back(weight, e, j * PANEL, z, to + panel_at<T>(j * PANEL, 2 * F));
             else
                 pack_panel<T>(MatrixRows<S>{weight.down + e * weight.down_stride, F}, D, (j - ups) * PANEL, F,
                               to + up_size + panel_at<T>((j - ups) * PANEL, D));
-        }
-#pragma omp for schedule(dynamic)
-        for (long r = 0; r < n_runs; r++) {
-            long start = runs[r].start, m = runs[r].stop - start;
-            T* to = panels + runs[r].expert * (up_size + down_size);
+        };
+        sharing.run(pack, [&](const Run& run, const T* to) {
+            long start = run.start, m = run.stop - start;
             const T* from = dy + start * D;
             if (token) gather(dy, token, start, m, D, dys), from = dys;
             multiply(m, F, D, from, D, to + up_size, dh, F);
             gate_rows_back(gate_up, row ? w_row : nullptr, dh, start, m, F, h, dgu, d.w_rows);
             multiply(m, D, 2 * F, dgu + start * 2 * F, 2 * F, to, dx + start * D, D);
-        }
+        });
         if (row) sum_rows(dx, row, (const float*)nullptr, d.x, z);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < z.experts * parts; task++) {

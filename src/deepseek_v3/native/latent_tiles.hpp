@@ -35,9 +35,10 @@ template <int N> INLINE void score_four(Rows latent, Rows query, int64_t width, 
     for (int q = 0; q < N; q++) store_part(score[q] + t, sum_four(sum[q][0], sum[q][1], sum[q][2], sum[q][3]), 4);
 }
 
-inline float largest_of_tile(const float* s) {
+// Of `width` scores, whole vectors.
+inline float largest_of_vectors(const float* s, int64_t width) {
     Vec top = load_vec(s);
-    for (int t = LANES; t < TILE; t += LANES) top = load_vec(s + t) > top ? load_vec(s + t) : top;
+    for (int64_t t = LANES; t < width; t += LANES) top = load_vec(s + t) > top ? load_vec(s + t) : top;
     float largest = top[0];
     for (int i = 1; i < LANES; i++) largest = std::max(largest, top[i]);
     return largest;
@@ -96,7 +97,7 @@ class Attending {
                 else if (count == 2) score_four<2>(tile, query + q, W, score + q, t);
                 else score_four<1>(tile, query + q, W, score + q, t);
             }
-        for (int64_t q = 0; q < queries; q++) weigh(q, std::clamp<int64_t>(see(q), 0, n));
+        for (int64_t q = 0; q < queries; q++) weigh(q, std::clamp<int64_t>(see(q), 0, n), whole_vectors(n));
         int64_t c = 0;
         for (; c + SUMMED * LANES <= C; c += SUMMED * LANES) add_columns<SUMMED>(n, c);
         for (; c + 2 * LANES <= C; c += 2 * LANES) add_columns<2>(n, c);
@@ -119,16 +120,17 @@ class Attending {
         for (int64_t q = 0; q < queries; q += QUERIES) sum_columns<V>(tile[0], tile[1] - tile[0], n, score + q, factor.data() + q, context + q, c);
     }
 
-    // The first `visible` scores of a tile become weights, the others 0. In one copy: in another GCC might fuse other operations.
-    __attribute__((noinline)) void weigh(int64_t q, int64_t visible) {
+    // The first `visible` scores of a tile become weights, the others 0, as far as `width`: what lies behind would add zeros.
+    // In one copy: in another GCC might fuse other operations.
+    __attribute__((noinline)) void weigh(int64_t q, int64_t visible, int64_t width) {
         float* s = score[q];
         const Vec scale = splat(softmax_scale);
-        std::fill(s + visible, s + TILE, -INFINITY);
-        const float before = largest[q], top = std::max(before, largest_of_tile(s));
-        for (int64_t t = 0; t < TILE; t += LANES) store_vec(s + t, exp_vec((load_vec(s + t) - splat(top)) * scale));
-        std::fill(s + visible, s + TILE, 0.0f);
+        std::fill(s + visible, s + width, -INFINITY);
+        const float before = largest[q], top = std::max(before, largest_of_vectors(s, width));
+        for (int64_t t = 0; t < width; t += LANES) store_vec(s + t, exp_vec((load_vec(s + t) - splat(top)) * scale));
+        std::fill(s + visible, s + width, 0.0f);
         Vec sum = {};
-        for (int64_t t = 0; t < TILE; t += LANES) sum += load_vec(s + t);
+        for (int64_t t = 0; t < width; t += LANES) sum += load_vec(s + t);
         factor[q] = exp_vec((splat(before) - splat(top)) * scale)[0];
         total[q] = total[q] * factor[q] + sum_lanes(sum);
         largest[q] = top;

@@ -148,8 +148,12 @@ class Solo:
         return tensor
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Clip by PyTorch's norm of all gradients."""
-        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+        """Clip by PyTorch's norm of all gradients; where it is small enough they are not written again, times one."""
+        parameters = list(parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not norm + 1e-6 <= max_norm:  # also of a norm that is no number
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return float(norm)
 
     def any(self, flag: bool) -> bool:
         """Return it as it is."""
