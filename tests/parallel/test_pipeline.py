@@ -50,6 +50,8 @@ def test_gradients_counts_and_forward_passes_are_those_of_one_process(torchrun, 
     for told in facts(tmp_path).values():
         assert told["total"] == pytest.approx(facts(gradients)[0]["total"], rel=1e-6)
         assert told["counts"] == facts(gradients)[0]["counts"]
+        sent = [sum(count) for count in told["counts"].values()]  # rows x tokens x top-k; no last token for the module
+        assert sent == [8 * 13 * 4] * 5 + [8 * 12 * 4]
         assert set(told["runs"].values()) == {8 * 2 // processes * (1 + recompute)}  # once a micro-batch, or twice
 
 

@@ -35,7 +35,7 @@ def put_together(out: Path, name: str, processes: int, cp: int) -> torch.Tensor:
 WAYS = {
     "sections": (2, {"cp": 2}, []),
     "replicas": (4, {"replicas": 2, "ep": 2}, []),
-    "recomputed": (2, {"cp": 2, "recompute": 1}, [pytest.mark.slow]),
+    "recomputed": (2, {"cp": 2, "ep": 2, "recompute": 1}, [pytest.mark.slow]),
     "four": (4, {"cp": 4}, [pytest.mark.slow]),
     "shared": (4, {"cp": 2, "ep": 2}, [pytest.mark.slow]),
     "all": (4, {"cp": 4, "ep": 2, "replicas": 2}, [pytest.mark.slow]),

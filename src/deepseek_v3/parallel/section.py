@@ -68,12 +68,12 @@ class _Gather(torch.autograd.Function):
         ctx.group, ctx.processes = group, dist.get_world_size(group)
         batch, size, width = x_BSW.shape
         all_PBSW = x_BSW.new_empty(ctx.processes, batch, size, width)
-        dist.all_gather_into_tensor(all_PBSW.flatten(0, 1), x_BSW.contiguous(), group=group)
+        dist.all_gather_single(all_PBSW.flatten(0, 1), x_BSW.contiguous(), group=group)
         return all_PBSW.transpose(0, 1).flatten(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         grad_PBSW = grads[0].float().unflatten(1, (ctx.processes, -1)).transpose(0, 1).contiguous()
         mine_BSW = torch.empty_like(grad_PBSW[0])
-        dist.reduce_scatter_tensor(mine_BSW, grad_PBSW.flatten(0, 1), group=ctx.group)
+        dist.reduce_scatter_single(mine_BSW, grad_PBSW.flatten(0, 1), group=ctx.group)
         return mine_BSW.to(grads[0].dtype), None
