@@ -69,8 +69,9 @@ test-kernels: .venv/triton.stamp  ## Triton's kernels without a GPU: values in i
 	@PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(PY) -m pytest -m triton tests/kernels/test_values.py tests/kernels/test_layers.py tests/kernels/test_planted.py
 	@PYTHONPATH=.venv/triton $(PY) -m pytest -m triton tests/kernels/test_compiled.py
 
-test-gpu: setup  ## on a GPU: training, generation and export are those of the CPU; skipped where there is none
+test-gpu: setup  ## on a GPU: training, generation, export and FP8 kernels are those of the CPU, and are timed; skipped where there is none
 	@$(PY) -m pytest tests/gpu -m gpu
+	@$(PY) -m benchmarks.fp8_gpu
 
 lint: setup  ## ruff, pyright, and whether the C++ is formatted
 	@$(PY) -m ruff check .

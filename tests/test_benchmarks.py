@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from benchmarks import loading, serving
+from benchmarks import fp8_gpu, loading, serving
 from benchmarks import training as training_benchmark
 from benchmarks.decode import NARROW
 from benchmarks.neighbour import busy_neighbour
@@ -117,3 +117,20 @@ def test_experts_and_the_dense_model_multiply_as_much_and_every_part_of_a_step_i
     found = experts.measure(models, rounds=1, rows=1, length=40)
     assert {name: tuple(parts) for name, parts in found.items()} == dict.fromkeys(models, experts.PARTS)
     assert min(min(parts.values()) for parts in found.values()) > 0
+
+
+def test_fp8_on_a_gpu_is_measured_by_what_runs_here_too(monkeypatch, tmp_path, capsys):
+    """No GPU: the same calls on small shapes, without the forms that want one; and nothing is written unasked."""
+    small = {"QUANTIZED": (32, 256), "PRODUCTS": ((8, 32, 128),), "WEIGHT_GRADIENTS": ((32, 16, 64),)}
+    for name, sizes in {**small, "EXPERTS": (2, 8, 32, 128), "REPEAT": 1}.items():
+        monkeypatch.setattr(fp8_gpu, name, sizes)
+    found = fp8_gpu.measure("cpu", rounds=1)
+    assert [set(figures) for figures in found.values()] == [
+        {"copy", "rows", "both"}, {"cuBLAS BF16"}, {"cuBLAS BF16"}, {"cuBLAS BF16, one by one"}, set(), set()
+    ]  # fmt: skip
+    assert all(rate > 0 for figures in found.values() for rate in figures.values())
+    text = fp8_gpu.write_results(tmp_path / "results", "NVIDIA H200", found).read_text()
+    assert '"device": "NVIDIA H200"' in text
+    if not torch.cuda.is_available():
+        fp8_gpu.main()
+        assert "nothing is measured" in capsys.readouterr().out
