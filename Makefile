@@ -4,7 +4,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 
 CPP := $(wildcard src/deepseek_v3/native/*.[ch]pp)
 
-.PHONY: help setup demo reason book test test-kernels test-all test-interop test-gpu lint fmt notebook notebooks bugs check bench profile site clean
+.PHONY: help setup demo reason book test test-kernels kernel-errors test-all test-interop test-gpu lint fmt notebook notebooks bugs check bench profile site clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -66,8 +66,11 @@ test-interop: setup tests/interop/.clients/stamp  ## install the peers (mlx-lm, 
 	@touch $@
 
 test-kernels: .venv/triton.stamp  ## Triton's kernels without a GPU: values in its interpreter, and compiled for sm_90a
-	@PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(PY) -m pytest -m triton tests/kernels/test_values.py tests/kernels/test_layers.py tests/kernels/test_planted.py
+	@PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(PY) -m pytest -m "triton and not slow" tests/kernels/test_values.py tests/kernels/test_layers.py tests/kernels/test_planted.py
 	@PYTHONPATH=.venv/triton $(PY) -m pytest -m triton tests/kernels/test_compiled.py
+
+kernel-errors: .venv/triton.stamp  ## the kernel's sums on chapter 05's tensor core: the numbers in its notebook
+	@PYTHONPATH=.venv/triton:src:05_quantization TRITON_INTERPRET=1 $(PY) tests/kernels/accumulation.py
 
 test-gpu: setup  ## on a GPU: training, generation, export and FP8 kernels are those of the CPU, and are timed; skipped where there is none
 	@$(PY) -m pytest tests/gpu -m gpu

@@ -4,6 +4,9 @@ A notebook is built by running it, and its fingerprint is that of its source and
 stands, running it again only tells what else has changed on this machine.
 """
 
+import json
+
+import accumulation_precision
 import pytest
 
 from utils import notebooks
@@ -68,3 +71,17 @@ def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive
         assert f"## {heading}" in prose, heading
     assert any("assert " in c for c in code)
     assert "plt." not in "".join(code), "drawings live in utils/drawings_*.py and plots_*.py"
+
+
+def test_a_notebook_tells_the_errors_of_the_kernel_that_were_measured_last():
+    """`make kernel-errors` measures them on the package's kernel; the till alone, in chapter 05, makes the same."""
+    folder = ROOT / "05_quantization"
+    held = json.loads((folder / "kernel_errors.json").read_text(encoding="utf-8"))["outputs"]
+    a, b = (x[:64] for x in accumulation_precision.gaussian_operands(1024, 4096))
+    for way, every in (("without", None), ("every 128", 128)):
+        largest, rms = accumulation_precision.accumulation_error(a, b, promote_every=every)
+        assert [held["64"][f"{kind}, {way}"] for kind in ("largest", "rms")] == pytest.approx([largest, rms])
+    notebook = (folder / "accumulation_precision.ipynb").read_text(encoding="utf-8")
+    for n, errors in held.items():
+        told = f"kernel, {n:>4} x {n:<4}: largest {errors['largest, without']:.2%}, "
+        assert told + f"with promotion {errors['largest, every 128']:.3%}" in notebook

@@ -18,6 +18,7 @@ BOTH = values.test_the_quantizer_of_both_directions_is_the_chapters_bit_for_bit
 SPOILT = values.test_what_is_not_finite_spoils_its_whole_tile_and_no_other
 PRODUCTS = values.test_products_are_the_chapters_in_all_three_directions
 EXPERTS = values.test_products_sorted_by_expert_skip_those_without_rows
+TILL = values.test_the_kernel_on_the_chapters_tensor_core_gives_the_chapters_sums_bit_for_bit
 ATTENTION = values.test_attention_over_a_block_table_is_that_over_the_rows_in_order
 SHAPED = {"shape": (131, 129), "ue8m0": True}
 SIZED = {"sizes": (37, 140, 300), "block": (64, 128), "dtype": values.torch.float32}
@@ -35,6 +36,7 @@ PLANTED = [  # what it is, file, line, what is planted, the test that fails, its
      {"bad": float("inf"), "ue8m0": True}),
     ("columns take the scales of rows", "quantize", "across = scale_of(largest_of(number, 0)", "across = scale_of(largest_of(number, 1)", BOTH, SHAPED),
     ("every tile is scaled like the first", "multiply", "b_factor_at + tile * b_scale_along", "b_factor_at", PRODUCTS, SIZED),
+    ("the promoted sum goes on in the tensor core", "multiply", "total += tl.dot(a_part, b_part) * (", "total = tl.dot(a_part, b_part, total) * (", TILL, {"terms": 4096}),
     ("what lies behind the width is read", "multiply", "row_inside & (k[None, :] < left)", "row_inside", PRODUCTS, SIZED),
     ("all experts are the first", "multiply", "b + expert * b_expert", "b", EXPERTS, {}),
     ("positions behind a row's end are attended to", "latent_attention", "seen = position < length", "seen = position < length + 1",
