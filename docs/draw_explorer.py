@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 PICTURES = [
     ("explorer_flow.png", "view=flow&layer=1&entry=40", False, 1022),
     ("explorer_routing.png", "view=routing&layer=1", True, 1010),
+    ("explorer_attention.png", "view=attention&layer=1&head=0", False, 1330),
 ]
 WIDTH = 1180
 

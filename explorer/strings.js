@@ -23,7 +23,6 @@ export const STRINGS = {
   'main.legend': 'Colours', 'main.content': 'content', 'main.rope': 'position (rope)', 'main.latent': 'latent',
   'main.routed': 'routed experts', 'main.shared': 'shared expert', 'main.draft': 'drafts',
   'main.ink': 'below zero',
-
   // parts of pictures
   'draw.table': 'as a table', 'draw.matrix': 'matrix, arrow keys move the choice',
   'draw.vectors': 'two vectors and their products, arrow keys move the choice', 'product.name': 'A single product',
@@ -35,7 +34,6 @@ export const STRINGS = {
   'product.logitLead': 'After the last layer and its norm, the row at “{here}” is multiplied with one row of the head: that of the token “{token}”. Every token of the vocabulary has such a row.',
   'product.logit': 'their sum, the logit', 'product.above': 'e to the logit less the largest ({top})',
   'product.over': 'over the sum of that over {n} tokens, {sum}: its share',
-
   // 1 flow
   'flow.name': 'Flow', 'flow.question': 'What happens to one token?',
   'flow.lead': 'A token is a row of numbers. It runs through the layers like a river: attention and experts only ever *add* to it, along it (cosine 1) or across (cosine 0). Choose a token above, a layer below.',
@@ -47,7 +45,6 @@ export const STRINGS = {
   'flow.entry.title': 'One entry is a plain sum',
   'flow.entry.note': 'Nothing in the stream is ever overwritten. Choose an entry in the picture above: it is what the parts have added, one after the other.',
   'flow.sumOf': 'entry {d} = {value}, the sum of {n} numbers',
-
 
   // 2 attention
   'attention.name': 'Attention', 'attention.question': 'Whom does a token read?',
@@ -81,9 +78,8 @@ export const STRINGS = {
   'attention.mha': 'multi-head: keys and values of every head',
   'attention.gqa': 'grouped-query: of a few groups of heads', 'attention.mla': 'latent: *c* and one rope key',
   'attention.mhaShort': 'multi-head', 'attention.gqaShort': 'grouped', 'attention.mlaShort': 'latent',
-  'attention.cacheSaid': 'With {n} tokens. The latent takes {each} bytes a token, {times} times less than multi-head attention.',
+  'attention.cacheSaid': 'With {n} tokens this model’s cache takes **{all}**: {each} bytes a token, {times} times less than multi-head attention. Move the slider for other lengths.',
   'attention.tokens': '{n} tokens',
-
   // 3 routing
   'routing.name': 'Routing', 'routing.question': 'Which experts read this word?',
   'routing.lead': 'A router scores all experts for each token. The best few read it, the rest cost nothing. A bias decides who is *chosen*, never how much the chosen *weigh*.',
@@ -94,6 +90,8 @@ export const STRINGS = {
   'routing.group': 'group {score}',
   'routing.chosen': 'Expert {expert}: score {score}, bias {bias}, together {biased}. **Chosen**, with weight {weight}.',
   'routing.notChosen': 'Expert {expert}: score {score}, bias {bias}, together {biased}. Not chosen.',
+  'routing.read': '“{token}” is read in layer {layer} by experts {experts}.',
+  'routing.readShared': '“{token}” is read in layer {layer} by experts {experts}, and by the shared expert, which reads everything.',
   'routing.weights': 'The chosen experts and their weights', 'routing.expert': 'expert {expert}',
   'routing.shared': 'shared expert, reads every token', 'routing.text.title': 'Experts over the whole text',
   'routing.text.note': 'Rows are tokens, columns are experts; a cell is the weight with which an expert reads a token.',
@@ -114,7 +112,6 @@ export const STRINGS = {
   'routing.reset': 'back to the trained ones',
   'routing.facts': 'Busiest expert over an even share (MaxVio): {before} as trained, **{after}** now. The best guess for the next token changed at **{changed}** of {n} places.',
   'routing.guesses': 'Where the best guess changed',
-
   // 4 prediction
   'prediction.name': 'Prediction', 'prediction.question': 'What comes next?',
   'prediction.lead': 'Every row can be asked at any depth what it would say. And a small module guesses *one token further*: as a draft that the model then checks, so that one step can write two tokens.',
@@ -126,7 +123,6 @@ export const STRINGS = {
   'prediction.next.title': 'The next token',
   'prediction.next.note': 'The share of each candidate after the last layer. Choose one to see its product.',
   'prediction.tops': 'Most likely next tokens',
-
   'prediction.writing.title': 'Let it write',
   'prediction.writing.note': 'Each step, the module drafts and the model checks all drafts in one pass. What stands is free; what falls costs nothing but itself. The text is the one that would have come without drafts.',
   'prediction.drafts': 'Drafts a step', 'prediction.noDrafts': 'no drafts', 'prediction.draftsOf': '{n} a step',
@@ -136,22 +132,24 @@ export const STRINGS = {
   'prediction.paper': 'The text being written',
   'prediction.legend': '**Underlined**: a draft that stood. Struck out: a draft that fell. Plain: the model’s own token.',
   'prediction.stood': 'a draft that stood', 'prediction.fell': 'a draft that fell',
+  'prediction.fallen': 'Why the last drafts fell', 'prediction.behind': 'What was drafted behind it fell with it.',
+  'prediction.fellGreedy': '“{draft}” fell: the model gives it {its}, and “{own}” most, {share}.',
+  'prediction.fellDrawn': '“{draft}” fell: drafted with {q}, worth {p} to the model, it had a chance of {chance}; “{own}” was drawn instead.',
   'prediction.own': 'the model’s own token', 'prediction.perStep': 'tokens a step',
   'prediction.accepted': 'drafts that stood', 'prediction.rate': 'tokens a second',
   'prediction.cache': 'tokens in the cache', 'prediction.same': 'The same {n} tokens without drafts: checked just now.',
   'prediction.differs': 'Without drafts another text came out of {n} tokens: that should not happen.',
-
   // 5 FP8
   'fp8.name': 'FP8', 'fp8.question': 'What do eight bits lose?',
   'fp8.lead': 'A number in FP8 has only three bits (or two) of mantissa. A scale, shared by neighbours, brings them into range. One outlier stretches the scale of everyone who shares it.',
-  'fp8.format': 'Format', 'fp8.granularity': 'Who shares a scale', 'fp8.tile': 'tile 1 × 128',
-  'fp8.block': 'block 128 × 128', 'fp8.tensor': 'whole tensor', 'fp8.outlier': 'outlier', 'fp8.times': '× {n}',
+  'fp8.format': 'Format', 'fp8.granularity': 'Who shares a scale', 'fp8.tile': 'a scale a tile, 1 × 128',
+  'fp8.block': 'a block, 128 × 128', 'fp8.tensor': 'one for all', 'fp8.outlier': 'outlier', 'fp8.times': '× {n}',
   'fp8.matrix.title': 'Where the error goes',
-  'fp8.matrix.note': 'The rows that attention reads in this layer: a row is a token, a column an entry. Tint is the error. Choose a cell, make it an outlier by the slider above, then change who shares a scale. A format with an exponent forgives much: up to some thousand times little is seen.',
+  'fp8.matrix.note': 'The rows that attention reads in this layer: a row is a token, a column an entry. Tint is the error. Choose a cell, make it an outlier by the slider above, then change who shares a scale: the bars below say how far its error reaches. A format with an exponent forgives much: up to some thousand times little is seen.',
   'fp8.errors': 'Error of every entry', 'fp8.where': 'Typical error over the typical size of an entry',
-  'fp8.thisTile': 'in the tile of that entry', 'fp8.thisRow': 'in the rest of its row',
+  'fp8.thisTile': 'in the outlier’s tile (or the chosen entry’s)', 'fp8.thisRow': 'in the rest of its row',
   'fp8.otherRows': 'in all other rows', 'fp8.cell': '“{token}”, entry {d}: {exact} becomes {back}, off by {off}',
-  'fp8.verdict': '{n} numbers share {scales} scales. Flushed to zero: **{lost}**.',
+  'fp8.verdict': 'Scales: {scales}, for {n} numbers. Flushed to zero: **{lost}**.',
   'fp8.number.title': 'One number in eight bits',
   'fp8.number.note': 'The chosen entry, its code, and all the values that the format can say around it.',
   'fp8.line': 'The values of the format around the number, and where it falls; the list below has the numbers.',
@@ -165,7 +163,6 @@ export const STRINGS = {
   'fp8.next.note': 'The whole model, its weights and what they are multiplied with, in that format; outlier included on both sides.',
   'fp8.in32': 'in FP32', 'fp8.in8': 'in FP8', 'fp8.computing': 'reading the text in FP8 …',
   'fp8.moved': 'The two distributions are **{nats} nats** apart here. The best guess changed at **{moved}** of {n} places.',
-
   // 6 sizes
   'sizes.name': 'Sizes', 'sizes.question': 'What does it cost?',
   'sizes.lead': 'Parameters, cache and arithmetic of any shape, up to the released 671 billion. Each is a product of a few numbers of the config.',
@@ -186,7 +183,6 @@ export const STRINGS = {
   'sizes.flopsCard.note': 'Floating-point operations to write one token behind that context.',
   'sizes.flops': 'FLOPs a token', 'sizes.flopsMla': 'as it is, few experts a token',
   'sizes.flopsDense': 'if every expert read every token',
-
   // the tour
   'tour.name': 'Guided tour', 'tour.stop': 'Stop {stop} of {n}', 'tour.next': 'Next', 'tour.back': 'Back',
   'tour.end': 'Leave', 'tour.finish': 'Finish', 'tour.1.chapter': 'chapter 00', 'tour.1.title': 'A text becomes tokens',

@@ -83,8 +83,8 @@ export class Writer {
     this.hidden[0].push(...rows.slice(0, rows.length - rejected.length));
     model.layers.forEach((_, i) => cutCache(this.caches[i], read));
     ids.push(...accepted, next);
-    const milliseconds = performance.now() - begun;
-    return {accepted, rejected, next, cacheLength: this.cacheLength, guesses, milliseconds};
+    const milliseconds = performance.now() - begun, share = softmax(judges[count])[next]; // what the model gives its own token
+    return {accepted, rejected, next, share, cacheLength: this.cacheLength, guesses, milliseconds};
   }
 
   /** Let the modules guess what comes: [{id, q}], q what it was drawn from. */
@@ -114,10 +114,10 @@ export class Writer {
     return guesses;
   }
 
-  /** Say how many guesses stand, and the token that follows them; notes p, what the model gave each guess. */
+  /** Say how many guesses stand, and the token that follows them; notes p, what it had to hold against q, and share, what the model gave it. */
   #judge(logits, guesses) {
     const targets = logits.map((row) => probabilities(row, this.rule));
-    guesses.forEach((guess, j) => { guess.p = targets[j][guess.id]; });
+    guesses.forEach((guess, j) => Object.assign(guess, {p: targets[j][guess.id], share: softmax(logits[j])[guess.id]}));
     for (const [j, {id, q}] of guesses.entries()) {
       if (this.random() * q[id] < targets[j][id]) continue; // greedy: p and q are 0 or 1
       const missing = targets[j].map((p, i) => Math.max(0, p - q[i]));

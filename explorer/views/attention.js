@@ -134,7 +134,7 @@ function cacheCard(app) {
     context.draw(reach.power, reach.power ? say('attention.keysOf', {n: grouped(n)}) : say('attention.keysHere', {n}));
     rows.draw(kinds.map(([name, each, kind]) => ({name: say(`attention.${name}`), value: each * now, kind, words: bytes(each * now)})));
     const times = number(size.mhaBytesPerToken / size.cacheBytesPerToken, 2);
-    fill(said, say('attention.cacheSaid', {n: grouped(now), times, each: grouped(size.cacheBytesPerToken)}));
+    fill(said, tell('attention.cacheSaid', {n: grouped(now), times, each: grouped(size.cacheBytesPerToken), all: bytes(size.cacheBytesPerToken * now)}));
     paintGrowth(canvas, kinds, n, now);
   }
   return {node, update};

@@ -69,18 +69,27 @@ function writingCard(app) {
   const again = h('button.act.quiet', {type: 'button', onclick: () => change({})}, say('prediction.clear'));
   const check = h('button.act.quiet', {type: 'button', onclick: () => compare()}, say('prediction.check'));
   const paper = h('p.paper', {'aria-label': say('prediction.paper'), role: 'group', tabindex: 0}), verdict = h('p.verdict', {role: 'status'});
+  const fallen = h('ol.fallen', {'aria-label': say('prediction.fallen')});
   const facts = h('dl.facts', {});
   const node = card('prediction.writing', h('div.controls', {}, drafts.node, heat.node, nucleus.node, h('label.slider', {}, h('span', {}, say('prediction.seed')), seed),
-    h('div.buttons', {}, go, one, again, check)), paper, verdict, h('p.legend', {}, tell('prediction.legend')), facts);
+    h('div.buttons', {}, go, one, again, check)), paper, verdict, h('p.legend', {}, tell('prediction.legend')), fallen, facts);
 
   function change(values) { stop(); Object.assign(set, values); clear(); update(); }
   function clear() {
     writer = null;
     written = {ids: [], steps: 0, drafted: 0, stood: 0, ms: 0, cache: 0, version: app.data.version};
     fill(verdict);
+    fill(fallen);
     fill(paper, h('span.given', {}, app.data.pieces.slice(app.bos ? 1 : 0).join('')));
   }
   function span(kind, id) { return h(`span.${kind}`, {title: say(`prediction.${kind}`)}, app.model.tokenizer.decode([id])); }
+  // Why the first draft of a step fell; those behind it stood on it.
+  function reason({accepted, rejected, next, share, guesses}) {
+    const {id, p, q, share: its} = guesses[accepted.length], words = {draft: app.piece(id), own: app.piece(next), its: percent(its, 1), share: percent(share, 1)};
+    const drawn = {p: percent(p, 1), q: percent(q[id], 1), chance: percent(Math.min(1, p / q[id]), 1)};
+    const more = rejected.length > 1 ? ` ${say('prediction.behind')}` : '';
+    return h('li', {}, say(set.temperature ? 'prediction.fellDrawn' : 'prediction.fellGreedy', {...words, ...drawn}), more);
+  }
   function step() {
     writer ??= app.model.writer(app.data.ids, {...set});
     const made = writer.step();
@@ -91,6 +100,8 @@ function writingCard(app) {
     written.ids.push(...accepted, next);
     paper.append(...accepted.map((id) => span('stood', id)), ...rejected.map((id) => span('fell', id)), span('own', next));
     paper.scrollTop = paper.scrollHeight;
+    if (rejected.length) fallen.prepend(reason(made));
+    if (fallen.children.length > 4) fallen.lastChild.remove();
     const ends = [app.model.config.eos_token_id].flat();
     if (written.ids.length >= LONGEST || written.ids.some((id) => ends.includes(id))) stop();
     update();

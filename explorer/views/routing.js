@@ -7,11 +7,11 @@ import {productPanel} from './product.js';
 export function routingView(app) {
   const dense = h('p.verdict', {});
   const board = h('canvas', {tabindex: 0, role: 'application', 'aria-roledescription': say('routing.board'), 'aria-label': say('routing.board')});
-  const boardPlace = h('div.board', {}, board), readout = h('p.readout', {});
+  const boardPlace = h('div.board', {}, board), readout = h('p.readout', {}), said = h('p.verdict', {});
   const map = heatmap(say('routing.map')), load = h('canvas', {role: 'img', 'aria-label': say('routing.load')}), loadPlace = h('div', {}, load);
   const weights = bars(say('routing.weights'));
   const product = productPanel(app), moved = movedCard(app);
-  const body = h('div', {}, card('routing.token', boardPlace, readout, weights.node), product.node,
+  const body = h('div', {}, card('routing.token', boardPlace, readout, said, weights.node), product.node,
     card('routing.text', map.node, h('h4', {}, say('routing.load')), loadPlace), moved.node);
   const node = h('div.view', {}, viewHead('routing'), dense, body);
   let grid = null;
@@ -58,7 +58,8 @@ export function routingView(app) {
     const place = routing.chosen[token].indexOf(expert);
     fill(readout, tell(place < 0 ? 'routing.notChosen' : 'routing.chosen', {expert, score: number(routing.scores[token][expert]),
       biased: number(routing.biased[token][expert]), bias: signed(routing.bias?.[expert] ?? 0), weight: number(routing.weights[token][place])}));
-    const shared = app.model.config.n_shared_experts ?? 0;
+    const shared = app.model.config.n_shared_experts ?? 0, experts = routing.chosen[token].join(', ');
+    fill(said, say(shared ? 'routing.readShared' : 'routing.read', {token: visible(names[token]), layer: app.state.layer, experts}));
     weights.draw([...routing.chosen[token].map((e, i) => ({name: say('routing.expert', {expert: e}), value: routing.weights[token][i], kind: 'routed',
       words: number(routing.weights[token][i]), picked: e === expert, onpick: () => app.set({expert: e})})),
     ...(shared ? [{name: say('routing.shared'), value: 1, kind: 'shared', words: '1'}] : [])]);

@@ -19,6 +19,7 @@ def test_sampled_text_follows_the_model_whatever_the_drafts(run_node):
     share, tried = seen["stood"] / seen["tried"], seen["tried"]
     assert tried == 150 * 100
     assert abs(share - 0.7) < 4 * (0.7 * 0.3 / tried) ** 0.5
+    np.testing.assert_allclose(seen["reason"], [1, 0.3, 0, 0.5], rtol=1e-6)  # greedily too, a share is the model's own
     assert seen["again"][0] == seen["again"][1]  # the same seed, the same text
     for (temperature, top_p), row, cut in zip(RULES, logits, seen["cut"]):
         ours = SamplingRule(temperature, top_p=top_p).probabilities(torch.tensor(row))

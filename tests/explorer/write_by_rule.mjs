@@ -26,5 +26,6 @@ for (let seed = 0; seed < runs; seed++) {
   }
 }
 const one = (seed) => { const w = new Writer(model, [0], {temperature: 1, seed}); w.step(); w.step(); return w.ids; };
-answer({counts, tried, stood, cut: rule.map((r) => Array.from(probabilities(Float32Array.from(r.logits), r))),
+const greedy = new Writer(model, [0], {temperature: 0, drafts: 1}), [, {guesses: [fell], next, share}] = [greedy.step(), greedy.step()];
+answer({reason: [fell.id, fell.share, next, share], counts, tried, stood, cut: rule.map((r) => Array.from(probabilities(Float32Array.from(r.logits), r))),
   again: [one(5), one(5)]});
