@@ -1,8 +1,10 @@
 """Who may import whom: the rules of the house, kept as a test."""
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -209,3 +211,54 @@ def test_lengths_of_c_functions_are_counted():
     }
     """
     assert list(cpp_functions(text)) == [("size", 1), ("add", 6), ("last", 1), ("wide", 1)]
+
+
+# The engine and the server around it stay small enough to be read: lines of code, as `code_lines` counts them.
+MOST_CODE = {("engine", "serving"): 2500}
+
+
+def code_lines(text: str) -> int:
+    """Lines with code: blank lines, comments and docstrings are not counted, every line of a longer statement is."""
+    told: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            told.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in layout:
+            found.update(range(token.start[0], token.end[0] + 1))
+    return len(found - told)
+
+
+@pytest.mark.parametrize("rooms", MOST_CODE, ids="+".join)
+def test_rooms_stay_small(rooms):
+    """Lines of code, docstrings, comments and blank lines apart."""
+    counts = {
+        p: code_lines(p.read_text(encoding="utf-8")) for room in rooms for p in sorted((PACKAGE / room).rglob("*.py"))
+    }
+    told = ", ".join(f"{path.name} {count}" for path, count in counts.items())
+    assert sum(counts.values()) <= MOST_CODE[rooms], f"{sum(counts.values())} lines of code: {told}"
+
+
+def test_lines_of_code_are_counted():
+    text = '''"""A caption.
+
+    And more.
+    """
+
+import os  # why
+
+
+def f(
+    x,
+):
+    """One line."""
+    # a remark
+    y = """a text
+    of two lines"""
+    return os.sep + x + y
+'''
+    assert code_lines(text) == 7

@@ -20,3 +20,13 @@ SIZES: dict[str, Any] = {
 def tiny_config(**changes: Any) -> ModelConfig:
     """V3 in small, with changes by the keys of config.json."""
     return ModelConfig(**{**SIZES, **changes})
+
+
+def predict(step: Any, depth: int, hidden_BSD: Any, tokens_BS: Any, cache: Any) -> tuple[Any, Any]:
+    """Let an MTP module read as many tokens of every row; return [B, S, D], and of each row's last token [B, V]."""
+    from deepseek_v3.engine.decode_step import Rows
+
+    batch, count = tokens_BS.shape
+    rows, last = Rows(tokens_BS.flatten().tolist(), [count] * batch), range(count - 1, batch * count, count)
+    hidden_ND, logits_BV = step.read(rows, cache, depth=depth, below_ND=hidden_BSD.flatten(0, 1), logits_of=last)
+    return hidden_ND.view(batch, count, -1), logits_BV

@@ -56,8 +56,6 @@ def test_what_is_wrong_is_seen():
         assert pool.allocate(1) == [0]
         with pytest.raises(AssertionError):
             pool.check_integrity(wrong)
-    with pytest.raises(ValueError, match="n_blocks=0"):
-        BlockPool(0, 2)
 
 
 class AnyOrder(RuleBasedStateMachine):

@@ -9,11 +9,11 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine import native_step
 from deepseek_v3.engine.decode_step import SERVES_UP_TO, DecodeStep
 from deepseek_v3.engine.generate import generate
-from deepseek_v3.engine.native_step import CallAddresses, LayerAddresses, ModelSizes, StackAddresses
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
-from tests.tiny import SIZES
+from deepseek_v3.native.decode_layout import CallAddresses, LayerAddresses, ModelSizes, StackAddresses
+from tests.tiny import SIZES, predict
 
 YARN = {"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 0.7}
 V2 = {
@@ -93,7 +93,7 @@ def test_a_module_of_the_step_equals_the_model(form):
     with torch.no_grad():
         rotation, _ = model.place_tokens(19, None)
         want = model.mtp[1](hidden, model.embed_tokens(embedding), rotation)
-        parts = [step.predict(1, hidden[:, a:b], embedding[:, a:b], cache) for a, b in ((0, 7), (7, 8), (8, 19))]
+        parts = [predict(step, 1, hidden[:, a:b], embedding[:, a:b], cache) for a, b in ((0, 7), (7, 8), (8, 19))]
         assert (torch.cat([p[0] for p in parts], 1) - want).abs().max() <= TOLERANCE
         assert (parts[-1][1] - model.lm_head(want[:, -1])).abs().max() <= TOLERANCE
 
@@ -104,7 +104,7 @@ def test_a_module_reads_a_batch(form):
     hidden, embedding = torch.randn(3, 5, 38), torch.randint(0, 53, (3, 5))
     with torch.no_grad():
         want = model.mtp[0](hidden, model.embed_tokens(embedding), model.place_tokens(5, None)[0])
-        ours, logits = step.predict(0, hidden, embedding, cache)
+        ours, logits = predict(step, 0, hidden, embedding, cache)
         assert (ours - want).abs().max() <= TOLERANCE
         assert (logits - model.lm_head(want[:, -1])).abs().max() <= TOLERANCE
 

@@ -19,6 +19,7 @@ from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import SWITCH, have_kernels
 from deepseek_v3.ops import dense, normalization
 from tests.ops.fuzz import WRONG, hold_in_fp8, run_decode_fuzz, run_fuzz
+from tests.tiny import predict
 
 needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no C++ compiler here")
 
@@ -188,7 +189,7 @@ def test_a_layer_of_pytorchs_own_serves_in_every_form(model, name):
         assert grad is not None
         read, logits = step(tokens[:, :3], cache)
         one, more = step(tokens[:, 3:4], cache)
-        drafted = step.predict(0, read, tokens[:, 1:4], cache.module(0))
+        drafted = predict(step, 0, read, tokens[:, 1:4], cache.module(0))
         long = model(tokens[:, 4:], cache=cache)
         return [loss.detach(), grad.clone(), read, logits, one, more, *drafted, long.detach()]
 

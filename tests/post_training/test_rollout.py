@@ -6,7 +6,7 @@ import torch
 from deepseek_v3.engine.engine import Engine
 from deepseek_v3.engine.request import EngineOptions, Request
 from deepseek_v3.engine.sampler import SamplingRule
-from deepseek_v3.engine.trace import routed_layers
+from deepseek_v3.model.choices import routed_layers
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.post_training.policy import (
     measure_mismatch,

@@ -26,8 +26,6 @@ class BlockPool:
     """
 
     def __init__(self, n_blocks: int, block_size: int) -> None:
-        if n_blocks < 1 or block_size < 1:
-            raise ValueError(f"n_blocks={n_blocks} and block_size={block_size} must be at least 1")
         self.n_blocks, self.block_size = n_blocks, block_size
         self.holders = [0] * n_blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(n_blocks))

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepseek_v3.engine.model_parts import refuse_broken_biases
 from deepseek_v3.engine.native_step import NativeStep
 from deepseek_v3.model.cache import LatentCache
+from deepseek_v3.model.model_parts import refuse_broken_biases
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.ops.choice import SERVES_UP_TO
@@ -103,7 +103,8 @@ class DecodeStep:
     ) -> tuple[Tensor, Tensor]:
         """Read what is read together, one after the other, and put the results in their places."""
         hidden_ND = self.model.norm.weight.new_empty(len(rows.tokens), self.model.config.hidden_size)
-        order, pieces = [], []
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)  # rounded to BF16 logits would only make ties
+        logits_MV = hidden_ND.new_empty(len(wanted), self.model.config.vocab_size, dtype=wide)
         for chosen, indices in split_rows(rows.counts):
             counts = [len(indices)] if len(chosen) == 1 else [rows.counts[row] for row in chosen]
             piece, part = Rows([rows.tokens[i] for i in indices], counts), cache.rows(chosen)
@@ -116,11 +117,10 @@ class DecodeStep:
             hidden_ND[indices] = hidden
             if choice_LNA is not None and chosen_LNA is not None:
                 choice_LNA[:, indices] = chosen_LNA
-            order += places
-            pieces.append(logits.to(at_least_float32(logits.dtype)))
+            logits_MV[places] = logits.to(wide)
             for row, length in zip(chosen, part.lengths):
                 cache.lengths[row] = length
-        return hidden_ND, torch.cat(pieces)[torch.tensor(order, device=hidden_ND.device).argsort()]
+        return hidden_ND, logits_MV
 
     def _read_padded(
         self,
@@ -158,19 +158,6 @@ class DecodeStep:
         batch, count = tokens_BS.shape
         hidden_ND, logits_NV = self.read(Rows(tokens_BS.flatten().tolist(), [count] * batch), cache)
         return hidden_ND.view(batch, count, -1), logits_NV.view(batch, count, -1)
-
-    def predict(self, depth: int, hidden_BSD: Tensor, tokens_BS: Tensor, cache: LatentCache) -> tuple[Tensor, Tensor]:
-        """Run one MTP module over as many tokens of every row; return [B, S, D], and of each row's last [B, V]."""
-        batch, count = tokens_BS.shape
-        rows, last = Rows(tokens_BS.flatten().tolist(), [count] * batch), range(count - 1, batch * count, count)
-        below_ND = hidden_BSD.flatten(0, 1)
-        hidden_ND, logits_BV = self.read(rows, cache, depth=depth, below_ND=below_ND, logits_of=last)
-        return hidden_ND.view(batch, count, -1), logits_BV
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of logits: rounded to BF16 they would only make ties."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def split_rows(counts: list[int]) -> Iterator[tuple[list[int], list[int]]]:

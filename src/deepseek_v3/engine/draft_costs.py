@@ -20,6 +20,7 @@ from statistics import median
 
 from deepseek_v3.engine.sequence import Sequence
 
+Kind = tuple[int, int]  # of a step: rows that decode, and drafts that are made whatever they cost
 WINDOW = 16  # steps whose median counts
 ENOUGH = 4  # steps to be measured before they count
 COLD = 4  # the first steps of an engine, which take longer than all others
@@ -31,11 +32,9 @@ class StepCosts:
     """Measured times of steps: by how many rows decode, and how many drafts are made whatever they cost."""
 
     def __init__(self) -> None:
-        self.plain: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
-        self.drafting: defaultdict[tuple[int, int], deque[tuple[float, int]]] = defaultdict(
-            lambda: deque(maxlen=WINDOW)
-        )
-        self.steps: defaultdict[tuple[int, int], int] = defaultdict(int)
+        self.plain: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self.drafting: defaultdict[Kind, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self.steps: defaultdict[Kind, int] = defaultdict(int)
         self.now, self.all_steps = (0, 0), 0
 
     def look(self, running: Many[Sequence]) -> None:

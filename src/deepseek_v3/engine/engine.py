@@ -215,17 +215,17 @@ class Engine:
             self._end(sequence)
 
     def metrics(self) -> Metrics:
-        """Say what it is doing, and has done since it was made."""
-        scheduler, free = self.scheduler, self.pool.free
+        """Say what it is doing, and has done since it was made; any thread may ask."""
+        scheduler, pool = self.scheduler, self.pool
         return replace(
             self.totals,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             preemptions=scheduler.preemptions,
             shared_tokens=scheduler.shared_tokens,
-            blocks=self.pool.n_blocks,
-            blocks_free=len(free),
-            blocks_findable=sum(self.pool.keys[block] is not None for block in free),
+            blocks=pool.n_blocks,
+            blocks_free=len(pool.free),
+            blocks_findable=sum(not holders and key is not None for holders, key in zip(pool.holders, pool.keys)),
         )
 
     def block_map(self) -> list[int]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from deepseek_v3.engine.engine import Engine, Event
-from deepseek_v3.engine.model_parts import find_broken_weight
 from deepseek_v3.engine.request import EngineOptions, GenerationStatistics, Request, check_prompt, count_drafts
 from deepseek_v3.engine.sampler import BrokenLogits, SamplingRule
+from deepseek_v3.model.model_parts import find_broken_weight
 from deepseek_v3.model.transformer import DeepseekV3
 
 PREFILL_CHUNK = 512  # prompt tokens read at once: bounds the memory of scores
@@ -110,17 +110,10 @@ def make_requests(
 
 def open_engine(model: DeepseekV3, requests: Sequence[Request], cache_dtype: torch.dtype | None) -> Engine:
     """Make an engine with one block for every request: all run side by side, and nobody waits for memory."""
-    drafts = max(request.drafts for request in requests)
-    options = EngineOptions(
-        n_blocks=len(requests),
-        block_size=max(request.slots(model.config) for request in requests),
-        step_tokens=max(PREFILL_CHUNK, len(requests) * (1 + drafts)),
-        max_rows=len(requests),
-        long_piece=PREFILL_CHUNK,
-        cache_dtype=cache_dtype,
-        modules=drafts,
-    )
-    return Engine(model, options)
+    rows, drafts = len(requests), max(request.drafts for request in requests)
+    slots, tokens = max(request.slots(model.config) for request in requests), max(PREFILL_CHUNK, rows * (1 + drafts))
+    limits = EngineOptions(rows, slots, tokens, rows, long_piece=PREFILL_CHUNK, modules=drafts, cache_dtype=cache_dtype)
+    return Engine(model, limits)
 
 
 def run_out(engine: Engine) -> Iterator[Event]:

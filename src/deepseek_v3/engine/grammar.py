@@ -42,9 +42,8 @@ class Grammars:
             raise ImportError("structured output needs llguidance: pip install llguidance") from None
         self.library = llguidance
         self.vocab_size, self.end_token = vocab_size, end_token
-        self.tokenizer = llguidance.LLTokenizer(
-            rename_added_tokens(tokenizer_json), n_vocab=vocab_size, eos_token=end_token
-        )
+        renamed = rename_added_tokens(tokenizer_json)
+        self.tokenizer = llguidance.LLTokenizer(renamed, n_vocab=vocab_size, eos_token=end_token)
 
     def compile(self, kind: str, source: str | Mapping[str, Any] = "") -> "Constraint":
         """Compile a grammar.
@@ -78,9 +77,8 @@ def rename_added_tokens(tokenizer_json: str) -> str:
     """
     content, secret = json.loads(tokenizer_json), token_hex(16)
     names = {token["content"]: f"{secret} {token['id']}" for token in content["added_tokens"]}
-    content["added_tokens"] = [
-        {**token, "content": names[token["content"]], "special": True} for token in content["added_tokens"]
-    ]
+    for token in content["added_tokens"]:
+        token |= {"content": names[token["content"]], "special": True}
     vocab = content["model"]["vocab"]
     content["model"]["vocab"] = {names.get(name, name): token for name, token in vocab.items()}
     return json.dumps(content)
@@ -123,7 +121,9 @@ class Constraint:
         for behind in range(len(drafts) + 1):
             if behind >= first:
                 fill_next_token_bitmask(self.matcher, words_SW, behind - first)
-            if behind == len(drafts) or not self._try(drafts[behind]):
+            if behind == len(drafts) or self.matcher.is_stopped() or drafts[behind] == self.end_token:
+                break
+            if self.matcher.try_consume_tokens([drafts[behind]]) == 0:
                 break
             taken += 1
         if taken:
@@ -131,11 +131,6 @@ class Constraint:
         self._refuse_error()
         bits_SV = np.unpackbits(words_SW.view(np.uint8), axis=1, bitorder="little")[:, : self.vocab_size]
         return torch.from_numpy(bits_SV.astype(bool))
-
-    def _try(self, draft: int) -> bool:
-        """Go one draft further, if the grammar does."""
-        over = self.matcher.is_stopped() or draft == self.end_token
-        return not over and self.matcher.try_consume_tokens([draft]) == 1
 
     def take(self, token: int) -> bool:
         """Go on by a token of the text; return whether nothing can follow it."""

@@ -4,8 +4,8 @@
     if native.serves(cache):
         hidden_ND, logits_MV = native.run(rows, cache, depth, below_ND, wanted)
 
-The kernel reads every weight where the model keeps it; this file hands it the addresses, in structures that have the
-fields of those in decode.hpp in the same order. Activations are FP32 in there, whatever the weights are.
+The kernel reads every weight where the model keeps it; this file hands it the addresses, in the structures of
+native/decode_layout.py. Activations are FP32 in there, whatever the weights are.
 
 Letters: B rows, N new tokens, M of which logits are wanted, D width, V vocabulary, T positions, R rotary width.
 """
@@ -19,72 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_v3.config import ModelConfig
-from deepseek_v3.engine.model_parts import describe_parts, promised_parts
 from deepseek_v3.fp8.quantize import CODE, quantize_weight
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.model.block import Block
 from deepseek_v3.model.cache import LatentCache
 from deepseek_v3.model.mlp import SwiGLU
+from deepseek_v3.model.model_parts import describe_parts, promised_parts
 from deepseek_v3.model.moe import MixtureOfExperts
 from deepseek_v3.model.mtp import MultiTokenPredictor
 from deepseek_v3.model.norm import LATENT_NORM_EPS
 from deepseek_v3.model.rope import Rotation, rotation_at, softmax_scale
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels, run_kernel
+from deepseek_v3.native.decode_layout import CallAddresses, LayerAddresses, ModelSizes, StackAddresses, WeightAddress
 from deepseek_v3.native.threads import threads_now
 from deepseek_v3.ops.checks import check_scales
 
 DTYPES = (torch.float32, torch.bfloat16)
-POINTER, INTEGER, FRACTION = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-
-
-class WeightAddress(ctypes.Structure):
-    """`Weight` of rows.hpp: without a scale numbers, else FP8 codes."""
-
-    _fields_ = (("data", POINTER), ("scale", POINTER))
-
-
-def fields(**kinds: str) -> list[tuple[str, type]]:
-    """Lay out a structure: names by the kind that they are of; keyword order is the order in memory."""
-    kind_of = {"pointers": POINTER, "weights": WeightAddress, "integers": INTEGER, "fractions": FRACTION}
-    return [(name, kind_of[kind.rstrip("_")]) for kind, names in kinds.items() for name in names.split()]
-
-
-class LayerAddresses(ctypes.Structure):
-    """`Layer` of decode.hpp."""
-
-    _fields_ = fields(
-        pointers="input_norm query_norm latent_norm post_norm router bias",
-        weights="query_down query_up latent_down key_value_up out expert_gate_up expert_down gate up down",
-        integers="dense_width wide_router",
-    )
-
-
-class ModelSizes(ctypes.Structure):
-    """`Model` of decode.hpp."""
-
-    _fields_ = fields(
-        pointers="embedding",
-        integers="D V H K R U C Q E A F groups kept_groups dense_width bfloat16 sigmoid normalise",
-        fractions="eps latent_eps softmax_scale routed_scale",
-    )
-
-
-class StackAddresses(ctypes.Structure):
-    """`Stack` of decode.hpp."""
-
-    _fields_ = fields(
-        pointers="layers", integers="count", pointers_="norm embedding_norm hidden_norm join", weights="head"
-    )
-
-
-class CallAddresses(ctypes.Structure):
-    """`Call` of decode.hpp."""
-
-    _fields_ = fields(
-        pointers="tokens lengths counts tables wanted below cache hidden logits cos sin choices",
-        integers="N B M blocks block_size bfloat16_cache threads foreign",
-    )
 
 
 def list_sizes(c: ModelConfig) -> dict[str, int | float]:
@@ -167,11 +118,11 @@ class ModelAddresses:
     def _layer(self, block: Block) -> LayerAddresses:
         a, mlp = block.self_attn, block.mlp
         low_rank = a.low_rank_query
-        norms: dict[str, nn.Module | Tensor | None] = {
-            "input_norm": block.input_layernorm, "post_norm": block.post_attention_layernorm,
-            "query_norm": a.q_a_layernorm if low_rank else None, "latent_norm": a.kv_a_layernorm,
+        addresses: dict[str, Any] = {
+            "input_norm": self._address(block.input_layernorm), "latent_norm": self._address(a.kv_a_layernorm),
+            "post_norm": self._address(block.post_attention_layernorm),
+            "query_norm": self._address(a.q_a_layernorm if low_rank else None),
         }  # fmt: skip
-        addresses: dict[str, Any] = {name: self._address(norm) for name, norm in norms.items()}
         projections = {
             "query_up": a.q_b_proj if low_rank else a.q_proj, "latent_down": a.kv_a_proj_with_mqa,
             "key_value_up": a.kv_b_proj, "out": a.o_proj,

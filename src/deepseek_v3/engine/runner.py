@@ -14,8 +14,8 @@ from deepseek_v3.engine.decode_step import DecodeStep
 from deepseek_v3.engine.decode_step import Rows as Ragged
 from deepseek_v3.engine.request import EngineOptions
 from deepseek_v3.engine.sequence import Sequence
-from deepseek_v3.engine.trace import ChoiceStore
 from deepseek_v3.model.cache import LatentCache, LatentStore
+from deepseek_v3.model.choices import ChoiceStore
 from deepseek_v3.model.transformer import DeepseekV3
 
 

@@ -96,10 +96,7 @@ class SamplingRule:
 def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a source of randomness: the same draws for the same seed, fresh ones for None."""
     generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    generator.manual_seed(generator.seed() if seed is None else seed)
     return generator
 
 

@@ -40,9 +40,9 @@ class Steering:
     def __post_init__(self) -> None:
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be a positive number; 1 is none")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)} must be a finite number; 0 is none")
+        if not math.isfinite(self.presence_penalty + self.frequency_penalty):
+            said = f"presence_penalty={self.presence_penalty} and frequency_penalty={self.frequency_penalty}"
+            raise ValueError(f"{said} must be finite numbers; 0 is none")
         for token, bias in self.logit_bias.items():
             if not math.isfinite(bias):
                 raise ValueError(f"logit_bias of token {token} is {bias}; it must be a finite number, -100 bans")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_v3.engine.trace import routed_layers
+from deepseek_v3.model.choices import routed_layers
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.post_training.losses import Answers, truncated_importance

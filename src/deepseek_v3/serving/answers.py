@@ -1,7 +1,7 @@
 """From pieces of the engine to OpenAI's objects, whole or as a stream.
 
     answer = TextAnswer(served, body, prompts)     or ChatAnswer(served, body, [prompt])
-    chunks = answer.opening(); for every piece: answer.grow(piece); at the end answer.whole() or answer.usage()
+    chunks = answer.opening(); for what a step brings: answer.grow(number, event); at last answer.whole() or .usage()
 
 Both ways go through `grow`, so a stream put together is the whole answer.
 """
@@ -18,7 +18,6 @@ from deepseek_v3.serving.problems import ServerFault
 from deepseek_v3.serving.prompts import Prompt, Served
 from deepseek_v3.serving.protocol import ChatRequest, CompletionRequest
 from deepseek_v3.serving.tools import CallReader
-from deepseek_v3.serving.worker import Piece
 
 LEAST = -9999.0  # stands for minus infinity, which JSON does not have
 PLAIN, STOOD, FELL = 0, 1, 2  # how a token came, for who asks for drafts
@@ -59,13 +58,13 @@ class AnswerBase:
         """What a stream begins with."""
         return []
 
-    def grow(self, piece: Piece) -> Parts:
-        """Take a piece; return the parts of a chunk that it gives.
+    def grow(self, number: int, event: Event) -> Parts:
+        """Take what a step brought to a choice; return the parts of a chunk that it gives.
 
         Raises:
             ServerFault: the text ended in an error; what it was is logged.
         """
-        choice, event = self.choices[piece.choice], piece.event
+        choice = self.choices[number]
         if event.finish == "error":
             log.warning("a text ended in an error: %s", event.error)
             raise ServerFault()

@@ -14,23 +14,16 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from deepseek_v3.engine.engine import Engine
+from deepseek_v3.serving import protocol
 from deepseek_v3.serving.answers import AnswerBase, ChatAnswer, TextAnswer
 from deepseek_v3.serving.guard import OPEN_PATHS, Guard, GuardOptions
 from deepseek_v3.serving.metrics import Metrics
 from deepseek_v3.serving.problems import Problem, ServerFault, bad_request
 from deepseek_v3.serving.prompts import Served
-from deepseek_v3.serving.protocol import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    ErrorAnswer,
-    Model,
-    ModelList,
-)
 from deepseek_v3.serving.worker import Job, Worker
 
 BAD_JSON = "We could not parse the JSON body of your request."
@@ -38,11 +31,8 @@ PAGE = Path(__file__).parent / "page.html"
 INLINE = "'unsafe-inline'"  # the page is one file
 CONTENT_POLICY = f"default-src 'none'; style-src {INLINE}; script-src {INLINE}; connect-src 'self'; img-src data:"
 STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
-ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}}
-SAID = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
-ERRORS_OF_TEXT: dict[int | str, dict[str, Any]] = {  # of a route whose answer is text: a model would take its kind
-    status: {"description": "Error", "content": SAID} for status in ("4XX", "5XX")
-}
+SAID = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}  # whatever the route answers with
+ERRORS: dict[int | str, dict[str, Any]] = {code: {"description": "Error", "content": SAID} for code in ("4XX", "5XX")}
 TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 ModelName = Annotated[str, InPath(max_length=512)]
 
@@ -58,7 +48,9 @@ def make_app(served: Served, worker: Worker, metrics: Metrics, options: GuardOpt
         finally:
             await worker.close()
 
-    app = FastAPI(title="deepseek-v3", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=live)
+    app = FastAPI(
+        title="deepseek-v3", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=live, responses=ERRORS
+    )
     for kind in (Problem, RequestValidationError, StarletteHTTPException, Exception):
         app.add_exception_handler(kind, tell_error)
     add_state_routes(app, worker, metrics)
@@ -79,30 +71,33 @@ def describe_keys(schema: dict[str, Any]) -> None:
 def add_state_routes(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     """Add the page and what tells of the server's state."""
 
-    @app.get("/", response_class=HTMLResponse, responses=ERRORS_OF_TEXT)
+    @app.get("/", response_class=HTMLResponse)
     async def page() -> Response:
         return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": CONTENT_POLICY})
 
-    @app.get("/health", responses={503: {"model": ErrorAnswer}})
-    async def health() -> dict[str, str]:
+    def look() -> Engine:
         if not worker.alive:
             raise ServerFault("The engine has stopped.", 503)
+        return worker.engine
+
+    @app.get("/health", responses={503: {"model": protocol.ErrorAnswer}})
+    async def health() -> dict[str, str]:
+        look()
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: {"model": ErrorAnswer}})
+    @app.get("/ready", responses={503: {"model": protocol.ErrorAnswer}})
     async def ready() -> dict[str, str]:
         if not worker.alive or worker.load >= worker.capacity:
             raise ServerFault("The server takes no further request now.", 503, **{"retry-after": "1"})
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses={**TEXT, **ERRORS_OF_TEXT})
+    @app.get("/metrics", response_class=PlainTextResponse, responses=TEXT)
     async def read_metrics() -> Response:
-        numbers = await worker.ask(lambda engine: engine.metrics())
-        return PlainTextResponse(metrics.text(numbers, worker.load), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(metrics.text(look().metrics(), worker.load), media_type="text/plain; version=0.0.4")
 
-    @app.get("/live", responses=ERRORS)
+    @app.get("/live")
     async def state() -> dict[str, Any]:
-        numbers, blocks = await worker.ask(lambda engine: (engine.metrics(), engine.block_map()))
+        numbers, blocks = look().metrics(), worker.engine.block_map()
         return {**asdict(numbers), "load": worker.load, "capacity": worker.capacity, "block_map": blocks}
 
 
@@ -111,26 +106,26 @@ def add_model_routes(app: FastAPI, served: Served, worker: Worker) -> None:
     model = {"id": served.name, "object": "model", "created": served.created}
     model |= {"owned_by": "deepseek-v3-from-scratch", "max_model_len": served.context}
 
-    @app.get("/v1/models", response_model=ModelList, responses=ERRORS)
+    @app.get("/v1/models", response_model=protocol.ModelList)
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [model]}
 
-    @app.get("/v1/models/{name:path}", response_model=Model, responses=ERRORS)
+    @app.get("/v1/models/{name:path}", response_model=protocol.Model)
     async def show_model(name: ModelName) -> dict[str, Any]:
         served.check_model(name)
         return model
 
-    @app.post("/v1/completions", response_model=Completion, responses={200: STREAM, **ERRORS})
-    async def complete(body: CompletionRequest, request: Request) -> Response:
+    @app.post("/v1/completions", response_model=protocol.Completion, responses={200: STREAM})
+    async def complete(body: protocol.CompletionRequest, request: Request) -> Response:
         prompts, wanted = await served.plan_completion(body)
         return await answer(TextAnswer(served, body, prompts), worker.submit(wanted, body.n or 1), request)
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses={200: STREAM, **ERRORS})
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions", response_model=protocol.ChatCompletion, responses={200: STREAM})
+    async def chat(body: protocol.ChatRequest, request: Request) -> Response:
         prompts, wanted = await served.plan_chat(body)
         return await answer(ChatAnswer(served, body, prompts), worker.submit(wanted, body.n or 1), request)
 
-    @app.post("/v1/responses", responses=ERRORS)
+    @app.post("/v1/responses")
     async def respond() -> Response:
         raise Problem(404, "The Responses API is not served here; use /v1/chat/completions.", code="unknown_url")
 
@@ -141,8 +136,8 @@ async def answer(answer: AnswerBase, job: Job, request: Request) -> Response:
         return EventStream(answer, job)  # it cancels the job, whatever happens
     async with watched(request.receive, job):
         await job.admitted()
-        async for piece in job:
-            answer.grow(piece)
+        async for what in job:
+            answer.grow(*what)
         return Response(status_code=499) if job.gone else JSONResponse(answer.whole())
 
 
@@ -163,12 +158,13 @@ async def watched(receive: Any, job: Job) -> AsyncIterator[None]:
         job.cancel()
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """Server-sent events, one a step, and [DONE] exactly once."""
 
     def __init__(self, answer: AnswerBase, job: Job) -> None:
-        super().__init__(media_type="text/event-stream", headers={"x-accel-buffering": "no"})
-        self.answer, self.job = answer, job
+        events = write_events(answer, job)
+        super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        self.job = job
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send what comes until it is over or the client is gone."""
@@ -177,32 +173,28 @@ class EventStream(Response):
                 await self.job.admitted()
             except Problem as problem:
                 return await problem.answer()(scope, receive, send)
-            headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            async for data in self.events():
-                line = b"data: " + data + b"\n\n"
-                await send({"type": "http.response.body", "body": line, "more_body": True})
-            return await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return await self.stream_response(send)
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """Yield the data of every event."""
-        answer = self.answer
-        try:
-            for part in answer.opening():
+
+async def write_events(answer: AnswerBase, job: Job) -> AsyncIterator[bytes]:
+    """Yield the lines of every event."""
+    try:
+        for part in answer.opening():
+            yield pack(answer.chunk([part]))
+        async for what in job:
+            for part in answer.grow(*what):
                 yield pack(answer.chunk([part]))
-            async for piece in self.job:
-                for part in answer.grow(piece):
-                    yield pack(answer.chunk([part]))
-            if answer.body.shows("usage"):
-                yield pack(answer.chunk([], usage=answer.usage()))
-        except Problem as problem:
-            yield pack(problem.body)
-        yield b"[DONE]"
+        if answer.body.shows("usage"):
+            yield pack(answer.chunk([], usage=answer.usage()))
+    except Problem as problem:
+        yield pack(problem.body)
+    yield b"data: [DONE]\n\n"
 
 
 def pack(content: dict[str, Any]) -> bytes:
-    """JSON in UTF-8, on one line."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """An event: JSON in UTF-8, on one line."""
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return f"data: {data}\n\n".encode()
 
 
 async def tell_error(request: Request, error: Exception) -> Response:

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.datastructures import Headers
+
 from deepseek_v3.serving.metrics import Metrics
 from deepseek_v3.serving.problems import Problem, bad_request, wrong_key
 
 OPEN_PATHS = ("/health", "/ready")
 KNOWN_PATHS = (*OPEN_PATHS, "/", "/metrics", "/live", "/v1/models", "/v1/completions", "/v1/chat/completions")
-LOCAL_HOSTS = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+LOCAL_HOSTS = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 TEXTS, PAIRS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL), re.compile(rb"\[\]|\{\}")
 HEAD_BYTES, HEAD_LINES = 2**15, 100
 READ_ON = 8  # times the limit of a body: so much is read and dropped, for a client listens only when all is sent
@@ -96,36 +98,33 @@ class Guard:
             return
         if len(scope["headers"]) > HEAD_LINES or sum(len(n) + len(v) for n, v in scope["headers"]) > HEAD_BYTES:
             raise Problem(431, "The head of this request is too large.")
-        headers: dict[bytes, list[bytes]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name, []).append(value)
+        headers = Headers(scope=scope)
         if self.keys:
-            self.check_key(headers.get(b"authorization", []))
-        elif not all(LOCAL_HOSTS.fullmatch(host) for host in headers.get(b"host", [b""])):
+            self.check_key(headers.getlist("authorization"))
+        elif not all(LOCAL_HOSTS.fullmatch(host) for host in headers.getlist("host") or [""]):
             raise Problem(403, "This server answers only to the names of its own machine.", code="wrong_host")
-        length = b"".join(headers.get(b"content-length", [b"0"]))
-        if scope["method"] == "POST":
-            kind = b",".join(headers.get(b"content-type", [])).split(b";")[0].strip().lower()
-            if kind != b"application/json":
-                raise Problem(415, "The body must be JSON: send content-type: application/json.")
-        if len(length) > 18 or (length.isdigit() and int(length) > READ_ON * self.options.body_bytes):
+        kind = ",".join(headers.getlist("content-type")).split(";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != "application/json":
+            raise Problem(415, "The body must be JSON: send content-type: application/json.")
+        length = "".join(headers.getlist("content-length"))
+        if len(length) > 18 or (length.isdecimal() and int(length) > READ_ON * self.options.body_bytes):
             raise self.too_large()
 
-    def check_key(self, shown: list[bytes]) -> None:
+    def check_key(self, shown: list[str]) -> None:
         """Compare the key with each of ours, in a time that does not depend on where they differ.
 
         Raises:
             Problem: 401.
         """
-        scheme, _, rest = (shown[0] if len(shown) == 1 else b"").partition(b" ")
-        key = rest.strip()
-        if scheme.lower() == b"basic":
+        scheme, _, rest = (shown[0] if len(shown) == 1 else "").partition(" ")
+        key = rest.strip().encode("latin-1")
+        if scheme.lower() == "basic":
             try:
                 key = base64.b64decode(key, validate=True).partition(b":")[2]
             except ValueError:
                 key = b""
         right = [hmac.compare_digest(key, ours) for ours in self.keys]
-        if not any(right) or scheme.lower() not in (b"bearer", b"basic"):
+        if not any(right) or scheme.lower() not in ("bearer", "basic"):
             raise wrong_key(key.decode("utf-8", "replace") if key else None)
 
     async def read_body(self, scope: Any, receive: Any) -> bytes | None:

@@ -144,7 +144,7 @@ class Served:
             min(self.drafts if body.drafts is None else body.drafts, max(0, most - 1)),
             () if body.ignore_eos else self.tokenizer.stop_ids,
             adaptive=body.drafts is None,
-            stop=body.stops,
+            stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             steering=Steering(**penalties, logit_bias=biases),
             constraint=await self.find_constraint(body.response_format),
             **scores,

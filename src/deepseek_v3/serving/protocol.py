@@ -74,11 +74,6 @@ class Sampling(Said):
     stream_options: StreamOptions | None = None
     user: Short | None = None
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The texts that end an answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
     def given(self, *names: str) -> dict[str, Any]:
         """Those of these fields that were given; of the others the engine knows what is usual."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -28,26 +28,22 @@ class CallReader:
     """
 
     def __init__(self) -> None:
-        self.gate, self.whole, self.shown = StopGate((CALLS_BEGIN,)), "", 0
+        self.gate, self.whole = StopGate((CALLS_BEGIN,)), ""
         self.calls: list[dict[str, Any]] = []
 
     def push(self, text: str) -> str:
         """Return what of all text so far is for the reader."""
         self.whole += text
-        return self._show(self.gate.push(text))
+        return self.gate.push(text)
 
     def finish(self) -> str:
         """Return what is left for the reader: all of it where it was no call after all."""
         if not self.gate.stopped:
-            return self._show(self.gate.finish())
-        kept = self.whole[self.shown :]
+            return self.gate.finish()
+        kept = self.whole[self.whole.index(CALLS_BEGIN) :]
         found = [CALL.match(part) for part in kept.split(CALL_BEGIN)[1:]]
         self.calls = [describe_call(call) for call in found if call]
         return "" if self.calls else kept
-
-    def _show(self, text: str) -> str:
-        self.shown += len(text)
-        return text
 
 
 def describe_call(found: re.Match[str]) -> dict[str, Any]:

@@ -13,11 +13,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from deepseek_v3.engine.engine import Engine, Event
 from deepseek_v3.engine.request import Request
@@ -25,16 +24,8 @@ from deepseek_v3.engine.sequence import Sequence
 from deepseek_v3.serving.metrics import Metrics
 from deepseek_v3.serving.problems import Problem, ServerFault, bad_request, overloaded
 
-T = TypeVar("T")
 FREED = object()  # news of a job whose client is gone: its places are free
 log = logging.getLogger("deepseek_v3.serving")
-
-
-class Piece(NamedTuple):
-    """What a step brought to one choice of a job; what can be read of it does not change any more."""
-
-    choice: int
-    event: Event
 
 
 class Job:
@@ -44,7 +35,7 @@ class Job:
         self.worker, self.wanted, self.copies = worker, wanted, copies
         self.size = len(wanted) * copies
         self.open = 0  # places that it holds
-        self.pieces: asyncio.Queue[Piece | Problem | None] = asyncio.Queue()
+        self.pieces: asyncio.Queue[tuple[int, Event] | Problem | None] = asyncio.Queue()
         self.began = time.perf_counter()
         self.gone = False
 
@@ -57,8 +48,8 @@ class Job:
         if (said := await self.pieces.get()) is not None:
             raise said if isinstance(said, Problem) else ServerFault()
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        """Yield pieces until every choice is over, or the client is gone.
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yield events, each behind the number of its choice, until every choice is over, or the client is gone.
 
         Raises:
             Problem: the engine failed.
@@ -70,7 +61,7 @@ class Job:
                 return
             if isinstance(piece, Problem):
                 raise piece
-            left -= piece.event.finish is not None
+            left -= piece[1].finish is not None
             yield piece
 
     def cancel(self) -> None:
@@ -95,7 +86,6 @@ class Worker:
         self.load, self.alive = 0, False
         self.commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.jobs: set[Job] = set()
-        self.questions: set[Future[Any]] = set()
         self.owners: dict[int, tuple[Job, int, float]] = {}  # by sequence: job, choice, when its last token came
         self.thread = Thread(target=self.run, name="engine", daemon=True)
 
@@ -131,26 +121,10 @@ class Worker:
         self.commands.put(lambda: self.admit(job))
         return job
 
-    async def ask(self, question: Callable[[Engine], T]) -> T:
-        """Ask the engine something between two steps.
-
-        Raises:
-            Problem: the engine is gone.
-        """
-        if not self.alive:
-            raise ServerFault("The engine has stopped.", 503)
-        answer: Future[T] = Future()
-        self.questions.add(answer)
-        self.commands.put(lambda: self.answer(answer, question))
-        try:
-            return await asyncio.wrap_future(answer)
-        finally:
-            self.questions.discard(answer)
-
     def deliver(self, news: list[tuple[Job, Any]]) -> None:
         """Hand out what came of a step or command, and take back the places of what is over."""
         for job, item in news:
-            over = item.event.finish is not None if isinstance(item, Piece) else 0 if item is None else job.open
+            over = item[1].finish is not None if isinstance(item, tuple) else 0 if item is None else job.open
             job.open, self.load = job.open - over, self.load - over
             if not job.open:
                 self.jobs.discard(job)
@@ -161,9 +135,6 @@ class Worker:
         """Tell everybody who waits that nothing will come."""
         self.alive = False
         self.deliver([(job, problem) for job in tuple(self.jobs)])
-        for answer in self.questions:
-            if not answer.done():
-                answer.set_exception(problem)
 
     # in the thread
 
@@ -206,11 +177,6 @@ class Worker:
         self.owners |= {sequence.id: (job, choice, 0.0) for choice, sequence in enumerate(taken)}
         self.tell(self.deliver, [(job, None)])
 
-    def answer(self, answer: Future[T], question: Callable[[Engine], T]) -> None:
-        """Answer a question, if somebody still waits."""
-        if answer.set_running_or_notify_cancel():
-            answer.set_result(question(self.engine))
-
     def abort(self, job: Job) -> None:
         """Drop the sequences of a job that still run."""
         mine = [id for id, (owner, _, _) in self.owners.items() if owner is job]
@@ -220,7 +186,7 @@ class Worker:
         self.metrics.finished.labels("abort").inc(len(mine))
         self.tell(self.deliver, [(job, FREED)])
 
-    def describe(self, event: Event) -> tuple[Job, Piece]:
+    def describe(self, event: Event) -> tuple[Job, tuple[int, Event]]:
         """Say whose an event is, and keep the clocks of its tokens."""
         sequence = event.sequence
         job, choice, last = self.owners[sequence.id]
@@ -236,4 +202,4 @@ class Worker:
             self.metrics.finished.labels(event.finish).inc()
             self.metrics.whole.observe(now - job.began)
             del self.owners[sequence.id]
-        return job, Piece(choice, event)
+        return job, (choice, event)
