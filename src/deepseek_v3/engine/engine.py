@@ -24,9 +24,8 @@ from deepseek_v3.engine.draws import Drawn, draw_together
 from deepseek_v3.engine.metrics import Metrics
 from deepseek_v3.engine.request import EngineOptions, Request, check_request
 from deepseek_v3.engine.runner import Read, Reading, Runner
-from deepseek_v3.engine.sampler import BrokenLogits
+from deepseek_v3.engine.sampler import BrokenLogits, Score, score_tokens
 from deepseek_v3.engine.scheduler import Row, Scheduler
-from deepseek_v3.engine.scores import Score, score_tokens
 from deepseek_v3.engine.sequence import Sequence
 from deepseek_v3.engine.speculative import Proposal, draft_tokens, judge_drafts
 from deepseek_v3.engine.stop import TokenStream

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.engine.grammar import Constraint
-from deepseek_v3.engine.sampler import SEEDS, SamplingRule
-from deepseek_v3.engine.scores import MOST_SCORES
+from deepseek_v3.engine.sampler import MOST_SCORES, SEEDS, SamplingRule
 from deepseek_v3.engine.steering import Steering
 from deepseek_v3.model.transformer import DeepseekV3
 

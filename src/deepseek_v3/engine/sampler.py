@@ -1,19 +1,24 @@
-"""From logits to a token: temperature, top-k, top-p, min-p, and one seeded draw.
+"""From logits to a token: temperature, top-k, top-p, min-p, and one seeded draw; and what tokens are worth.
 
     rule = SamplingRule(temperature=0.8, top_k=40, top_p=0.95)
     token = draw_token(rule.probabilities(logits_V), generator)
 
-Letters: V vocabulary.
+Scores are the model's own log-probabilities, before temperature, penalties, bias and grammar.
+
+Letters: S rows, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 SMALLEST = 1e-30  # below, FP32 would divide by 0 and keep no token; what it means is the same: the likeliest one
 SEEDS = range(-(2**63), 2**63)
+MOST_SCORES = 20  # likeliest tokens that a request may ask for at every place
 
 
 class BrokenLogits(ValueError):
@@ -103,3 +108,20 @@ def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torc
 def draw_token(probability_V: Tensor, generator: torch.Generator) -> int:
     """Draw one token from a distribution [V]."""
     return int(torch.multinomial(probability_V, 1, generator=generator))
+
+
+class Score(NamedTuple):
+    """A token's log-probability in nats, and the likeliest tokens at its place with theirs."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+def score_tokens(logits_SV: Tensor, tokens: Sequence[int], top: int) -> list[Score]:
+    """Score a token for every row, and name so many of the likeliest."""
+    logprob_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32)).log_softmax(-1)
+    chosen_S1 = torch.tensor(tokens, dtype=torch.int64, device=logits_SV.device)[:, None]
+    values, ids = logprob_SV.topk(min(top, logprob_SV.shape[-1]))
+    tops = [list(zip(*row)) for row in zip(ids.tolist(), values.tolist())]
+    return [Score(*score) for score in zip(tokens, logprob_SV.gather(1, chosen_S1)[:, 0].tolist(), tops)]

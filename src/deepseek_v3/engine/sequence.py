@@ -11,8 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from deepseek_v3.engine.request import GenerationStatistics, Request
-from deepseek_v3.engine.sampler import find_likeliest, make_generator
-from deepseek_v3.engine.scores import Score, score_tokens
+from deepseek_v3.engine.sampler import Score, find_likeliest, make_generator, score_tokens
 from deepseek_v3.engine.steering import Steerer
 from deepseek_v3.engine.stop import TextGate, TokenStream
 from deepseek_v3.engine.trace import Trace

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from deepseek_v3.engine.engine import Event
 from deepseek_v3.engine.request import GenerationStatistics
-from deepseek_v3.engine.scores import Score
+from deepseek_v3.engine.sampler import Score
 from deepseek_v3.serving.problems import ServerFault
 from deepseek_v3.serving.prompts import Prompt, Served
 from deepseek_v3.serving.protocol import ChatRequest, CompletionRequest
