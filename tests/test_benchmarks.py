@@ -134,3 +134,31 @@ def test_fp8_on_a_gpu_is_measured_by_what_runs_here_too(monkeypatch, tmp_path, c
     if not torch.cuda.is_available():
         fp8_gpu.main()
         assert "nothing is measured" in capsys.readouterr().out
+
+
+def test_a_text_is_timed_in_process_and_through_a_server_by_the_same_tokens():
+    import psutil
+
+    from benchmarks import streaming
+    from deepseek_v3.data.tokenizer import SMALLEST_VOCAB, Tokenizer
+    from deepseek_v3.engine.engine import Engine
+    from deepseek_v3.engine.request import EngineOptions
+    from deepseek_v3.model.transformer import DeepseekV3
+    from tests.serving.serving_harness import run_server
+
+    model = DeepseekV3(tiny_config(vocab_size=SMALLEST_VOCAB, num_nextn_predict_layers=0)).eval()
+    tokenizer = Tokenizer.train([], SMALLEST_VOCAB)
+    engine = Engine(model, EngineOptions(n_blocks=16), stream=tokenizer.stream)
+    with run_server(model, tokenizer, name="served") as server:
+        streaming.wait_until_ready(server.port)
+        found = streaming.measure(engine, server.port, psutil.Process(), [[5, 7], [11]], 6, rounds=1)
+    assert engine.metrics().new_tokens == 2 * 2 * 6
+    assert min(found["here"].wall, found["there"].wall) > 0
+
+
+def test_without_llama_cpp_the_row_says_so(monkeypatch, tmp_path, capsys):
+    from benchmarks import llama
+
+    monkeypatch.setattr(llama, "PROGRAM", tmp_path / "none")
+    llama.print_against_llama()
+    assert "not built" in capsys.readouterr().out
