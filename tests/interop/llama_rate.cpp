@@ -59,8 +59,7 @@ int main(int count, char** words) {
         for (int row = 0; row < rows; row++) place(batch, newest[row], prompt + step, row, true);
         if (llama_decode(context, batch)) return 4;
         for (int row = 0; row < rows; row++) newest[row] = likeliest(llama_get_logits_ith(context, row), vocab);
-        printf("%s%.9f", step ? ", " : "",
-               std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        printf("%s%.9f", step ? ", " : "", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     printf("]\n");
     return 0;
