@@ -43,9 +43,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN, MODEL = ROOT / "runs" / "book", ROOT / "book_model"
 SEED = 23
 NEW_SEED = 24  # of stories that are asked about and never learned from
-N_STORIES = 130_000
-STEPS = 6000
-LONGEST_SOURCE = 80_000  # characters; a longer file would hold a lane of the stream for half of the training
+N_STORIES = 150_000
+STEPS = 11_000
+LONGEST_SOURCE = 40_000  # characters; a longer file would hold a lane of the stream for half of the training
 MEASURED_STORIES, MEASURED_BYTES = 350, 100_000  # held-out stories, whole; bytes of held-out sources
 ASKED_STORIES = 150
 LOG_LINES = 400  # of the committed log
@@ -60,9 +60,9 @@ def recipe(run: Path = RUN, text: Path | None = None) -> TrainOptions:
     """Return the options of the training."""
     return TrainOptions(
         run=str(run), preset="book", data=str(text or run.with_name(run.name + "-text")), seed=SEED, fim_rate=0.0,
-        lanes=64, seq_len=256, batch_size=8, micro_batch=8, steps=STEPS, lr=3e-3, warmup_steps=100,
-        constant_fraction=0.5, decay_fraction=1.0, final_fraction=1.0, lr_end=0.03, bias_speed=0.005,
-        precision="bf16", threads=1, eval_every=500, eval_kilobytes=64, save_every=250, keep=2, sample_prompts=PROMPTS,
+        lanes=64, seq_len=256, batch_size=4, micro_batch=4, steps=STEPS, lr=3e-3, warmup_steps=200,
+        constant_fraction=0.625, decay_fraction=1.0, final_fraction=1.0, lr_end=0.03, bias_speed=0.005,
+        precision="bf16", threads=1, eval_every=1000, eval_kilobytes=64, save_every=500, keep=2, sample_prompts=PROMPTS,
     )  # fmt: skip
 
 

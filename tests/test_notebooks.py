@@ -58,6 +58,17 @@ def test_a_changed_drawing_makes_the_notebooks_that_use_it_old_and_no_others(tmp
     assert [fingerprint(s) == old for s, old in zip(sources, before)] == [False, True]
 
 
+def test_other_weights_make_the_notebooks_old_in_which_the_model_speaks(tmp_path, monkeypatch):
+    sources = [tmp_path / "08_x" / "notebooks" / name for name in ("a.py", "b.py")]
+    for path in [*sources, *(tmp_path / name for name in [*notebooks.SHARED, *notebooks.SPEAKS])]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("from utils.story_model import open_book" if path == sources[0] else "")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    before = [fingerprint(s) for s in sources]
+    (tmp_path / "book_model" / "manifest.json").write_text("other weights")
+    assert [fingerprint(s) == old for s, old in zip(sources, before)] == [False, True]
+
+
 @pytest.mark.parametrize("source", LESSONS, ids=lambda s: s.stem)
 def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive_code(source):
     import jupytext

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ["utils/whiteboard.py", "utils/figures.mplstyle"]
+SPEAKS = ["utils/story_book.py", "utils/story_words.py", "book_model/manifest.json"]  # behind utils/story_model.py
 HELPERS = (
     "drawings_",
     "plots_",
@@ -45,12 +46,13 @@ def notebook_path(source: Path) -> Path:
 
 
 def fingerprint(source: Path) -> str:
-    """Hash what the notebook depends on: its source, what the source names of its chapter and of utils, the style."""
+    """Hash what a notebook depends on: its source, what that names of its chapter and of utils, style and model."""
     text = source.read_text(encoding="utf-8")
     beside = sorted(source.parent.parent.glob("*.py"))
     helpers = [m for m in sorted((ROOT / "utils").glob("*.py")) if m.stem.startswith(HELPERS)]
     digest = hashlib.sha256(text.encode())
-    for path in [*(p for p in [*beside, *helpers] if p.stem in text), *(ROOT / s for s in SHARED)]:
+    shared = [*SHARED, *(SPEAKS if "story_model" in text else [])]
+    for path in [*(p for p in [*beside, *helpers] if p.stem in text), *(ROOT / s for s in shared)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -94,12 +94,20 @@ class Teller:
         self.open_scene(actors)
         kinds = [self.do_act, self.do_act, self.see_other, self.see_other, self.feel_and_act, self.go_somewhere]
         kinds += [self.find_thing, self.give_thing, self.give_thing]
-        for _ in range(rng.randint(4, 8)):
+        for _ in range(rng.randint(3, 6)):
             rng.choice(kinds)()
             if self.rng.random() < 0.08:
                 self.say(rng.choice(WEATHER), "")
-        asks = [self.ask_who, self.ask_where, self.ask_holder, self.ask_gift, self.ask_whether]
-        for ask in rng.sample(asks, rng.randint(0, 3)):
+        asks = [
+            self.ask_who,
+            self.ask_who,
+            self.ask_where,
+            self.ask_where,
+            self.ask_holder,
+            self.ask_gift,
+            self.ask_whether,
+        ]
+        for ask in rng.sample(asks, rng.randint(1, 5)):
             ask()
         return story
 
@@ -220,8 +228,9 @@ class Teller:
             self.say(f'"Thank you," said {other}.', other)
 
     def ask(self, kind: str, text: str, answer: str, key: str) -> None:
-        """Write a question down with its answer."""
-        self.story.questions.append(Question(kind, text, capital(answer), key))
+        """Write a question down with its answer, unless it stands there."""
+        if all(asked.text != text for asked in self.story.questions):
+            self.story.questions.append(Question(kind, text, capital(answer), key))
 
     def ask_who(self) -> None:
         """Who sat? Asked only if one alone did."""
