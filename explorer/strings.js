@@ -1,6 +1,8 @@
 // Every word of the page, by key. To translate it, translate this file. {n} is filled in; *x* is a variable, _{x} below, ^{x} above.
 
 export const EXAMPLES = [
+  ['Who sat?', 'The owl was in the barn. The fox was there too. The owl that saw the fox sat.\nWho sat? The'],
+  ['Who has it?', 'Dora was in the garden. The owl was there too. Dora found a red ball. She gave the ball to the owl.\nWho has the ball?'],
   ['An error', 'try:\n    value = int(text)\nexcept ValueError:\n    raise'],
   ['A class', 'def __init__(self, name, value):\n    self.name = name\n    self.value ='],
   ['A word that came before', 'import os\nimport sys\nimport re\nprint(os.path, sys.path,'],

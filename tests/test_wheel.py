@@ -52,6 +52,7 @@ def test_everything_that_the_package_reads_at_run_time_is_in_it(wheel):
     assert wanted <= names
     page = ROOT / "explorer"
     assert {f"explorer/{path.relative_to(page).as_posix()}" for path in page.rglob("*") if path.is_file()} <= names
+    assert {"book_model/config.json", "book_model/model.safetensors", "book_model/tokenizer.json"} <= names
     assert not [name for name in names if "test" in name or name.startswith(("utils", "benchmarks"))]
 
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,11 +18,9 @@ from tiny_checkpoints import random_model
 
 from deepseek_v3.cli import main
 from deepseek_v3.commands import explore
-from deepseek_v3.commands.demo import DemoOptions, demo_recipe
 from deepseek_v3.commands.explore_save import join_modules
+from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.tokenizer import Tokenizer
-from deepseek_v3.training.options import TrainOptions
-from deepseek_v3.training.record import describe_run
 from deepseek_v3.weights.load import load_model
 from deepseek_v3.weights.save import save_model
 
@@ -126,19 +123,18 @@ def test_the_real_page_is_found_beside_the_package():
     assert not {"README.md", "package.json"} & files.keys()
 
 
-def test_without_a_run_the_newest_demo_is_shown(page, tmp_path, monkeypatch, capsys):
+def test_without_a_run_the_model_of_the_book_is_shown(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    assert main(["explore", "--save", "saved"]) == 0
+    assert (tmp_path / "saved" / "index.html").is_file()
+    assert explore.book_folder() == Path(__file__).resolve().parents[2] / "book_model"
+    assert (
+        ModelConfig.from_json(explore.book_folder() / "config.json").hidden_size
+        == ModelConfig.preset("book").hidden_size
+    )
+    monkeypatch.setattr(explore, "__file__", str(tmp_path / "a" / "b" / "c" / "explore.py"))
     assert main(["explore"]) == 1
-    assert "there is no run of the demo below runs/" in capsys.readouterr().err
-    for age, (name, prompts) in enumerate([("mine", False), ("new", True), ("old", True)]):
-        checkpoints = tmp_path / "runs" / name / "checkpoints"
-        checkpoints.mkdir(parents=True)
-        options = demo_recipe(DemoOptions()) if prompts else TrainOptions()
-        (checkpoints.parent / "options.json").write_text(describe_run(options))
-        os.utime(checkpoints, (10**9 - age, 10**9 - age))
-    (tmp_path / "runs" / "broken" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "runs" / "broken" / "options.json").write_text("[")
-    assert explore.newest_demo(Path("runs")) == "runs/new"
+    assert "the book's model (book_model/) is not here; name a run" in capsys.readouterr().err
 
 
 def test_what_no_page_can_show_is_said_in_one_line(folder, page, tmp_path, monkeypatch, capsys):

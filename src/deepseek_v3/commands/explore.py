@@ -1,5 +1,6 @@
 """The command `deepseek-v3 explore`: a page that computes a trained model in the browser, and shows every part of it.
 
+    deepseek-v3 explore                            the model of the book, trained by `make book`
     deepseek-v3 explore runs/demo                  http://127.0.0.1:8123, for this machine alone
     deepseek-v3 explore runs/demo --save FOLDER    a folder for any web server, and for opening index.html as a file
 
@@ -7,7 +8,6 @@ The page is plain JavaScript (explorer/) and reads an ordinary checkpoint folder
 """
 
 import webbrowser
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,8 +17,6 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import tyro
-
-from deepseek_v3.commands.demo_facts import CODE_PROMPT
 
 MOST_BYTES = 2**31  # of weights: a page holds them as FP32, and has some 4 GB
 KINDS = {
@@ -38,7 +36,7 @@ class ExploreOptions:
     """Look into a trained model in the browser: every number of it, on your own text.
 
     Attributes:
-        run: a run folder (its newest checkpoint), or a Hugging Face directory; without, the newest run of `demo`.
+        run: a run folder (its newest checkpoint), or a Hugging Face directory; without, the book's model.
         save: write the page with the model into this folder, and serve nothing.
         to: of --save, the format of the weights; keep leaves each tensor as it is.
         port: port on 127.0.0.1; 0 takes a free one.
@@ -63,7 +61,7 @@ def run_explore(options: ExploreOptions) -> None:
     page = explorer_files()
     if "index.html" not in page:
         raise ValueError(ABSENT)
-    folder = model_folder(options.run or newest_demo(Path("runs")))
+    folder = model_folder(options.run or str(book_folder()))
     if options.save:
         from deepseek_v3.commands.explore_save import save_page
 
@@ -78,25 +76,17 @@ def run_explore(options: ExploreOptions) -> None:
         server.serve_forever()
 
 
-def newest_demo(runs: Path) -> str:
-    """Return the run folder of the newest demo: one whose samples begin as the demo's.
+def book_folder() -> Path:
+    """Return the folder of the book's trained model: in the package, or in the repository around it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it was not installed.
     """
-    from deepseek_v3.training.options import OptionsError
-    from deepseek_v3.training.record import recorded_options
-
-    found = []
-    for folder in runs.glob("*/checkpoints"):
-        with suppress(OptionsError):  # another kind of run, or no run at all
-            if CODE_PROMPT in recorded_options(folder.parent).sample_prompts:
-                found.append((folder.stat().st_mtime, str(folder.parent)))
-    if not found:
-        raise ValueError(
-            "there is no run of the demo below runs/: train one in minutes by `deepseek-v3 demo`, or name a run"
-        )
-    return max(found)[1]
+    package = Path(__file__).resolve().parent.parent
+    for root in (package / "book_model", package.parent.parent / "book_model"):
+        if (root / "config.json").is_file():
+            return root
+    raise ValueError("the book's model (book_model/) is not here; name a run, such as one of `deepseek-v3 demo`")
 
 
 def model_folder(source: str) -> Path:
