@@ -210,6 +210,52 @@ assert gap < 1e-12
 # is not a small error in the answers, and V3's latents were not cut out of anything: they were there from the first
 # step of training.
 #
+# ## The trained model speaks: what is in 48 numbers?
+#
+# The model that runs through the book (`make book`) keeps 48 numbers a token and layer for the content of all heads.
+# What do they know beyond their own word? Take "The owl found a red key. It sang." Neither *it* nor a full stop says a
+# word about owls. If the owl can be read from their latents, earlier layers have put it there. A linear map, fitted by
+# least squares on 250 such texts, says which of ten animals it was, in 250 others.
+
+# %%
+from utils.story_model import open_book
+from utils.story_words import ACTS, ANIMALS, COLOURS, THINGS
+
+book, r = open_book(), np.random.default_rng(0)
+animal, latents = r.integers(10, size=500), []
+for number in animal:
+    colour, thing, act = (sorted(words)[r.integers(len(words))] for words in (COLOURS, THINGS, ACTS))
+    seen = book.read(f"The {ANIMALS[number]} found a {colour} {thing}. It {act}.")
+    latents.append(seen.latent[:, -4:])
+latents = np.array(latents)  # [texts, layers, the last four tokens, 48]
+print("the last four tokens:", seen.words[-4:])
+
+
+# %%
+def read_off(rows, which):
+    """Fit on the first half, with a little ridge; the share right in the second half."""
+    rows = (rows - rows.mean(axis=0)) / (rows.std(axis=0) + 1e-9)
+    rows, half = np.concatenate([rows, np.ones((len(rows), 1))], axis=1), len(rows) // 2
+    fit, wanted = rows[:half], np.eye(len(ANIMALS))[which[:half]]
+    weights = np.linalg.solve(fit.T @ fit + np.eye(rows.shape[1]), fit.T @ wanted)
+    return float(((rows[half:] @ weights).argmax(axis=1) == which[half:]).mean())
+
+
+# %%
+share = np.array([[read_off(latents[:, layer, place], animal) for layer in range(4)] for place in range(4)])
+title = f"Which animal? “It” says {share[1, 0]:.0%} in the first layer, {share[1, 3]:.0%} in the last"
+names = ("full stop of its sentence", "“It”", "what it did", "full stop after")
+curves = {name: (range(4), share[place]) for place, name in enumerate(names)} | {"guessing": (range(4), [0.1] * 4)}
+axes = {"ylim": (0, 1.03), "xticks": range(4)}
+kinds = ["latent", "content", "rope", "draft", "ink"]
+plot_lines(curves, kinds, title, "layer whose latent is read", "share right", **axes)
+
+# %% [markdown]
+# The first layer's latent is made of the word alone, so nobody can read an animal from *it* or a full stop: guessing.
+# From the next layer on attention has carried the animal over, and it lies in the latents, in the cache, where every
+# head of every later word can find it. The word for what was done carries less of it; nothing told the model to file
+# the owl at *it* and at full stops.
+#
 # ## What is missing: order
 
 # %%

@@ -319,6 +319,47 @@ plot_word_experts([names[i] for i in order], shares, title)
 # same things is partly served by the same experts. (A toy, one seed. That the experts of a large model divide their
 # work by kind of token, too, is reported in Appendix C of the V3 report.)
 #
+# ## The trained model speaks: whom do its experts serve?
+#
+# The model that runs through the book (`make book`) has three layers of 16 experts in 4 groups; a token visits 4 of
+# them in 2 groups. It has read small stories and Python. Who serves what? 80 new stories, and a file of this chapter as
+# code: for each kind of token, the share that visits each expert.
+
+# %%
+from pathlib import Path
+
+from utils.story_model import kind_of, new_stories, open_book
+
+book, served = open_book(), {}
+texts = [story.text for story in new_stories(80)]
+code = Path("expert_routing.py").read_text(encoding="utf-8").splitlines()
+for text in [*texts, *("\n".join(code[i : i + 12]) for i in range(36, 150, 12))]:
+    seen = book.read(text)
+    for place, word in list(enumerate(seen.words))[1:]:
+        kind = kind_of(word) if text in texts else "code"
+        served.setdefault(kind, []).append(np.eye(16)[seen.chosen[:, place]].sum(axis=1))
+
+# %%
+kinds = ["name", "verb", "place", "thing", "small word", "sign", "code"]
+share = np.array([np.mean(served[kind], axis=0) for kind in kinds])  # [kinds, layers, experts]
+for layer in range(3):
+    overlap = np.minimum(share[:, None, layer], share[None, :, layer]).sum(axis=2) / 4
+    code_alike = overlap[-1, :-1].mean()
+    words_alike = overlap[:-1, :-1][~np.eye(6, dtype=bool)].mean()
+    print(f"layer {layer + 1}, in common: two kinds of words {words_alike:.0%}, words and code {code_alike:.0%}")
+
+# %%
+busiest = share[:6, 2].max()
+expert = share[:6, 2].max(axis=0).argmax()
+kind = kinds[share[:6, 2, expert].argmax()]
+title = f"The last layer: expert {expert} sees {busiest:.0%} of the kind “{kind}”"
+plot_word_experts([f"{kind} ({len(served[kind])})" for kind in kinds], share[:, 2], title)
+
+# %% [markdown]
+# Were experts chosen without regard to the kind of word, all lines would look alike and have 100 % in common. Nobody
+# told the router about signs, names and Python; the caretaker of the biases wants nothing but even loads over the whole
+# text, and a kind of token is a small part of it.
+#
 # ## What reaches the router
 #
 # The gradient of the router's weights has two sources: the task, through the gates, and the balance loss, through the

@@ -226,6 +226,26 @@ plot_rounded(losses, f"Eight bits with scales cost {scaled:.4f} nats; small weig
 # steps. A scale for each block makes the format follow the weights. (One small model; its matrices are smaller than a
 # block, so each has one scale.)
 #
+# ## The trained model speaks: its crate
+#
+# The model that runs through the book (`make book`) lies in `book_model/`, in the format that you have just built.
+# Every number of it is BF16, but for the routing biases.
+
+# %%
+crate = Path("../book_model/model.safetensors").read_bytes()
+(length,) = struct.unpack("<Q", crate[:8])
+header = json.loads(crate[8 : 8 + length])
+header.pop("__metadata__", None)
+book = load_checkpoint("../book_model", np.float32)
+shared = sum(name.endswith(("4.embed_tokens.weight", "shared_head.head.weight")) for name in header)
+print(f"{len(header)} tensors in {len(crate):,} bytes, {shared} of them copies;", end=" ")
+print(
+    f"{sum(w.size for w in book.weights.values()):,} numbers in memory;",
+    {kind: sum(entry["dtype"] == kind for entry in header.values()) for kind in ("BF16", "F32")},
+)
+assert all(np.array_equal(round_to(w, BF16), w) for name, w in book.weights.items() if not name.endswith("bias"))
+
+# %% [markdown]
 # ## Change this, predict, run
 #
 # The cell cuts the last 100 bytes off the file of the saved model and reads it, first with our reader, then with the
