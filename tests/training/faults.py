@@ -140,6 +140,10 @@ def try_fault(folder: Path, at: int, how: str, wanted: list[bytes]) -> str:
     if code:
         saved = any((run / "checkpoints").glob("step-*"))
         code = in_child(lambda: main(train(run, resume=saved)), log)
+        if code and "go on with --resume" in log.read_text(
+            errors="replace"
+        ):  # whole, and killed before its last rename
+            code = in_child(lambda: main(train(run, resume=True)), log)
     if code or state_of(run) != wanted:
         return f"{how} at {at}: then code {code}, {log.read_text(errors='replace')[-300:]!r}"
     shutil.rmtree(run)
