@@ -1,6 +1,6 @@
 """Take the pictures of the explorer that the README shows, from a trained model in a real Chromium.
 
-python docs/draw_explorer.py runs/demo
+python docs/draw_explorer.py book_model
 """
 
 import base64
