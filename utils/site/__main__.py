@@ -22,6 +22,9 @@ HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "site"
 NODE = BUILD / "node_modules"
 LIVE = "explorer/live/index.html"
+WAYS = """<p>This page: <a href="../index.html">what it is</a>, <a href="../../code/explorer/main.js.html">source</a>;
+next: <a href="../../docs/reading_paths.html">the reading paths</a>.</p>
+</footer>"""
 
 
 def save_explorer(python: str, run: str, folder: Path) -> bool:
@@ -66,6 +69,8 @@ def build_site(run: str, python: str) -> None:
     call(["node", str(HERE / "formulas.mjs"), str(out), str(NODE / "katex")])
     if live:
         shutil.copytree(BUILD / "live", (out / LIVE).parent, dirs_exist_ok=True)
+        page = out / LIVE
+        page.write_text(page.read_text(encoding="utf-8").replace("</footer>", WAYS, 1), encoding="utf-8")
     faults = list(find_faults(out))
     if faults:
         raise SystemExit("\n".join(faults))
