@@ -10,8 +10,8 @@ export function attentionView(app) {
   const signs = {content: '', rope: '+', scores: '=', probs: '→'};
   const equation = h('div.maps', {}, maps.map(([part, map]) => h('div.map', {}, h(`p.map-name.is-${KINDS[part]}`, {},
     h('span.sign', {'aria-hidden': 'true'}, signs[part]), tell(`attention.${part}Short`)), map.node)));
-  const product = productPanel(app);
-  const node = h('div.view', {}, viewHead('attention'), heads, equation, product.node);
+  const begin = app.bos && say('attention.begin', {begin: app.piece(app.model.config.bos_token_id)}), product = productPanel(app);
+  const node = h('div.view', {}, viewHead('attention'), heads, h('p.note', {}, say('attention.headsNote'), begin), equation, product.node);
   const latent = latentCard(app), cache = cacheCard(app);
   node.append(latent.node, cache.node);
   const thumbs = [];

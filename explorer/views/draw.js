@@ -58,7 +58,7 @@ export function number(x, digits = 3) {
   return (x < 0 ? '−' : '') + text;
 }
 export const grouped = (n) => Math.round(n).toLocaleString('en-US');
-export const percent = (x, digits = 0) => `${(100 * x).toFixed(x && x < 0.01 && !digits ? 1 : digits)} %`;
+export const percent = (x, digits = 0) => `${x > 0 && x < 0.001 ? number(100 * x, 1) : (100 * x).toFixed(x && x < 0.01 && !digits ? 1 : digits)} %`;
 export const signed = (x, digits = 3) => (x < 0 ? '' : '+') + number(x, digits);
 
 // 671,026,404,352 -> 671.0 B; 70,272 bytes -> 68.6 KiB

@@ -69,20 +69,21 @@ function writingCard(app) {
   const again = h('button.act.quiet', {type: 'button', onclick: () => change({})}, say('prediction.clear'));
   const check = h('button.act.quiet', {type: 'button', onclick: () => compare()}, say('prediction.check'));
   const paper = h('p.paper', {'aria-label': say('prediction.paper'), role: 'group', tabindex: 0}), verdict = h('p.verdict', {role: 'status'});
-  const fallen = h('ol.fallen', {'aria-label': say('prediction.fallen')});
-  const facts = h('dl.facts', {});
+  const fallen = h('ol.fallen', {'aria-label': say('prediction.fallen')}), falls = h('p.legend.falls', {role: 'status'}), facts = h('dl.facts', {});
   const node = card('prediction.writing', h('div.controls', {}, drafts.node, heat.node, nucleus.node, h('label.slider', {}, h('span', {}, say('prediction.seed')), seed),
-    h('div.buttons', {}, go, one, again, check)), paper, verdict, h('p.legend', {}, tell('prediction.legend')), fallen, facts);
+    h('div.buttons', {}, go, one, again, check)), paper, verdict, h('p.legend', {}, tell('prediction.legend')), falls, fallen, facts);
 
   function change(values) { stop(); Object.assign(set, values); clear(); update(); }
   function clear() {
     writer = null;
-    written = {ids: [], steps: 0, drafted: 0, stood: 0, ms: 0, cache: 0, version: app.data.version};
-    fill(verdict);
-    fill(fallen);
+    written = {ids: [], steps: 0, drafted: 0, stood: 0, falls: 0, ms: 0, cache: 0, version: app.data.version};
+    for (const place of [verdict, fallen]) fill(place);
     fill(paper, h('span.given', {}, app.data.pieces.slice(app.bos ? 1 : 0).join('')));
   }
-  function span(kind, id) { return h(`span.${kind}`, {title: say(`prediction.${kind}`)}, app.model.tokenizer.decode([id])); }
+  function span(kind, id) { // what fell breaks no line; a control token, which decodes to nothing, has its name
+    const text = app.model.tokenizer.decode([id]) || app.piece(id);
+    return h(`span.${kind}`, {title: say(`prediction.${kind}`)}, kind === 'fell' ? text.replace(/\n/g, '↵') : text);
+  }
   // Why the first draft of a step fell; those behind it stood on it.
   function reason({accepted, rejected, next, share, guesses}) {
     const {id, p, q, share: its} = guesses[accepted.length], words = {draft: app.piece(id), own: app.piece(next), its: percent(its, 1), share: percent(share, 1)};
@@ -100,7 +101,7 @@ function writingCard(app) {
     written.ids.push(...accepted, next);
     paper.append(...accepted.map((id) => span('stood', id)), ...rejected.map((id) => span('fell', id)), span('own', next));
     paper.scrollTop = paper.scrollHeight;
-    if (rejected.length) fallen.prepend(reason(made));
+    if (rejected.length) { fallen.prepend(reason(made)); written.falls++; }
     if (fallen.children.length > 4) fallen.lastChild.remove();
     const ends = [app.model.config.eos_token_id].flat();
     if (written.ids.length >= LONGEST || written.ids.some((id) => ends.includes(id))) stop();
@@ -129,7 +130,8 @@ function writingCard(app) {
     check.disabled = set.temperature > 0 || !written.ids.length || Boolean(run);
     fill(go, say(run ? 'prediction.stop' : 'prediction.write'));
     const {ids, steps, drafted, stood, ms, cache} = written;
-    const each = app.sizes(app.model.config).cacheBytesPerToken;
+    const each = app.sizes(app.model.config).cacheBytesPerToken, told = {shown: fallen.children.length, n: written.falls};
+    fill(falls, drafted ? say(written.falls ? 'prediction.falls' : 'prediction.noFall', told) : '');
     fill(facts, [['perStep', steps ? number(ids.length / steps, 3) : '–'], ['accepted', drafted ? percent(stood / drafted) : '–'],
       ['rate', ms ? number(Math.round(ids.length / ms * 1000)) : '–'], ['cache', cache ? `${cache} · ${bytes(cache * each)}` : '–']]
       .map(([name, value]) => h('div', {}, h('dt', {}, say(`prediction.${name}`)), h('dd', {}, value))));

@@ -9,9 +9,9 @@ export function routingView(app) {
   const board = h('canvas', {tabindex: 0, role: 'application', 'aria-roledescription': say('routing.board'), 'aria-label': say('routing.board')});
   const boardPlace = h('div.board', {}, board), readout = h('p.readout', {}), said = h('p.verdict', {});
   const map = heatmap(say('routing.map')), load = h('canvas', {role: 'img', 'aria-label': say('routing.load')}), loadPlace = h('div', {}, load);
-  const weights = bars(say('routing.weights'));
+  const weights = bars(say('routing.weights')), counts = h('p.note', {});
   const product = productPanel(app), moved = movedCard(app);
-  const body = h('div', {}, card('routing.token', boardPlace, readout, said, weights.node), product.node,
+  const body = h('div', {}, card('routing.token', boardPlace, readout, said, counts, weights.node), product.node,
     card('routing.text', map.node, h('h4', {}, say('routing.load')), loadPlace), moved.node);
   const node = h('div.view', {}, viewHead('routing'), dense, body);
   let grid = null;
@@ -60,6 +60,7 @@ export function routingView(app) {
       biased: number(routing.biased[token][expert]), bias: signed(routing.bias?.[expert] ?? 0), weight: number(routing.weights[token][place])}));
     const shared = app.model.config.n_shared_experts ?? 0, experts = routing.chosen[token].join(', ');
     fill(said, say(shared ? 'routing.readShared' : 'routing.read', {token: visible(names[token]), layer: app.state.layer, experts}));
+    fill(counts, tell('routing.counts', {sum: number(routing.weights[token].reduce((a, b) => a + b, 0))}));
     weights.draw([...routing.chosen[token].map((e, i) => ({name: say('routing.expert', {expert: e}), value: routing.weights[token][i], kind: 'routed',
       words: number(routing.weights[token][i]), picked: e === expert, onpick: () => app.set({expert: e})})),
     ...(shared ? [{name: say('routing.shared'), value: 1, kind: 'shared', words: '1'}] : [])]);
@@ -193,8 +194,8 @@ function movedCard(app) {
     const loads = loadsOf(routing), mean = loads.reduce((a, b) => a + b, 0) / loads.length;
     const before = loadsOf(app.data.base.layers[app.state.layer].routing), n = app.data.ids.length;
     const changed = app.data.ids.map((_, t) => t).filter((t) => best(app.data.logits[t]) !== best(app.data.baseLogits[t]));
-    const violation = (counts) => number(Math.max(...counts) / mean - 1, 2);
-    fill(facts, tell('routing.facts', {before: violation(before), after: violation(loads), changed: changed.length, n}));
+    const more = (counts) => { const x = Math.max(...counts) / mean - 1; return say('routing.more', {share: percent(x), violation: number(x, 2)}); };
+    fill(facts, tell('routing.facts', {before: more(before), after: more(loads), changed: changed.length, n}));
     fill(guesses, changed.slice(0, 12).map((t) => h('li', {}, h('span.token', {}, visible(app.data.pieces[t])), ' → ',
       h('s.token', {}, guess(app.data.baseLogits[t])), ' ', h('span.token.new', {}, guess(app.data.logits[t])))));
   }};

@@ -47,7 +47,7 @@ export function sizesView(app) {
     strip.setAttribute('aria-label', shares.map(([name, value]) => `${say(`sizes.part.${name}`)} ${percent(value / size.parameters, 1)}`).join(', '));
     fill(strip, shares.map(([name, value]) => h(`span.kind-${KIND[name] ?? 'ink'}`, {style: `flex:${value / size.parameters}`})));
     parts.draw(shares.map(([name, value]) => ({name: say(`sizes.part.${name}`), value, kind: KIND[name] ?? 'ink',
-      words: `${large(value)} · ${percent(value / size.parameters, 1)}`})));
+      words: name === 'mtp' ? large(value) : `${large(value)} · ${percent(value / size.parameters, 1)}`})));
     fill(products, productsOf(config).map(([name, value, factors]) => equation(`sizes.part.${name}`, 'sizes.equals', {factors, value: grouped(value)})));
     drawCache(config, size, n);
     flops.draw([['flopsMla', size.flopsPerToken, 'content'], ['flopsDense', size.flopsPerToken + 2 * (size.parameters - size.active), 'ink']]
