@@ -1,11 +1,12 @@
-"""The engine under load: python -m benchmarks.serving [--run runs/demo]
+"""The engine under load: python -m benchmarks.serving [--run runs/demo] [--layers 2] [--drafts-only]
 
 Three tables, each of contenders that take turns; a ratio is the median over the rounds.
 
 1. Tokens a second at batch 1, 8 and 32 on `nano` with random weights, behind prompts of 128 tokens, and the time to the
    first token of a prompt of 2,048: the engine against transformers with its cache, in the fastest of its settings.
 2. MTP on a trained run (`--run`; left out where there is none), prompts of its own text, at batch 1, 4 and 8.
-3. MTP on two layers of V2-Lite's widths, in BF16, at a known acceptance. Random weights accept nothing, so the model is
+3. MTP on a few layers (`--layers`, 2) of V2-Lite's widths, in BF16, at a known acceptance. Random weights accept
+   nothing, so the model is
    made to count: attention and experts are computed in full and add nothing, the head takes a token of a ring to the
    next one, and the module knows that for a share of the tokens.
 
@@ -207,22 +208,25 @@ def print_run(folder: Path, rounds: int) -> None:
     print_drafts(str(folder), model.eval(), prompts, rounds, 256)
 
 
-def main(rounds: int = 5, run: str = "runs/demo") -> None:
-    """Print all three tables."""
+def main(rounds: int = 5, run: str = "runs/demo", layers: int = 2, drafts_only: bool = False) -> None:
+    """Print all three tables, or those of drafts."""
     print(f"\nserving, {torch.get_num_threads()} threads")
-    model = nano().eval()
-    print_rates(rounds, model)
-    print_first_token(max(3, rounds // 3), model)
-    del model
+    if not drafts_only:
+        model = nano().eval()
+        print_rates(rounds, model)
+        print_first_token(max(3, rounds // 3), model)
+        del model
     print_run(Path(run), rounds)
-    wide = ModelConfig.preset("v2-lite-16b").replace(num_hidden_layers=2)
+    wide = ModelConfig.preset("v2-lite-16b").replace(num_hidden_layers=layers)
     counter = make_counter(wide, SHARE, torch.bfloat16)
     prompts = [[(13 * row + 1) % RING] for row in range(max(MTP_BATCHES))]
-    print_drafts("two layers of V2-Lite's widths", counter, prompts, rounds)
+    print_drafts(f"{layers} layers of V2-Lite's widths", counter, prompts, rounds)
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--run", default="runs/demo")
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--layers", type=int, default=2, help="of V2-Lite's 27, in the third table")
+    options.add_argument("--drafts-only", action="store_true", help="the second and the third table alone")
     main(**vars(options.parse_args()))
