@@ -188,7 +188,7 @@ def fine_tune(folder: Path, options: ReasonOptions):
     return prepare_sft(
         SftOptions(
             start=str(folder / "pretrained"), run=str(folder / "sft"), task=TASK, pack=False, seq_len=32,
-            batch_size=128, micro_batch=128, steps=1500, lr=1e-3, lr_end=1.0, warmup_steps=10, eval_every=10,
+            batch_size=128, micro_batch=128, steps=1500, lr=1e-3, lr_end=1.0, warmup_steps=10, eval_every=5,
             save_every=0, keep=1, stop_at=WEAK, exam_answers=0, seed=options.seed, mtp_weight=0.0,
         ),
         choose_progress(),
