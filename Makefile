@@ -34,7 +34,7 @@ setup: .venv/dev.stamp  ## make .venv with everything the tests need
 demo: .venv/run.stamp  ## train a small DeepSeek-V3 on real text, show what it learned, and write text (5 minutes, two cores)
 	@$(PY) -m deepseek_v3 demo
 
-reason: .venv/run.stamp  ## from nothing to a model that adds: text, dialogues, then right and wrong alone (6 to 15 minutes)
+reason: .venv/run.stamp  ## from nothing to a model that adds: text, dialogues, then right and wrong alone (4 to 15 minutes)
 	@$(PY) -m deepseek_v3 reason
 
 book: .venv/run.stamp  ## train the model that speaks in the chapters, and put it into book_model/ (an hour on one core)

@@ -6,9 +6,8 @@ Three tables, each of contenders that take turns; a ratio is the median over the
    first token of a prompt of 2,048: the engine against transformers with its cache, in the fastest of its settings.
 2. MTP on a trained run (`--run`; left out where there is none), prompts of its own text, at batch 1, 4 and 8.
 3. MTP on a few layers (`--layers`, 2) of V2-Lite's widths, in BF16, at a known acceptance. Random weights accept
-   nothing, so the model is
-   made to count: attention and experts are computed in full and add nothing, the head takes a token of a ring to the
-   next one, and the module knows that for a share of the tokens.
+   nothing, so the model is made to count: attention and experts are computed in full and add nothing, the head takes a
+   token of a ring to the next one, and the module knows that for a share of the tokens.
 
 MTP rows give the wall-clock gain over plain decoding of drafting always, of drafting while it pays, and of the former
 with a head in FP8 for the drafts; then tokens a step of drafting always, the acceptance, and the break-even acceptance:

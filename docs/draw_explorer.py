@@ -5,12 +5,11 @@ python docs/draw_explorer.py book_model
 
 import base64
 import sys
-import threading
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serving"))
-from browser import Browser
+from browser import Browser, answering
 
 from deepseek_v3.commands.explore import explorer_files, model_folder, open_server, pages_of
 
@@ -26,19 +25,18 @@ WIDTH = 1180
 
 def main(run: str) -> None:
     """Serve the explorer on a free port, open each place, write what is seen."""
-    with open_server(pages_of(explorer_files(), model_folder(run)), 0) as server, Browser(WIDTH, 900) as browser:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = open_server(pages_of(explorer_files(), model_folder(run)), 0)
+    with answering(server) as address, Browser(WIDTH, 900) as browser:
         for name, place, dark, height in PICTURES:
             browser.resize(WIDTH, 3000, dark=dark)
             browser.call("Page.navigate", url="about:blank")
-            browser.call("Page.navigate", url=f"http://127.0.0.1:{server.server_address[1]}/#{place}")
+            browser.call("Page.navigate", url=f"{address}#{place}")
             browser.wait("document.body && document.body.dataset.ready === 'true'")
             time.sleep(0.5)
             clip = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1}
             picture = browser.call("Page.captureScreenshot", format="png", clip=clip)["data"]
             (HERE / name).write_bytes(base64.b64decode(picture))
             print(name, (HERE / name).stat().st_size, "bytes")
-        server.shutdown()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "serving"))
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Browser, answering
 
 HERE = Path(__file__).resolve().parent
 READY = "document.body && document.body.dataset.ready === 'true'"
@@ -67,12 +66,8 @@ def folder(tmp_path_factory):
 def address(folder):
     from deepseek_v3.commands.explore import explorer_files, open_server, pages_of
 
-    with open_server(pages_of(explorer_files(), folder), 0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join()
+    with answering(open_server(pages_of(explorer_files(), folder), 0)) as at:
+        yield at
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "weights"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "serving"))
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Browser, answering
 from tiny_checkpoints import V3, YARN, random_model
 from twenty_texts import TEXTS
 
@@ -41,15 +40,10 @@ def test_the_model_in_the_page_is_the_package(tmp_path):
     model = random_model(config, vocab_size=tokenizer.vocab_size)
     save_model(model, tmp_path / "model", tokenizer)
     server = explore.open_server(explore.pages_of(explore.explorer_files(), tmp_path / "model"), 0)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        with Browser() as browser:
-            browser.call("Page.navigate", url=f"http://127.0.0.1:{server.server_address[1]}/")
-            browser.wait("document.body?.dataset.ready === 'true'")
-            found = browser.run(READ.replace("TEXTS", json.dumps(TEXTS)))
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(server) as address, Browser() as browser:
+        browser.call("Page.navigate", url=address)
+        browser.wait("document.body?.dataset.ready === 'true'")
+        found = browser.run(READ.replace("TEXTS", json.dumps(TEXTS)))
     for text, read in zip(TEXTS, found):
         assert read["ids"] == tokenizer.encode(text)
         ours = model(torch.tensor([read["ids"]]))[0].numpy()

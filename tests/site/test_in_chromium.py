@@ -5,7 +5,6 @@ make site && python -m pytest -m slow tests/site/test_in_chromium.py --basetemp 
 
 import json
 import sys
-import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "serving"))
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Browser, answering
 
 from utils.site.check import find_faults
 
@@ -39,12 +38,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE))) as held:
-        thread = threading.Thread(target=held.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{held.server_address[1]}/"
-        held.shutdown()
-        thread.join()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))) as at:
+        yield at
 
 
 @pytest.fixture(scope="module")

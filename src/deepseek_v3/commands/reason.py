@@ -21,9 +21,7 @@ from deepseek_v3.commands.telling import steady_output
 from deepseek_v3.training.options import OptionsError
 
 ACTS = {"pretraining": 0.17, "fine-tuning": 0.25, "grpo": 0.5}  # of the minutes; the rest is for the page
-WEAK = (
-    0.35  # of the held-out problems, greedily: at 0.25 some starts still guess a digit, and rewards make the guess firm
-)
+WEAK = 0.35  # of the held-out problems, greedily: at 0.25 some starts still guess a digit, and learn little
 LINES = 150_000  # of the text to begin with
 DIGITS = 2  # with three, the middle one alone takes as long to be found as all of this
 TASK = f"addition:{DIGITS}"

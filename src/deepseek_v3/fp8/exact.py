@@ -6,12 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WHOLE = {
-    1: torch.uint8,
-    2: torch.int16,
-    4: torch.int32,
-    8: torch.int64,
-}  # whole numbers as wide, which PyTorch moves and never casts
+# Whole numbers by width in bytes, which PyTorch moves and never casts.
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class KeepsExact(nn.Module):
