@@ -115,7 +115,7 @@ build/site/tools.stamp: utils/site/packages.txt utils/site/package.json
 	@cd build/site && npm install --silent --no-audit --no-fund
 	@touch $@
 
-site: build/site/tools.stamp  ## the book, the documents, a reference and the explorer as pages: build/site/html (make site RUN=runs/mine)
+site: .venv/run.stamp build/site/tools.stamp  ## the book, the documents, a reference and the explorer as pages: build/site/html (make site RUN=runs/mine)
 	@build/site/.venv/bin/python -m utils.site --run "$(RUN)"
 
 clean:  ## remove .venv, caches and runs

@@ -34,7 +34,7 @@ def save_explorer(python: str, run: str, folder: Path) -> bool:
         SystemExit: a run was named and cannot be shown.
     """
     if not Path(python).is_file():
-        print("the explorer's page is left out: `make demo` trains a model to show")
+        print(f"the explorer's page is left out: there is no {python}, which `make site` makes")
         return False
     words = [python, "-m", "deepseek_v3", "explore", *([run] if run else []), "--save", str(folder)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
