@@ -13,7 +13,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.recipe import DISPATCHED
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.parallel.expert_parallel import ExpertExchange
-from deepseek_v3.parallel.mesh import Mesh
+from deepseek_v3.parallel.mesh import Mesh, leave
 
 WIDTH, HIDDEN, EXPERTS, PER_TOKEN, TOKENS = 160, 136, 8, 3, 301  # tiles of 128 and of what is left, along every axis
 CONFIG = ModelConfig.preset("demo").replace(
@@ -61,3 +61,4 @@ for cuts in ([0, 177, TOKENS], [0, 0, TOKENS]):  # the second time one has no to
     sys.stdout.write(f"SENT {exchange.sent_bytes} {crossing} {arriving}\n")
 sys.stdout.flush()
 mesh.close()
+leave(0)

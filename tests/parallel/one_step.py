@@ -17,6 +17,7 @@ from deepseek_v3.model.attention import MultiHeadLatentAttention
 from deepseek_v3.model.norm import RMSNorm
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.parallel.layout import Solo
+from deepseek_v3.parallel.mesh import leave
 from deepseek_v3.training.balance import LoadCounter
 from deepseek_v3.training.machine import autocast_for
 from deepseek_v3.training.objective import Pretraining
@@ -68,3 +69,4 @@ if getattr(layout, "ways", None) is None or layout.ways.readers.get_local_rank()
     save_file(grads, out / f"grads-{rank}.safetensors")
     (out / f"facts-{rank}.json").write_text(json.dumps({"counts": counts, "runs": runs, "total": total, "norm": norm}))
 layout.close()
+leave(0)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from deepseek_v3.data.tokenizer import Tokenizer
-from deepseek_v3.parallel.mesh import Mesh
+from deepseek_v3.parallel.mesh import Mesh, leave
 from deepseek_v3.training.sharded_state import save_training
 from deepseek_v3.training.training_state import checkpoint_folder
 from deepseek_v3.weights.load import load_model
@@ -37,3 +37,4 @@ except OSError as error:
     sys.stdout.write(f"REFUSED on {mesh.rank}: {error}\n")
     sys.stdout.flush()
 mesh.close()
+leave(0)

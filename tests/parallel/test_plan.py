@@ -113,11 +113,12 @@ HOLD = """
 import sys, torch
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.parallel.mesh import Mesh
+from deepseek_v3.parallel.mesh import Mesh, leave
 mesh = Mesh(1, ep=2)
 model = mesh.place(DeepseekV3(ModelConfig.from_json(sys.argv[1])))
 print("HELD", sum(p.to_local().numel() for p in model.parameters()), flush=True)
 mesh.close()
+leave(0)
 """
 
 

@@ -4,6 +4,7 @@ deepseek-v3 train --data stdlib --preset nano --run runs/first
 deepseek-v3 train --run runs/first --resume
 """
 
+import os
 import shlex
 
 from deepseek_v3.commands.telling import steady_output
@@ -20,7 +21,12 @@ def run_train(options: TrainOptions) -> int:
     A standard output that closes or is full ends the telling, not the training.
     """
     with steady_output():
-        return _train(options)
+        code = _train(options)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of many
+        from deepseek_v3.parallel.mesh import leave
+
+        leave(code)
+    return code
 
 
 def _train(options: TrainOptions) -> int:

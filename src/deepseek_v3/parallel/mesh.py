@@ -11,10 +11,11 @@ Started by torchrun; gloo on a CPU, NCCL on GPUs. Source: arXiv:2412.19437, sect
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -196,6 +197,17 @@ class Mesh:
                 grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0)
             )
         return float(norm)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process of many at once, with this exit code.
+
+    PyTorch's caches keep groups beyond their end. A thread of gloo that gives back its last tensor while the interpreter
+    is taken apart waits for a lock that is gone, and aborts: rare, on a busy machine, after all was done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _local(tensor: Tensor) -> Tensor:
