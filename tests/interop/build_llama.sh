@@ -9,8 +9,10 @@ mkdir -p "$cache"
 cd "$cache/llama.cpp"
 # What times it (benchmarks/llama.py) takes the libraries that the package brings: they hold kernels for every processor.
 bins="$here/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
-[ -d "$bins" ] && g++ -std=c++17 -O2 -I include -I ggml/include "$here/llama_rate.cpp" "$bins"/libllama.v*.so \
-    "$bins"/libggml.v*.so "$bins"/libggml-base.so "-Wl,-rpath,$bins" -o "$cache/llama_rate"
+for name in rate eight_bits; do
+    [ -d "$bins" ] && g++ -std=c++17 -O2 -I include -I ggml/include "$here/llama_$name.cpp" "$bins"/libllama.v*.so \
+        "$bins"/libggml.v*.so "$bins"/libggml-base.so "-Wl,-rpath,$bins" -o "$cache/llama_$name"
+done
 [ -f build/build.ninja ] || nice -n 19 cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
     -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_C_FLAGS_RELEASE=-O2 -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_CURL=OFF \
     -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF

@@ -104,3 +104,21 @@ def test_llama_cpp_reads_the_v2_router_too(tmp_path):
     found = ask(["node", str(HERE / "llama_logprobs.mjs"), str(tmp_path / "model.gguf")], tokens)
     with torch.no_grad():
         assert (found - model(torch.tensor([tokens]))[0].log_softmax(-1)).abs().max() <= TOLERANCE
+
+
+def test_the_engine_is_timed_against_llama_cpp_in_three_formats(tmp_path, capsys):
+    """Its 8 bits are llama.cpp's own, of every matrix but the routers."""
+    import gguf
+
+    from benchmarks import llama
+
+    if not (llama.QUANTIZER.exists() and llama.LIBRARIES.exists()):
+        pytest.skip("llama.cpp's programs are not built here: make test-interop")
+    kinds = {}
+    for _, _, path in llama.in_every_format(tmp_path):
+        tensors = gguf.GGUFReader(path).tensors
+        kinds[path.stem] = {t.tensor_type.name for t in tensors if len(t.shape) > 1 and "ffn_gate_inp" not in t.name}
+    assert kinds == {"f32": {"F32"}, "bf16": {"BF16"}, "q8_0": {"Q8_0"}}
+    llama.print_against_llama(1, (1,), 3)
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split(",")[0].strip() for row in rows] == ["f32", "bf16", "8 bits"]
