@@ -10,8 +10,9 @@ Three tables, each of contenders that take turns; a ratio is the median over the
    token of a ring to the next one, and the module knows that for a share of the tokens.
 
 MTP rows give the wall-clock gain over plain decoding of drafting always and of drafting while it pays, each also with a
-head in FP8 for the drafts (`serve` does both: it drafts with that head, while it pays); then tokens a step of drafting always, the acceptance, and the break-even acceptance:
-what a draft costs, in tokens that would have come instead, by the times of steps that the engine measures itself.
+head in FP8 for the drafts (`serve` does both: it drafts with that head, while it pays); then tokens a step of drafting
+always, the acceptance, and the break-even acceptance: what a draft costs, in tokens that would have come instead, by
+the times of steps that the engine measures itself.
 """
 
 import argparse

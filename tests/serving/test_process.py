@@ -43,7 +43,14 @@ SIGNALS = [(signal.SIGTERM, -signal.SIGTERM), pytest.param(signal.SIGINT, 130, m
 @pytest.mark.parametrize(("sent", "code"), SIGNALS)
 def test_a_signal_lets_an_answer_end_and_refuses_new_ones(checkpoint, sent, code):
     command = [sys.executable, "-m", "deepseek_v3", "serve", str(checkpoint), "--port", "0", "--drain-seconds", "60"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+    )
     connection = None
     try:
         told = [process.stdout.readline() for _ in range(2)]

@@ -202,8 +202,8 @@ class Mesh:
 def leave(code: int) -> NoReturn:
     """End a process of many at once, with this exit code.
 
-    PyTorch's caches keep groups beyond their end. A thread of gloo that gives back its last tensor while the interpreter
-    is taken apart waits for a lock that is gone, and aborts: rare, on a busy machine, after all was done.
+    PyTorch's caches keep groups beyond their end. A thread of gloo that gives back its last tensor while the
+    interpreter is taken apart waits for a lock that is gone, and aborts: rare, on a busy machine, after all was done.
     """
     sys.stdout.flush()
     sys.stderr.flush()
