@@ -21,6 +21,7 @@ from kv_cache import TokenCache
 from model import layer_forward, predict_logits
 from mtp_module import mtp_forward
 from rms_norm import rms_norm_forward
+from small_language_model import decode_text
 from speculative_decoding import GreedyRule, Report, plain_decode, speculative_decode
 
 
@@ -105,16 +106,18 @@ def main() -> None:
     again = write_without_cache(model, prompt, 20)
     plain = write_tokens(model, prompt, 20, GreedyRule())
     drafted = write_tokens(model, prompt, 20, GreedyRule(), n_drafts=2)
-    print("without a cache      ", again[5:])
-    print("latents, absorbed    ", plain.tokens[5:], "the same:", plain.tokens == again)
-    print("two drafts a step    ", drafted.tokens[5:], "the same:", drafted.tokens == again)
-    print(f"a random model drafts badly: {drafted.acceptance:.0%} of the first drafts passed")
+    print("Five characters go in, twenty come out of a model with random weights (so they mean nothing):")
+    print(f"  reading the whole text again for each:       {decode_text(again[5:])}")
+    print(f"  with a cache of latents, absorbed attention: {decode_text(plain.tokens[5:])}")
+    print(f"  with two drafts at every step:               {decode_text(drafted.tokens[5:])}")
+    print(f"All three are the same text: {again == plain.tokens == drafted.tokens}.")
+    print(f"A random model drafts badly: {drafted.acceptance:.0%} of the first drafts passed.")
     session = LatentSession(model, 5)
     session.read(prompt)
     each = config.kv_lora_rank + config.qk_rope_head_dim
-    print(f"cached for 5 tokens: {session.nbytes // 8} numbers = 5 tokens x {config.num_hidden_layers} layers x {each}")
+    print(f"The cache of 5 tokens holds {session.nbytes // 8} numbers: 5 x {config.num_hidden_layers} layers x {each}.")
     heads, width = config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim
-    print(f"keys and values of every head would be {heads * (width + config.v_head_dim)} in place of each {each}")
+    print(f"Keys and values of every head would be {heads * (width + config.v_head_dim)}, where it holds {each}.")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def loss_forward(
 ) -> tuple[Losses, tuple]:
     """Compute the pre-training loss of packed windows.
 
-        L = L_main + lambda / D sum_k L_k + alpha sum_layers sum_i f_i P_i
+        L = L_main + lambda / depths sum_k L_k + alpha sum_layers sum_i f_i P_i
 
     Args:
         tokens_BS: windows of S tokens, of which the last is only a target.

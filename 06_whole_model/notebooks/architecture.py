@@ -204,7 +204,7 @@ print(f"{setting} doubled: {factor:.3f} times the parameters, {cache[1] / cache[
 #
 # ## Exercises
 #
-# Graded: `run_layer`, `pass_layer_back` (`make check CH=06`). By thought alone:
+# Graded: `count_layer` (`make check CH=06`). By thought alone:
 #
 # 1. The index of the released files names no `q_proj`. When would there be one?
 #

@@ -279,7 +279,7 @@ for reader in (read_crate, read_safetensors):
 #
 # ## Exercises
 #
-# Graded: `name_mtp_tensors` (`make check CH=06`). By thought alone:
+# Graded: `read_tensor`, `name_mtp_tensors` (`make check CH=06`). By thought alone:
 #
 # 1. How many tensors has the file of V3, MTP layer included? (61 layers, the first 3 dense, 256 experts; count the
 #    `weight_scale_inv` as not there.)

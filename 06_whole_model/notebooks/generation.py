@@ -271,7 +271,7 @@ print(repr(decode_text(sloppy[len(prompt) :])))
 #
 # ## Exercises
 #
-# By thought alone (the graded exercises of the chapter are in `architecture` and `checkpoint`):
+# Graded: `settle_drafts` (`make check CH=06`). By thought alone:
 #
 # 1. A pass with one guess reads two rows instead of one. Why is it hardly dearer on a large machine?
 #

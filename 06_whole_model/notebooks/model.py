@@ -277,7 +277,8 @@ for told in (tokens[:, 1:-1], tokens[:, shift : shift + 31]):
 #
 # ## Exercises
 #
-# Graded: `run_layer`, `pass_layer_back` (`make check CH=06`). By thought alone:
+# Graded: `run_layer`, `pass_layer_back`, `total_loss`, `whole_backward` and, last, `model_from_an_empty_file` (`make
+# check CH=06`). By thought alone:
 #
 # 1. Which tensors get a gradient from the main loss alone, which from the module's loss alone, which from both?
 #

@@ -208,7 +208,7 @@ print(f"MaxVio {np.mean([max_violation(load) for load in losses.loads.values()])
 #
 # ## Exercises
 #
-# By thought alone (the graded exercises of the chapter are in `architecture` and `checkpoint`):
+# Graded: `clip_gradients`, `turn_thermostats` (`make check CH=06`). By thought alone:
 #
 # 1. A run on two machines clips on each machine by the length of *its* gradient, then averages. What is wrong?
 #

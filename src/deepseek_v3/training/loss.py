@@ -1,6 +1,6 @@
 """The pre-training loss: next token, further tokens, balance.
 
-    L = L_main + lambda / D sum_k L_k + alpha sum_layers L_balance
+    L = L_main + lambda / depths sum_k L_k + alpha sum_layers L_balance
     L_k = -(1 / T) sum_i log P_i^k [t_{i+1+k}]           k = 0 is the main model; T - k rows, divided by T all the same
 
 Row i of depth k reads tokens up to i + k and is scored on token i + 1 + k. It counts only if row and target lie in one
