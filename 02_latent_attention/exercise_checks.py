@@ -8,11 +8,13 @@ from decoupled_rope import (
     MLAWeights,
     compress_tokens_backward,
     compress_tokens_forward,
+    decoupled_attention_backward,
     decoupled_attention_forward,
+    project_queries_backward,
 )
 from exercise_words_02 import expect_parts, expect_shape, same
 from grouped_query_attention import share_heads_backward
-from kv_cache import attend_backward, attend_forward
+from kv_cache import attend_backward, attend_forward, merge_heads, split_heads
 from rotary_embedding import (
     half_split_order,
     inverse_frequencies,
@@ -227,6 +229,56 @@ def check_score_absorbed_backward(answer) -> None:
         ("dq_nope", want["dq_nope"] / scale * 2**-0.5, "you scale by K alone; the joint width is K + R"),
     ]
     expect_parts(answer(ds.copy(), q.copy(), c.copy(), w.copy(), 4), want, usual)
+
+
+def _ways_of_x(dy: np.ndarray, cache, tag_of=None) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Take the layer's way back apart: dx by the queries, dx by the note, and the note's gradients."""
+    weights, config, angles, query_cache, token_cache, latent, core, _ = cache
+    K, heads = config.qk_nope_head_dim, config.num_attention_heads
+    dq, dk, dv = attend_backward(split_heads(dy @ weights.o_proj, heads), core)
+    dkv = merge_heads(np.concatenate([dk[..., :K], dv], axis=-1))
+    dtag = dk[..., K:].sum(axis=1) if tag_of is None else tag_of(dk[..., K:])
+    by_queries, _ = project_queries_backward(dq, query_cache, weights, config, angles)
+    by_note, grads = compress_tokens_backward(dkv @ weights.kv_b_proj, dtag, token_cache, weights, angles)
+    return by_queries[0], by_note[0], grads
+
+
+def check_mla_backward(answer) -> None:
+    """The whole layer's way back, and every usual way to lose a part of it."""
+    rng = np.random.default_rng(12)
+    config = MLAConfig(11, 3, kv_lora_rank=5, qk_nope_head_dim=7, qk_rope_head_dim=4, v_head_dim=2, q_lora_rank=6)
+    weights, x, dy = MLAWeights.init(rng, config), rng.standard_normal((8, 11)), rng.standard_normal((8, 11))
+    for norm in (weights.kv_a_layernorm, weights.q_a_layernorm):
+        norm[:] = 1 + rng.random(len(norm))
+    cache = decoupled_attention_forward(x[None], weights, config)[1]
+    dx, right = decoupled_attention_backward(dy[None], cache)
+    got = answer(
+        dy.copy(), x.copy(), {n: a.copy() for n, a in weights.arrays().items()}, 3, config.angles(np.arange(8))[0]
+    )
+    assert isinstance(got, tuple | list), "return dx and a dict of gradients"
+    assert len(got) == 2, "return two results: dx, and a dict of gradients"
+    assert isinstance(got[1], dict), "the second result is a dict of gradients by the names of the weights"
+    lost, more = sorted(right.arrays().keys() - got[1].keys()), sorted(got[1].keys() - right.arrays().keys())
+    assert not lost, f"no gradient for {', '.join(lost)}"
+    assert not more, f"{', '.join(more)}: no weight of this name"
+    by_queries, by_note, _ = _ways_of_x(dy[None], cache)
+    _, averaged, mean_grads = _ways_of_x(dy[None], cache, lambda dk: dk.mean(axis=1))
+    _, of_one, one_grads = _ways_of_x(dy[None], cache, lambda dk: dk[:, 0])
+    _, without, none_grads = _ways_of_x(dy[None], cache, lambda dk: 0 * dk[:, 0])
+    name = "kv_a_proj_with_mqa"
+    usual = [
+        ("dx", by_queries, "x was read twice; the way through latent and rotary key is missing"),
+        ("dx", by_note, "x was read twice; the way through the queries is missing"),
+        ("dx", by_queries + averaged, "the one rotary key was read by every head: sum its gradients, do not average"),
+        ("dx", by_queries + of_one, "the one rotary key was read by every head; that is head 0's pull alone"),
+        ("dx", by_queries + without, "the rotary key gets no gradient"),
+        (name, mean_grads[name], "the one rotary key was read by every head: sum its gradients, do not average"),
+        (name, one_grads[name], "the one rotary key was read by every head; that is head 0's pull alone"),
+        (name, none_grads[name], "its last R rows made the rotary key, and get no gradient"),
+        ("o_proj", dy.T @ cache[-1][0][:, ::-1], "the heads stand in the wrong order"),
+    ]
+    parts = {**right.arrays(), "dx": dx[0]}  # dx last: it is right only if all others are
+    expect_parts(tuple(got[1][n] for n in right.arrays()) + (got[0],), parts, usual)
 
 
 def check_stretch_frequencies(answer) -> None:

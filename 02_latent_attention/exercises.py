@@ -119,6 +119,18 @@ def score_absorbed_backward(
     raise NotImplementedError
 
 
+def mla_backward(
+    dy_SD: np.ndarray, x_SD: np.ndarray, weights: dict[str, np.ndarray], H: int, angles_SP: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Go back through the whole layer, from its input and weights alone; one text, no cache, no YaRN.
+
+    Args: weights and angles as in mla_from_an_empty_file.
+    Returns: dx [S, D], and the gradients under the same names.
+    Notebook: decoupled_rope.
+    """
+    raise NotImplementedError
+
+
 def stretch_frequencies(
     frequencies_P: np.ndarray, factor: float, original_length: int, beta_fast: float, beta_slow: float, theta: float
 ) -> np.ndarray:

@@ -107,6 +107,48 @@ def score_absorbed_backward(
     )
 
 
+def mla_backward(
+    dy_SD: np.ndarray, x_SD: np.ndarray, weights: dict[str, np.ndarray], H: int, angles_SP: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Forward once more, head by head, for what the way back needs. What all heads read hears of all of them: the
+    latent, the one rotary key, the query's latent. And x was read twice: by the queries and by the note."""
+    S, R, w = len(x_SD), 2 * angles_SP.shape[1], weights
+    latent_SC, tag_SR = compress_hidden(x_SD, w["kv_a_proj_with_mqa"], w["kv_a_layernorm"], angles_SP)
+    raw_SQ = x_SD @ w["q_a_proj"].T
+    size_S1 = np.sqrt(np.mean(raw_SQ**2, axis=1, keepdims=True) + 1e-6)
+    unit_SQ, norm_Q = raw_SQ / size_S1, w["q_a_layernorm"]
+    inner_SQ, do_SX = norm_Q * unit_SQ, dy_SD @ w["o_proj"]
+    found, dq_b, dkv_b = [], [], []
+    dinner_SQ, dlatent_SC, dtag_SR = np.zeros_like(inner_SQ), np.zeros_like(latent_SC), np.zeros_like(tag_SR)
+    parts = np.split(w["q_b_proj"], H), np.split(w["kv_b_proj"], H), np.split(do_SX, H, axis=1)
+    for q_proj_XQ, kv_proj_XC, do_SU in zip(*parts):
+        K = len(q_proj_XQ) - R
+        q_SX, kv_SX = inner_SQ @ q_proj_XQ.T, latent_SC @ kv_proj_XC.T
+        q_SX = np.concatenate([q_SX[:, :K], rotate_neighbours(q_SX[:, K:], angles_SP)], axis=1)
+        k_SX, v_SU = np.concatenate([kv_SX[:, :K], tag_SR], axis=1), kv_SX[:, K:]
+        score_ST = np.where(mask_with_past(S, S), q_SX @ k_SX.T * (K + R) ** -0.5, -np.inf)
+        share_ST = np.exp(score_ST - score_ST.max(axis=1, keepdims=True))
+        share_ST /= share_ST.sum(axis=1, keepdims=True)
+        found.append(share_ST @ v_SU)
+        dq_SX, dk_SX, dv_SU = attention_backward(do_SU, q_SX, k_SX, v_SU, share_ST)
+        dq_SX = np.concatenate([dq_SX[:, :K], rotate_neighbours_backward(dq_SX[:, K:], angles_SP)], axis=1)
+        dkv_SX = np.concatenate([dk_SX[:, :K], dv_SU], axis=1)
+        dinner_SQ += dq_SX @ q_proj_XQ
+        dlatent_SC += dkv_SX @ kv_proj_XC
+        dtag_SR += dk_SX[:, K:]
+        dq_b.append(dq_SX.T @ inner_SQ)
+        dkv_b.append(dkv_SX.T @ latent_SC)
+    dunit_SQ = dinner_SQ * norm_Q
+    draw_SQ = (dunit_SQ - unit_SQ * np.mean(dunit_SQ * unit_SQ, axis=1, keepdims=True)) / size_S1
+    down = x_SD, w["kv_a_proj_with_mqa"], w["kv_a_layernorm"], angles_SP
+    dx_SD, dkv_a, dkv_norm = compress_hidden_backward(dlatent_SC, dtag_SR, *down)
+    grads = {"q_a_proj": draw_SQ.T @ x_SD, "q_a_layernorm": (dinner_SQ * unit_SQ).sum(axis=0)}
+    grads |= {"q_b_proj": np.concatenate(dq_b), "kv_b_proj": np.concatenate(dkv_b)}
+    grads |= {"kv_a_proj_with_mqa": dkv_a, "kv_a_layernorm": dkv_norm}
+    grads |= {"o_proj": dy_SD.T @ np.concatenate(found, axis=1)}
+    return dx_SD + draw_SQ @ w["q_a_proj"], grads
+
+
 def stretch_frequencies(
     frequencies_P: np.ndarray, factor: float, original_length: int, beta_fast: float, beta_slow: float, theta: float
 ) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from classic_moe import assign_places
+from classic_moe import ClassicMoE, assign_places, relu_experts_backward, relu_experts_forward
 from deepseek_moe import (
     DeepseekMoE,
     GateWeights,
@@ -25,7 +25,12 @@ from expert_routing import (
     softmax_gate_backward,
     softmax_gate_forward,
 )
-from load_balancing import sequence_balance_backward, sequence_balance_forward
+from load_balancing import (
+    expert_balance_backward,
+    expert_balance_forward,
+    sequence_balance_backward,
+    sequence_balance_forward,
+)
 
 
 def check_teach_router(answer: Callable) -> None:
@@ -144,6 +149,28 @@ def _seat_in_order(index: np.ndarray, places: int, order: list) -> np.ndarray:
     return place
 
 
+def check_relu_expert_backward(answer: Callable) -> None:
+    """The classic expert."""
+    rng = np.random.default_rng(21)
+    dy, x, up, down = (rng.standard_normal(s) for s in ((7, 5), (7, 5), (11, 5), (5, 11)))
+    dx, dup, ddown = relu_experts_backward(
+        dy[None], relu_experts_forward(x[None], ClassicMoE(up[:1], up[None], down[None]))[1]
+    )
+    raw = x @ up.T
+    linear, hidden = dy @ down, np.maximum(raw, 0)
+    usual = {
+        "dx": {
+            "the relu is missing on the way back: nothing passes where it had cut to zero": linear @ up,
+            "the relu's slope is 1 or 0, not the number itself": (linear * hidden) @ up,
+            "that is dhidden's gate turned round: it passes where the number was POSITIVE": (linear * (raw <= 0)) @ up,
+        },
+        "dup_proj": {"the relu is missing on the way back": linear.T @ x},
+        "ddown_proj": {"down_proj read the hidden numbers AFTER the relu": dy.T @ raw},
+    }
+    want = {"dx": dx[0], "dup_proj": dup[0], "ddown_proj": ddown[0]}
+    expect_parts(answer(dy.copy(), x.copy(), up.copy(), down.copy()), want, usual)
+
+
 def check_combine_backward(answer: Callable) -> None:
     """With choices that were turned away."""
     rng = np.random.default_rng(4)
@@ -176,6 +203,50 @@ def check_combine_backward(answer: Callable) -> None:
     }
     got = answer(dy.copy(), index.copy(), place.copy(), gate.copy(), out.copy())
     expect_parts(got, {"dgate": everyone * kept, "dout": dout}, usual)
+
+
+def check_expert_choice_backward(answer: Callable) -> None:
+    """A token that two experts took, and one that nobody took."""
+    rng = np.random.default_rng(22)
+    token = np.array([[4, 0, 2], [2, 5, 4]])
+    dy, gate, out = rng.standard_normal((7, 5)), rng.uniform(0.1, 0.9, (2, 3)), rng.standard_normal((2, 3, 5))
+    taken = dy[token]
+    usual = {
+        "dgate": {
+            "each place serves token[e, p]; you used the tokens in their own order": (
+                dy[:6].reshape(2, 3, 5) * out
+            ).sum(-1),
+            "the gate's slope is the answer times dy, without the gate": gate * (taken * out).sum(-1),
+            "a gate is one number for a place: sum over D": taken * out,
+        },
+        "dout": {
+            "the answer counted with its gate: dout = gate * dy": taken,
+            "each place serves token[e, p]; you used the tokens in their own order": gate[..., None]
+            * dy[:6].reshape(2, 3, 5),
+        },
+    }
+    want = {"dgate": (taken * out).sum(-1), "dout": gate[..., None] * taken}
+    expect_parts(answer(dy.copy(), token.copy(), gate.copy(), out.copy()), want, usual)
+
+
+def check_balance_batch_backward(answer: Callable) -> None:
+    """Counts are constants."""
+    rng = np.random.default_rng(23)
+    score = rng.random((7, 5))
+    score /= score.sum(axis=1, keepdims=True)
+    index, alpha = choose_top_experts(score, 2), 0.3
+    want = expert_balance_backward(1.0, expert_balance_forward(score, index, alpha)[1])
+    usual = {
+        "alpha is missing": want / alpha,
+        "P is a mean over the tokens, so each score gets a share of 1/N": want * 7,
+        "f counts choices, A for each token: divide by A N, not by N": want * 2,
+        "in perfect balance f is 1: multiply the share of the choices by E": want / 5,
+        "you return one row; every token's scores have this gradient, [N, E]": want[0],
+        "scores of experts that a token did not choose get the gradient as well: P is a mean over ALL tokens": want
+        * scatter_to_experts(np.ones_like(index, dtype=float), index, 5),
+        "you differentiate the count; it has no slope": want + alpha * score.mean(axis=0) * 5 / 14,
+    }
+    expect_same(answer(score.copy(), index.copy(), alpha), np.array(want), usual, "balance_batch_backward")
 
 
 def check_balance_sequences(answer: Callable) -> None:

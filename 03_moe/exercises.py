@@ -53,6 +53,17 @@ def seat_choices(index_NA: np.ndarray, n_experts: int, places: int) -> np.ndarra
     raise NotImplementedError
 
 
+def relu_expert_backward(
+    dy_ND: np.ndarray, x_ND: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Go back through the classic expert y = relu(x up_proj^T) down_proj^T, up_proj [F, D], down_proj [D, F].
+
+    Returns: dx [N, D], dup_proj, ddown_proj.
+    Notebook: classic_moe.
+    """
+    raise NotImplementedError
+
+
 def combine_backward(
     dy_ND: np.ndarray, index_NA: np.ndarray, place_NA: np.ndarray, gate_NA: np.ndarray, out_EPD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +72,28 @@ def combine_backward(
     Args: place is -1 where a choice found none; out is what the experts answered at each of their places.
     Returns: dgate [N, A], dout [E, P, D].
     Notebook: classic_moe.
+    """
+    raise NotImplementedError
+
+
+def expert_choice_backward(
+    dy_ND: np.ndarray, token_EP: np.ndarray, gate_EP: np.ndarray, out_EPD: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Go back where experts choose tokens: expert e's answer at place p was added to y[token[e, p]], times its gate.
+
+    A token may be taken by several experts, or by none; every place is taken.
+    Returns: dgate [E, P], dout [E, P, D].
+    Notebook: classic_moe.
+    """
+    raise NotImplementedError
+
+
+def balance_batch_backward(score_NE: np.ndarray, index_NA: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the gradient of V2's balance loss alpha sum_e f_e P_e by softmax scores.
+
+    f_e is the share of all choices that fell on e, times E; P_e the mean score of e over the tokens.
+    Returns: dscore [N, E].
+    Notebook: load_balancing; arXiv:2405.04434, section 2.2.3.
     """
     raise NotImplementedError
 

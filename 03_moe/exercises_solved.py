@@ -61,6 +61,15 @@ def seat_choices(index_NA: np.ndarray, n_experts: int, places: int) -> np.ndarra
     return place_NA
 
 
+def relu_expert_backward(
+    dy_ND: np.ndarray, x_ND: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The relu lets the gradient through where it let the number through, and nothing where it did not."""
+    hidden_NF = np.maximum(x_ND @ up_proj.T, 0)
+    dhidden_NF = (dy_ND @ down_proj) * (hidden_NF > 0)
+    return dhidden_NF @ up_proj, dhidden_NF.T @ x_ND, dy_ND.T @ hidden_NF
+
+
 def combine_backward(
     dy_ND: np.ndarray, index_NA: np.ndarray, place_NA: np.ndarray, gate_NA: np.ndarray, out_EPD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -71,6 +80,21 @@ def combine_backward(
         dgate_NA[n, a] = out_EPD[seat] @ dy_ND[n]
         dout_EPD[seat] = gate_NA[n, a] * dy_ND[n]
     return dgate_NA, dout_EPD
+
+
+def expert_choice_backward(
+    dy_ND: np.ndarray, token_EP: np.ndarray, gate_EP: np.ndarray, out_EPD: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adding up forward is looking up backward: each place reads the gradient of the token that it served."""
+    dtaken_EPD = dy_ND[token_EP]
+    return (dtaken_EPD * out_EPD).sum(axis=-1), gate_EP[..., None] * dtaken_EPD
+
+
+def balance_batch_backward(score_NE: np.ndarray, index_NA: np.ndarray, alpha: float) -> np.ndarray:
+    """f is a count and has no slope; P is a mean, so each token's score gets a share of 1/N."""
+    N, E = score_NE.shape
+    f_E = np.bincount(index_NA.ravel(), minlength=E) * E / index_NA.size
+    return np.broadcast_to(alpha * f_E / N, (N, E)).copy()
 
 
 def _count_chosen(score_BSE: np.ndarray, n_activated: int) -> np.ndarray:

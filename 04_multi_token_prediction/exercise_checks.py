@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from cross_entropy import head_loss_backward, head_loss_forward
 from exercise_words_04 import expect_parts, expect_same, expect_shape, same
 from mtp_module import MtpWeights, combine_backward, combine_forward, mtp_backward, mtp_forward, swap_order
 from mtp_pretraining import Depth, mtp_loss_forward, scatter_rows
@@ -64,6 +65,53 @@ def check_loss_gradient(answer: Callable) -> None:
     expect_same(answer(logits.copy(), target.copy(), 5.0), every * counted, usual, "loss_gradient")
     large = np.asarray(answer(logits + 1000, target, 5.0))
     assert np.isfinite(large).all(), "logits near 1000 overflow exp; subtract each row's maximum first"
+
+
+def check_head_backward(answer: Callable) -> None:
+    """Logits are a product; some rows do not count."""
+    rng = np.random.default_rng(SEED + 5)
+    hidden, head, target = rng.standard_normal((6, 3)), rng.standard_normal((7, 3)), np.array([2, -100, 0, 6, -100, 2])
+    dhidden, dhead = head_loss_backward(1.0, head_loss_forward(hidden, head, target, 5)[1])
+    logits = hidden @ head.T
+    prob = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    dlogits = (target >= 0)[:, None] * (prob - np.eye(7)[target % 7]) / 5
+    usual = {
+        "dhidden": {
+            "that is the gradient of the logits; go through the head as well": dlogits,
+            "rows that do not count must have a gradient of zero": (prob - np.eye(7)[target % 7]) / 5 @ head,
+            "only the target's row of the head pulls at your hidden row; all V logits do": (target >= 0)[:, None]
+            * (-head[target % 7] / 5),
+        },
+        "dlm_head": {
+            "the axes are turned around: the head is [V, D]": dhead.T,
+            "all rows share the head: sum over them, do not average": dhead / 6,
+        },
+    }
+    got = answer(hidden.copy(), head.copy(), target.copy(), 5.0)
+    expect_parts(got, {"dhidden": dhidden, "dlm_head": dhead}, usual)
+
+
+def check_relu_squared_backward(answer: Callable) -> None:
+    """The network of the compact block."""
+    rng = np.random.default_rng(SEED + 6)
+    dy, x, up, down = (rng.standard_normal(s) for s in ((6, 5), (6, 5), (7, 5), (5, 7)))
+    raw = x @ up.T
+    inside, dsquare = np.maximum(raw, 0), dy @ down
+    usual = {
+        "dx": {
+            "the slope of the square is missing: 2 relu(...)": (dsquare * (raw > 0)) @ up,
+            "the square's slope has a factor 2": (dsquare * inside) @ up,
+            "the relu is missing: where it had cut, nothing passes": (2 * raw * dsquare) @ up,
+        },
+        "dup_proj": {"the square's slope has a factor 2": (dsquare * inside).T @ x},
+        "ddown_proj": {
+            "down_proj read the SQUARES": dy.T @ inside,
+            "down_proj read what the relu let through": dy.T @ raw**2,
+        },
+    }
+    dup = 2 * inside * dsquare
+    want = {"dx": dup @ up, "dup_proj": dup.T @ x, "ddown_proj": dy.T @ inside**2}
+    expect_parts(answer(dy.copy(), x.copy(), up.copy(), down.copy()), want, usual)
 
 
 def check_look_up_backward(answer: Callable) -> None:
@@ -200,6 +248,30 @@ def check_chain_backward(answer: Callable) -> None:
     if isinstance(got, tuple | list) and len(got) == 3 and np.shape(got[0]) == (5, 3):
         raise AssertionError("dhidden has 5 rows; the main model has 6, and depth 1 left out the last: give it zeros")
     expect_parts(got, want, usual)
+
+
+def check_parallel_backward(answer: Callable) -> None:
+    """Two heads on the same rows."""
+    rng = np.random.default_rng(SEED + 7)
+    dout = [rng.standard_normal((5, 3)), rng.standard_normal((4, 3))]
+    w1, w2 = rng.standard_normal((2, 3, 3))
+    grow = lambda d, n, front=0: np.pad(d, ((front, n - front), (0, 0)))  # noqa: E731
+    first, second = grow(dout[0] @ w1, 1), grow(dout[1] @ w2, 2)
+    chained = grow((dout[0] + grow(dout[1] @ w2, 1)) @ w1, 1)
+    usual = {
+        "that is DeepSeek's chain: parallel heads all stand on the main model's rows, none on another head": chained,
+        "head 2 is forgotten": first,
+        "head 1 is forgotten": second,
+        "you took the mean of the heads; what shared rows hear adds up": (first + second) / 2,
+        "the missing rows were put in front; a head leaves out the LAST rows": grow(dout[0] @ w1, 1, 1)
+        + grow(dout[1] @ w2, 2, 2),
+        "the heads' own ways back are missing": grow(dout[0], 1) + grow(dout[1], 2),
+    }
+    got = answer([d.copy() for d in dout], [lambda d: d @ w1, lambda d: d @ w2])
+    assert np.shape(got) != (5, 3), (
+        "dhidden has 5 rows; the main model has 6, and head 1 left out the last: zeros there"
+    )
+    expect_same(got, first + second, usual, "dhidden")
 
 
 def check_check_draft(answer: Callable) -> None:

@@ -32,6 +32,26 @@ def loss_gradient(logits_NV: np.ndarray, target_N: np.ndarray, divisor: float) -
     raise NotImplementedError
 
 
+def head_backward(
+    hidden_ND: np.ndarray, lm_head_VD: np.ndarray, target_N: np.ndarray, divisor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Differentiate the loss of logits = hidden lm_head^T by both factors; targets and divisor as in loss_gradient.
+
+    Returns: dhidden [N, D], dlm_head [V, D]. Notebook: cross_entropy.
+    """
+    raise NotImplementedError
+
+
+def relu_squared_backward(
+    dy_ND: np.ndarray, x_ND: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Go back through the network of the compact block: y = relu(x up_proj^T)^2 down_proj^T.
+
+    Args: up_proj [F, D], down_proj [D, F]. Returns: dx [N, D], dup_proj, ddown_proj. Notebook: causal_block.
+    """
+    raise NotImplementedError
+
+
 def look_up_backward(dx_ND: np.ndarray, token_N: np.ndarray, vocab_size: int) -> np.ndarray:
     """Differentiate x = embed_tokens[token]: the gradient of the table, from the gradients of the rows it gave.
 
@@ -96,6 +116,18 @@ def chain_backward(
         back_k: dout of depth k -> (dhidden [T - k, D] of the rows that it stood on, dembedding [T - k, D]).
     Returns: dhidden of the main model's rows [T, D], dembedding of depth 1, dembedding of depth 2.
     Notebook: mtp_pretraining; arXiv:2412.19437, Fig. 3.
+    """
+    raise NotImplementedError
+
+
+def parallel_backward(dout: list[np.ndarray], back: list[Callable]) -> np.ndarray:
+    """Go back through Meta's parallel heads: head k = 1, 2, ... stands on the first T - k of the main model's T rows.
+
+    Args:
+        dout: for each head what the shared head sends back to its output, [T - k, D].
+        back: for each head dout -> the gradient of the rows that it stood on [T - k, D].
+    Returns: dhidden of the main model's rows [T, D].
+    Notebook: mtp_pretraining; arXiv:2404.19737.
     """
     raise NotImplementedError
 

@@ -24,6 +24,23 @@ def loss_gradient(logits_NV: np.ndarray, target_N: np.ndarray, divisor: float) -
     return counted[:, None] * (prob - one_hot) / divisor
 
 
+def head_backward(
+    hidden_ND: np.ndarray, lm_head_VD: np.ndarray, target_N: np.ndarray, divisor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A product hands each factor the other one; the head is shared by all rows, so its gradient is a sum over them."""
+    dlogits_NV = loss_gradient(hidden_ND @ lm_head_VD.T, target_N, divisor)
+    return dlogits_NV @ lm_head_VD, dlogits_NV.T @ hidden_ND
+
+
+def relu_squared_backward(
+    dy_ND: np.ndarray, x_ND: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The slope of the square is twice what stood under it; where the relu had cut, that is zero already."""
+    open_NF = np.maximum(x_ND @ up_proj.T, 0)
+    dup_NF = 2 * open_NF * (dy_ND @ down_proj)
+    return dup_NF @ up_proj, dup_NF.T @ x_ND, dy_ND.T @ open_NF**2
+
+
 def look_up_backward(dx_ND: np.ndarray, token_N: np.ndarray, vocab_size: int) -> np.ndarray:
     """A row of the table went to all places of its token, so it gets the sum; `+=` with a list would keep the last."""
     dembed_VD = np.zeros((vocab_size, dx_ND.shape[1]))
@@ -91,6 +108,15 @@ def chain_backward(
     handed = np.concatenate([dhidden, np.zeros((1, dhidden.shape[1]))])  # depth 2 had left out depth 1's last row
     dhidden, dembedding_1 = back_1(dout_1 + handed)
     return np.concatenate([dhidden, np.zeros((1, dhidden.shape[1]))]), dembedding_1, dembedding_2
+
+
+def parallel_backward(dout: list[np.ndarray], back: list[Callable]) -> np.ndarray:
+    """The heads know nothing of each other: each sends its own gradient into the shared rows, and they add up."""
+    T = len(dout[0]) + 1
+    dhidden_TD = np.zeros((T, dout[0].shape[1]))
+    for d, way in zip(dout, back):
+        dhidden_TD[: len(d)] += way(d)  # a head leaves out the LAST rows: they have no target so far ahead
+    return dhidden_TD
 
 
 def check_draft(rng: np.random.Generator, draft: int, q_V: np.ndarray, p_V: np.ndarray) -> int:

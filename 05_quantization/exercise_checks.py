@@ -170,6 +170,42 @@ def check_linear_backward(answer: Callable) -> None:
     expect_arrays(answer(dy.copy(), x.copy(), weight.copy(), tiles), want, usual)
 
 
+def check_kept_swiglu_backward(answer: Callable) -> None:
+    """Three layers in FP8 around a middle that is made again."""
+    rng = np.random.default_rng(11)
+
+    def tiles(array, rows, columns):
+        return dequantize(quantize(np.asarray(array, np.float32), (rows, columns), floor=1e-20))
+
+    def both(dy, x, w):
+        return tiles(dy, 1, 128) @ w, tiles(dy, 128, 1).T @ tiles(x, 128, 1)
+
+    dy, x = rng.standard_normal((6, 5)), tiles(rng.standard_normal((6, 5)), 1, 128)
+    names = ("gate_proj", "up_proj", "down_proj")
+    w = {n: tiles(rng.standard_normal((5, 7) if n == "down_proj" else (7, 5)), 128, 128) for n in names}
+    g, u = (tiles(x @ w[n].T, 1, 128) for n in names[:2])
+    s = 1 / (1 + np.exp(-g))
+    dh, ddown = both(dy, g * s * u, w["down_proj"])
+    slope = s * (1 + g * (1 - s))
+    (dx_g, dgate), (dx_u, dup) = both(dh * u * slope, x, w["gate_proj"]), both(dh * g * s, x, w["up_proj"])
+    sigmoid_slope, bare = both(dh * u * s * (1 - s), x, w["gate_proj"]), both(dh * u * s, x, w["gate_proj"])
+    usual = {
+        "dx": {
+            "x was read by both matrices; the way through up_proj is missing": dx_g,
+            "x was read by both matrices; the way through gate_proj is missing": dx_u,
+            "that is the sigmoid's slope; silu(g) = g s(g) has s (1 + g (1 - s))": sigmoid_slope[0] + dx_u,
+            "silu's slope has a second term: g itself moves the sigmoid": bare[0] + dx_u,
+        },
+        "ddown_proj": {
+            "down_proj read h = silu(g) * u; you used u alone": both(dy, u, w["down_proj"])[1],
+            "the gate is silu(g) = g s(g), not the sigmoid": both(dy, s * u, w["down_proj"])[1],
+            "h goes into the product in E4M3 as well, 128 x 1": tiles(dy, 128, 1).T @ (g * s * u),
+        },
+    }
+    want = {"dx": dx_g + dx_u, "dgate_proj": dgate, "dup_proj": dup, "ddown_proj": ddown}
+    expect_arrays(answer(dy.copy(), x.copy(), g.copy(), u.copy(), dict(w), tiles), want, usual)
+
+
 def check_fp8_linear_from_an_empty_file(answer: Callable) -> None:
     """Ragged sizes, tokens and features of very different size; tiles of four."""
     rng = np.random.default_rng(9)

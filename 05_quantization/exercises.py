@@ -89,6 +89,21 @@ def linear_backward(
     raise NotImplementedError
 
 
+def kept_swiglu_backward(
+    dy_ND: np.ndarray, x_ND: np.ndarray, gate_NF: np.ndarray, up_NF: np.ndarray, weights: dict, tiles: Callable
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Go back through down_proj (silu(g) * u), g = gate_proj x, u = up_proj x, with only g and u kept of the middle.
+
+    Every one of the three linear layers goes back by linear_backward, with operands in FP8. The middle itself,
+    h = silu(g) * u, was not kept.
+
+    Args: x, g, u as they are read back; weights "gate_proj", "up_proj" [F, D], "down_proj" [D, F] likewise.
+    Returns: dx [N, D], dgate_proj, dup_proj, ddown_proj.
+    Notebook: mixed_precision; arXiv:2412.19437, 3.3.3 "Low-Precision Activation".
+    """
+    raise NotImplementedError
+
+
 def fp8_linear_from_an_empty_file(
     x_ND: np.ndarray, weight_FD: np.ndarray, dy_NF: np.ndarray, codes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

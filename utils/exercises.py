@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,17 +44,47 @@ def shapes_on_line(error: Exception, path: str) -> str:
     return f"line {number} of your file stops: {text}\n           " + (f"there {shapes}; " if shapes else "")
 
 
+SHAPES = "their axes do not fit: write down the shape that you want, then see which axis must be turned"
+USUAL_STOPS = (  # what Python and NumPy say, and what a reader can do about it; the first that fits is told
+    (r"truth value", "an array is no single yes or no: did you mean np.where, np.all, or a loop over its rows?"),
+    (r"size-1 arrays|0-dimensional|scalar", "one number is wanted there, and you give a whole array: index it first"),
+    (r"boolean index", "the mask has another length than the array that it is to choose from"),
+    (r"out of bounds|out of range", "a place is asked for that is not there: counted from 0, and by the right length?"),
+    (r"must be integers|integer or boolean|valid ind|as an index|cannot be interpreted as an integer",
+     "a place must be a whole number: did a division or a mean get into the index?"),
+    (r"read-only|output array", "the argument cannot be written into: make a copy first (x.copy())"),
+    (r"cast ufunc|did not contain a loop|not supported for the input types|unsupported operand",
+     "numbers of different kinds meet: is one of them a list, None, text, or whole where it should be a fraction?"),
+    (r"mismatch|broadcast|aligned|shape|axis|axes|operand|dimension|inhomogeneous|reshape|concatenat", SHAPES),
+    (r"unpack", "more or fewer results come back than you give names to"),
+    (r"not callable", "that is an array, not a function: square brackets for a place, round ones for a call"),
+    (r"not subscriptable|has no len|not iterable", "that is one number or None, not an array: what was put in there?"),
+    (r"positional argument|unexpected keyword|missing \d+ required", "the function there wants other arguments"),
+    (r"has no attribute", "there is no such thing on this kind of value: is it an array, or a number, list or tuple?"),
+    (r"buffer", "the piece that is read is no whole number of numbers long: where does it begin, where does it end?"),
+    (r"division by zero|divide by zero", "something is divided by zero"),
+    (r"recursion", "the function calls itself without end"),
+)  # fmt: skip
+
+
 def explain_stop(error: Exception, answers: ModuleType) -> str:
-    """Put an exception into the reader's terms: where it is, what the arrays are, what is usually behind it."""
-    path = str(answers.__file__)
-    where = shapes_on_line(error, path)
+    """Put an exception into the reader's terms: where it is, what the arrays are, what is usually behind it.
+
+    What NumPy says itself is never shown: it speaks of gufuncs, casts and operands, not of the reader's line.
+    """
+    where = shapes_on_line(error, str(answers.__file__))
     if not where:
         return "what you return has not the form that the docstring names under Returns (how many arrays, which axes)"
     if isinstance(error, NameError):
         return f"{where}{error}: is it spelled as in the arguments, or imported?"
-    if isinstance(error, ValueError) and re.search("mismatch|broadcast|aligned|shape|axis|operand|dim", str(error)):
-        return f"{where}their axes do not fit: write down the shape that you want, then see which axis must be turned"
-    return f"{where}{type(error).__name__}: {error}"
+    if isinstance(error, KeyError):
+        return f"{where}there is no entry {error}: the docstring has the names"
+    if isinstance(error, ImportError):
+        return (
+            f"{where}there is no such module or name to import; the exercises need NumPy and the standard library alone"
+        )
+    said = next((words for pattern, words in USUAL_STOPS if re.search(pattern, str(error), re.IGNORECASE)), "")
+    return where + (said or f"Python calls it {type(error).__name__}; look at what each name on this line holds")
 
 
 def blank_exercise(error: BaseException, answers: ModuleType) -> str:
@@ -61,16 +93,28 @@ def blank_exercise(error: BaseException, answers: ModuleType) -> str:
     return next((n for n in reversed(names) if callable(getattr(answers, n, None))), "")
 
 
+def holds_nan(result) -> bool:
+    """Whether an array in a result, or in a tuple, list or dict of them, holds NaN or infinity."""
+    if isinstance(result, dict):
+        return any(holds_nan(part) for part in result.values())
+    if isinstance(result, tuple | list):
+        return any(holds_nan(part) for part in result)
+    return bool(np.issubdtype(getattr(result, "dtype", np.int64), np.floating) and not np.isfinite(result).all())
+
+
 def judge(check: Callable, exercise: str, answers: ModuleType, solved: ModuleType) -> str:
     """Run one check; a blank exercise that this one calls is answered by the chapter's own, so each is judged alone."""
+    returned = []
 
     def answer(*arguments, **keywords):
         result = getattr(answers, exercise)(*arguments, **keywords)
         assert result is not None, "your function returns nothing (None): is its `return` missing?"
+        returned.append(result)
         return result
 
     try:
-        check(answer)
+        with np.errstate(all="ignore"):  # what overflows is told below, as NaN or infinity, and not as a warning
+            check(answer)
     except NotImplementedError as error:
         blank = blank_exercise(error, answers)
         if blank in ("", exercise):
@@ -78,7 +122,9 @@ def judge(check: Callable, exercise: str, answers: ModuleType, solved: ModuleTyp
         setattr(answers, blank, getattr(solved, blank))
         return judge(check, exercise, answers, solved)
     except AssertionError as error:
-        return str(error) or "wrong"
+        nan = "your result holds NaN or infinity: a division by zero, an overflow, a root or log of a negative number; "
+        told = str(error) or "wrong"
+        return nan + told if returned and holds_nan(returned[-1]) and "NaN" not in told else told
     except Exception as error:
         return explain_stop(error, answers)
     return ""
@@ -96,6 +142,13 @@ def grade(chapter: Path, *, solved: bool = False, answers: Path | None = None) -
     path = chapter / "exercises_solved.py" if solved else answers or chapter / "exercises.py"
     checks = load_file(chapter / "exercise_checks.py")
     names = [n.removeprefix("check_") for n in vars(checks) if n.startswith("check_")]
+    try:
+        load_file(path)
+    except SyntaxError as error:
+        kind = "the indentation" if isinstance(error, IndentationError) else "a bracket, a colon or a quote"
+        line = (error.text or "").strip()
+        text = f"the file cannot be read: line {error.lineno}, {line!r}; look at {kind} there or above"
+        return [(n, text) for n in names]
     return [(n, judge(vars(checks)[f"check_{n}"], n, load_file(path), own)) for n in names]
 
 

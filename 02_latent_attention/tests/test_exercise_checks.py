@@ -73,6 +73,21 @@ def layer_without_a_scale(x, weights, H, angles):
     return solved.mla_from_an_empty_file(x, {**weights, "q_b_proj": weights["q_b_proj"] * width**0.5}, H, angles)
 
 
+def layer_back_with(**changes):
+    """mla_backward, with some of the functions that it calls exchanged."""
+
+    def run(*arguments):
+        kept = {name: getattr(solved, name) for name in changes}
+        vars(solved).update(changes)
+        try:
+            return solved.mla_backward(*arguments)
+        finally:
+            vars(solved).update(kept)
+
+    return run
+
+
+right_way = solved.compress_hidden_backward
 WRONG = [
     ("mask_with_past", lambda S, T: np.tri(S, T, dtype=bool), "starts at key 0"),
     ("mask_with_past", lambda S, T: np.ones((S, T), dtype=bool), "sees key 5, which is its future"),
@@ -93,6 +108,15 @@ WRONG = [
     ("score_absorbed_backward", absorbed_width_backward, r"\(C \+ R\)"),
     ("stretch_frequencies", lambda f, s, *_: f / s, "plain interpolation"),
     ("cache_bytes", lambda c, b=2: 512 * 61 * 2, "forgot the rotary key"),
+    ("mla_backward", layer_back_with(compress_hidden_backward=lambda d, t, *a: right_way(d, t / 3, *a)), "not average"),
+    ("mla_backward", layer_back_with(compress_hidden_backward=lambda d, t, *a: right_way(d, 0 * t, *a)), "no gradient"),
+    (
+        "mla_backward",
+        layer_back_with(compress_hidden_backward=lambda *a: (np.zeros_like(a[2]), *right_way(*a)[1:])),
+        "the way through latent and rotary key is missing",
+    ),
+    ("mla_backward", lambda *a: solved.mla_backward(*a)[0], "return two results|a dict of gradients"),
+    ("mla_backward", lambda *a: (solved.mla_backward(*a)[0], {}), "no gradient for kv_a_layernorm"),
     ("mla_from_an_empty_file", layer_without_positions, "nothing turns"),
     ("mla_from_an_empty_file", layer_without_a_mask, "they see their future"),
     ("mla_from_an_empty_file", layer_without_a_scale, "your scores are not scaled"),

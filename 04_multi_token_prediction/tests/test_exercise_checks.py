@@ -96,6 +96,26 @@ def reads_its_target(hidden, token, document, embed, head, w, block):
 
 
 WRONG = [
+    ("head_backward", lambda h, w, t, n: (SOLVED.loss_gradient(h @ w.T, t, n), w), "go through the head as well"),
+    ("head_backward", lambda *a: (SOLVED.head_backward(*a)[0], SOLVED.head_backward(*a)[1].T), "the head is"),
+    (
+        "relu_squared_backward",
+        lambda d, x, u, w: (d @ w * (x @ u.T > 0) @ u, u, w),
+        "the slope of the square is missing",
+    ),
+    ("relu_squared_backward", lambda *a: tuple(g / 2 for g in SOLVED.relu_squared_backward(*a)), "has a factor 2"),
+    (
+        "relu_squared_backward",
+        lambda *a: (*SOLVED.relu_squared_backward(*a)[:2], a[0].T @ np.maximum(a[1] @ a[2].T, 0)),
+        "read the SQUARES",
+    ),
+    ("parallel_backward", lambda d, b: b[0](d[0] + np.pad(b[1](d[1]), ((0, 1), (0, 0)))), "dhidden has 5 rows"),
+    (
+        "parallel_backward",
+        lambda d, b: np.pad(b[0](d[0] + np.pad(b[1](d[1]), ((0, 1), (0, 0)))), ((0, 1), (0, 0))),
+        "that is DeepSeek's chain",
+    ),
+    ("parallel_backward", lambda d, b: SOLVED.parallel_backward(d, b) / 2, "adds up"),
     ("further_targets", lambda t, k, d: np.where(d[:, : 10 - k] == d[:, k + 1 :], t[:, k:10], -100), "learn to copy"),
     ("further_targets", lambda t, k, d: np.where(d[:, : 10 - k] == d[:, 1 : 11 - k], t[:, k + 1 :], -100), "i and i"),
     ("further_targets", lambda t, k, d: t[:, k + 1 :], "next document count"),

@@ -82,7 +82,31 @@ def empty_file_with(weight_tile=(4, 4), x_tile=(1, 4), turn_original=False):
     return answer
 
 
+def slope_of_the_sigmoid(dy, x, g, u, weights, tiles):
+    s = 1 / (1 + np.exp(-g))
+    dh, ddown = SOLVED.linear_backward(dy, g * s * u, weights["down_proj"], tiles)
+    dx_g, dgate = SOLVED.linear_backward(dh * u * s * (1 - s), x, weights["gate_proj"], tiles)
+    dx_u, dup = SOLVED.linear_backward(dh * g * s, x, weights["up_proj"], tiles)
+    return dx_g + dx_u, dgate, dup, ddown
+
+
+def only_by_up(dy, x, g, u, weights, tiles):
+    _, *rest = SOLVED.kept_swiglu_backward(dy, x, g, u, weights, tiles)
+    s = 1 / (1 + np.exp(-g))
+    dh, _ = SOLVED.linear_backward(dy, g * s * u, weights["down_proj"], tiles)
+    return SOLVED.linear_backward(dh * g * s, x, weights["up_proj"], tiles)[0], *rest
+
+
+def down_from_u(dy, x, g, u, weights, tiles):
+    *rest, _ = SOLVED.kept_swiglu_backward(dy, x, g, u, weights, tiles)
+    return *rest, SOLVED.linear_backward(dy, u, weights["down_proj"], tiles)[1]
+
+
 WRONG = [
+    ("kept_swiglu_backward", slope_of_the_sigmoid, "that is the sigmoid's slope"),
+    ("kept_swiglu_backward", only_by_up, "the way through gate_proj is missing"),
+    ("kept_swiglu_backward", down_from_u, "you used u alone"),
+    ("kept_swiglu_backward", lambda *a: SOLVED.kept_swiglu_backward(*a)[0], "return 4 arrays|you return 6"),
     ("decode_e4m3", ieee_e4m3, "E4M3 has none"),
     ("decode_e4m3", no_subnormals, "no leading 1"),
     ("round_half_to_even", lambda s, d: s >> d, "cut the bits off"),
