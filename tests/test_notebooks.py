@@ -84,6 +84,39 @@ def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive
     assert "plt." not in "".join(code), "drawings live in utils/drawings_*.py and plots_*.py"
 
 
+@pytest.mark.parametrize("source", LESSONS, ids=lambda s: s.stem)
+def test_a_lesson_writes_its_mechanism_and_asserts_that_the_module_does_the_same(source):
+    """Some cell holds what a function of the notebook says against what a function of its module says."""
+    import ast
+
+    chapter = source.parent.parent
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    beside = {p.stem for p in chapter.glob("*.py")}
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module in beside]
+    module = {alias.name for node in imports for alias in node.names}
+    mine = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    assert module, "the notebook imports nothing of its chapter"
+    assert mine, "the notebook writes nothing"
+    made_by = {}  # which functions a name of the notebook stands on
+    held = []
+    for node in ast.walk(tree):
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} if isinstance(node, ast.stmt) else set()
+        if isinstance(node, ast.Assign | ast.For):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            value = node.value if isinstance(node, ast.Assign) else node.iter
+            told = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
+            for name in (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
+                made_by[name] = made_by.get(name, set()) | told
+        if isinstance(node, ast.Assert):
+            held.append(names)
+
+    def behind(names, seen=frozenset()):
+        new = set(names) - seen
+        return set(names) | (behind(set().union(*(made_by.get(n, set()) for n in new)), seen | new) if new else set())
+
+    assert any(behind(names) & module and behind(names) & mine for names in held), "naive code and module never meet"
+
+
 def test_a_notebook_tells_the_errors_of_the_kernel_that_were_measured_last():
     """`make kernel-errors` measures them on the package's kernel; the till alone, in chapter 05, makes the same."""
     folder = ROOT / "05_quantization"
