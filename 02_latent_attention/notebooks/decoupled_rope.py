@@ -242,7 +242,8 @@ print(
 #
 # ## Exercises
 #
-# Graded: `compress_hidden`, `compress_hidden_backward`, and at the end `mla_from_an_empty_file`. By thought alone:
+# Graded: `compress_hidden`, `compress_hidden_backward`, `mla_backward` and, last, `mla_from_an_empty_file` (`make check
+# CH=02`). By thought alone:
 #
 # 1. Could the *query* have one rotary part shared by all heads?
 #

@@ -193,7 +193,7 @@ def train(c, seed, common=2.0, steps=300):
         grads = classic_moe_backward(2 * error / patients.target_ND.size, cache)[1]
         adjust_weights(list(vars(w).values()), list(vars(grads).values()), moments, step)
         lost.append((cache[1][1] < 0).sum(axis=1))
-        wrong.append((error**2).mean(axis=1) * 17 / 8 / 0.5)
+        wrong.append((error**2).mean(axis=1) * 17 / 8 / 0.5)  # 8 of the 17 numbers count; their variance is 0.5
     return np.concatenate(lost[-50:]), np.concatenate(wrong[-50:])
 
 
@@ -228,7 +228,7 @@ tokens = rng.normal(size=(2048, 8)) + np.ones(8) / 8**0.5
 words = np.random.default_rng(1).zipf(1.3, size=2048)  # a few words are very frequent, as in text
 loads = {
     "tokens choose": count_load(softmax_gate_forward(tokens, w.weight, 2)[0].index_NA, 6),
-    "experts choose": np.full(6, expert_choice_forward(tokens, w, 683)[1][2].shape[1]),
+    "experts choose": np.full(6, expert_choice_forward(tokens, w, 683)[1][2].shape[1]),  # 2 · 2048 / 6 = 683 each
     "a hash of the word": count_load(route_by_hash(words, 6, 2), 6),
     "dealt like cards": count_load(route_uniformly(2048, 6, 2), 6),
 }
@@ -288,7 +288,8 @@ print(f"gates lost, if a first choice counts 0.6 and a second 0.4: {gates[place 
 #
 # ## Exercises
 #
-# Graded: `seat_choices`, `combine_backward` (`make check CH=03`). By thought alone:
+# Graded: `seat_choices`, `relu_expert_backward`, `combine_backward`, `expert_choice_backward` (`make check CH=03`). By
+# thought alone:
 #
 # 1. 1024 tokens, 16 experts, 2 activated, capacity factor 1.25. How many places, and what share of the computed places
 #    is empty if no token is dropped?

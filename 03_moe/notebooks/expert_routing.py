@@ -119,7 +119,8 @@ draw_reception(*routing, load, title)
 # 4. **Mix.** $y = \sum_{i \in \mathcal T} g_i\, y_i$, where $y_i$ is what expert $i$ makes of $x$.
 # 5. **Back to the gate.** $dg_i = y_i \cdot dy$: what a unit more of this answer would have cost.
 # 6. **Back through the normalisation.** $s_i$ stands in the numerator of its own gate and in the denominator of *every*
-#    gate of the token: $\partial g_j / \partial s_i = ([i = j] - g_j) / \Sigma$. Summed over $j$:
+#    gate of the token: $\partial g_j / \partial s_i = ([i = j] - g_j) / \Sigma$, where $[i = j]$ is 1 if $i$ is $j$,
+#    else 0. Summed over $j$:
 #    $$ds_i = \frac{1}{\Sigma}\Big(dg_i - \sum_{j\in\mathcal T} g_j\, dg_j\Big), \qquad i \in \mathcal T.$$
 #    Only the difference from the token's *average* answer teaches. A pull on all gates alike does nothing.
 # 7. **Back through the score.** Sigmoid: $dl_i = ds_i\, s_i (1 - s_i)$, zero for those not chosen. Softmax: $dl_i =
@@ -251,7 +252,10 @@ losses, right_now, learned = train_reception(
 )
 print(f"{n_called} called: {right_now[-50:].mean():.0%} of the calls were needed, at best {2 / n_called:.0%};", end=" ")
 print(f"loss {losses[-50:].mean():.4f}, with two {runs['sigmoid, normalised (V3)'][0][0][-50:].mean():.4f}")
-rows = np.concatenate([np.zeros((1, 8)), np.eye(8)[:1] + np.eye(8)[1:2], np.zeros((1, 1))], axis=1)
+two_complaints = np.eye(8)[:1] + np.eye(8)[1:2]
+rows = np.concatenate(
+    [np.zeros((1, 8)), two_complaints, np.zeros((1, 1))], axis=1
+)  # numbers, complaints, what all share
 gates = sigmoid_gate_forward(rows, learned, n_called)[0].gate_NA[0]
 print("gates of a patient with complaints 0 and 1:", gates.round(3))
 

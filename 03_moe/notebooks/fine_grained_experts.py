@@ -131,7 +131,7 @@ print("naive and module agree:", y.shape)
 #    x)$, over its $F$ hidden units. Any partition of the units is a partition of the work.
 # 2. **So fine contains coarse.** Give the $m$ pieces of an expert the same gate and always choose them together: the
 #    old layer is back. Cutting can only widen what a layer *can* do. What training finds is another matter.
-# 3. **Teams.** $\binom{E}{A}$ becomes $\binom{mE}{mA}$.
+# 3. **Teams.** $\binom{E}{A}$ (in words: in how many ways $A$ of $E$ can be chosen) becomes $\binom{mE}{mA}$.
 # 4. **Shared.** What every token needs would have to be in every team. Put some experts outside the choice, and choose
 #    as many fewer: $y = \sum_{shared} \mathrm{FFN}_i(x) + \sum_{i \in \mathcal T} g_i\,\mathrm{FFN}_i(x)$. They have no
 #    gate, for they are no choice.
@@ -261,8 +261,8 @@ plot_cut_runs({"a need of 4 parts of 16": runs}, title)
 #
 # ## The experiment: something that everybody needs
 #
-# Now every token needs the *same* bent map, beside those of its own flags. Eight thin experts chosen, or six chosen and
-# two shared, at equal cost.
+# Now every token needs the *same* map, one with a bend in it (a matrix, a ReLU, a matrix), beside those of its own
+# flags. Eight thin experts chosen, or six chosen and two shared, at equal cost.
 
 
 # %%
@@ -282,8 +282,8 @@ plot_cut_runs({"a need that all tokens have, and 4 parts of 16": common}, title)
 # %% [markdown]
 # ## What the groups of V3 give up
 #
-# V3's experts lie on 8 nodes, and a token may visit at most 4 of them, to bound the traffic. That forbids teams. How
-# many are left?
+# V3's experts lie on 8 nodes (machines of eight GPUs each), and a token may visit at most 4 of them, to bound the
+# traffic between machines. That forbids teams. How many are left?
 
 # %%
 kept = [count_grouped_combinations(256, 8, 8, g) for g in range(1, 9)]
@@ -319,8 +319,7 @@ print(np.allclose(after / before, after[0, 0] / before[0, 0]))
 #
 # Cut a trained expert into thin ones without changing what it computes, and merge shared ones; compute what a layer
 # owns and what a token uses; say what thin experts can do that wide ones cannot, and why they need somebody who
-# balances. All
-# parts are on the table: `deepseek_moe` puts them together.
+# balances. All parts are on the table: `deepseek_moe` puts them together.
 #
 # ## Exercises
 #

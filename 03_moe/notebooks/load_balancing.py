@@ -49,9 +49,9 @@ from utils.plots_03 import plot_levels, plot_loads, plot_price
 
 # %%
 score = np.array([[[0.9, 0.1, 0.5, 0.5], [0.8, 0.2, 0.6, 0.4]]])
-loss, cache = sequence_balance_forward(score, 2, 1.0)
-draw_balance(score[0], cache[1][0], cache[0][0] * 2, f"Two experts take all: L / α is {loss:.1f}, in balance it is 1")
-print("slopes of the scores of token 0:", sequence_balance_backward(1.0, cache)[0, 0].round(3))
+loss, (push, share, _) = cache_of = sequence_balance_forward(score, 2, 1.0)  # push is α f / S, here f / 2
+draw_balance(score[0], share[0], 2 * push[0], f"Two experts take all: L / α is {loss:.1f}, in balance it is 1")
+print("slopes of the scores of token 0:", sequence_balance_backward(1.0, cache_of[1])[0, 0].round(3))
 
 # %% [markdown]
 # ## Build it
@@ -186,10 +186,12 @@ plot_levels(opinions, "Every loss has its blind spot; only one looks at each seq
 # The clinic once more, with finished doctors *and* a finished reception: every patient goes to the two doctors that he
 # needs, and the error is zero. But it is winter. On half of the days most patients have the flu, complaint 0. So the
 # right load is uneven. Now the balance loss is switched on, and task and loss pull on the same router. What does it do
-# to a perfect one: send some of the flu patients next door?
+# to a perfect one: send some of the flu patients next door? How uneven the load is, one number says: **MaxVio**, by how
+# much the busiest has more than the mean, relative to the mean. 0 is even; at 1 the busiest has twice his share.
 
 # %%
-perfect = np.concatenate([np.zeros((E, 8)), 12.0 * np.eye(E) - 6.0, np.zeros((E, 1))], axis=1)
+own = 12.0 * np.eye(E) - 6.0  # a complaint raises the logit of its own doctor by 6 and lowers all others by 6
+perfect = np.concatenate([np.zeros((E, 8)), own, np.zeros((E, 1))], axis=1)
 
 
 # %%
@@ -270,7 +272,8 @@ for step in range(500):
 #
 # ## Exercises
 #
-# Graded: `balance_sequences`, `balance_sequences_backward` (`make check CH=03`). By thought alone:
+# Graded: `balance_batch_backward`, `balance_sequences`, `balance_sequences_backward` (`make check CH=03`). By thought
+# alone:
 #
 # 1. A batch of two sequences; sequence 1 sends everything to experts 0 and 1, sequence 2 to 2 and 3, of four experts.
 #    What do the pooled and the sequence-wise $f$ look like?

@@ -246,7 +246,7 @@ for name, edges in {"five at once": [], "one by one": [1, 2, 3, 4], "two, then t
 #
 # ## Exercises
 #
-# By thought alone:
+# Graded: `relu_squared_backward` (`make check CH=04`). By thought alone:
 #
 # 1. Why does `truncate` not have to touch the rows that stay?
 #

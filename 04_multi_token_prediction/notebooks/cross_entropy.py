@@ -219,12 +219,13 @@ def train(divisor_of, adam, steps=400, rate=8.0):
 # %%
 rules = {"by what counts": lambda t: np.sum(t != IGNORE), "by all places": lambda t: t.size}
 curves = {f"{how}, {name}": train(rule, how == "Adam") for how in ("plain", "Adam") for name, rule in rules.items()}
-reached = {name: int(np.argmax(np.convolve(c, np.ones(10) / 10, "valid") < floor + 0.2)) for name, c in curves.items()}
+ten = np.ones(10) / 10  # means of ten steps, so that a curve can be read
+reached = {name: int(np.argmax(np.convolve(c, ten, "valid") < floor + 0.2)) for name, c in curves.items()}
 print("steps until within 0.2 nats of the floor:", reached)
 
 # %%
 late = reached["plain, by all places"] / reached["plain, by what counts"]
-smooth = {n: (range(391), np.convolve(c, np.ones(10) / 10, "valid")) for n, c in curves.items()}
+smooth = {n: (range(391), np.convolve(c, ten, "valid")) for n, c in curves.items()}
 title = f"A wrong divisor costs plain descent {late:.1f} times the steps; Adam does not notice"
 kinds = ["content", "wrong", "ink", "latent"]
 plot_to_floor(smooth, kinds, floor, "nobody can pay less", title, "step", "nats a word", wide="Adam, by what counts")
@@ -284,7 +285,7 @@ print(f"7 words in {len(text)} bytes at that price: {bits_per_byte(floor, 7, len
 #
 # ## Exercises
 #
-# Graded: `loss_gradient` (`make check CH=04`). By thought alone:
+# Graded: `loss_gradient`, `head_backward` (`make check CH=04`). By thought alone:
 #
 # 1. A model gives all 129,280 tokens the same probability. What is its loss, and what must the first printed loss of an
 #    untrained model be near?

@@ -95,8 +95,10 @@ print("naive and module agree, with a running sum for a block:", out.shape)
 # %% [markdown]
 # ## The derivation
 #
+# A second module could stand on the first and look one word further still. So modules are numbered by their **depth**
+# $k = 1, 2, \ldots$, the main model is depth 0, and a raised $k$ says whose row it is. V3 has depth 1 only.
 # $\mathrm{Emb}(t)$ is the embedding of token $t$, $h^0_i$ the main model's row $i$ behind its last norm, $M_k$ the
-# matrix `eh_proj` of depth $k$, $[a\,;b]$ two rows end to end.
+# matrix `eh_proj` of depth $k$, $\mathrm{TRM}_k$ its block (a layer of the transformer), $[a\,;b]$ two rows end to end.
 #
 # 1. **The pair**, Eq. (21): $h'^k_i =
 #    M_k\,[\,\mathrm{RMSNorm}(h^{k-1}_i)\,;\,\mathrm{RMSNorm}(\mathrm{Emb}(t_{i+k}))\,]$.
@@ -204,7 +206,7 @@ model = train()
 def read_notes(model):
     """The main model's rows for every sentence: behind its last norm, and before it."""
     normed, (_, _, (unit, scale, _)) = main_forward(model, stories.tokens[:, :-1])
-    return normed, unit / scale
+    return normed, unit / scale  # the norm had multiplied by `scale` to get `unit`
 
 
 def module_price(model, notes, words, weights):

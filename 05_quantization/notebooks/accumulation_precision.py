@@ -11,8 +11,9 @@
 # for the till cuts and does not round. The stall-holder's cure costs nothing: every 128 customers she carries the day's
 # takings to the safe, writes them in a book with room for all digits, and starts the till again at zero.
 #
-# The till is the tensor core, its display has 14 bits, and the book is an FP32 register. This notebook builds the till,
-# finds the two percent, and asks why 128.
+# The till is the tensor core, the part of a GPU (V3's is the H800) that multiplies small matrices and adds up. Its
+# display has 14 bits, and the book is an ordinary FP32 number beside it. This notebook builds the till, finds the two
+# percent, and asks why 128.
 
 # %%
 import json
@@ -105,7 +106,7 @@ print("naive and module agree, to the last bit")
 # 5. So each group adds an error of the order of $u \propto \sqrt k$. If these were independent, they would add up over
 #    $K$ terms to about $\sqrt K \cdot \sqrt K = K$, while the result is about $\sqrt K$: the relative error grows like
 #    $\sqrt K$ at least, and with the pull of step 4 somewhat faster.
-# 6. **The cure.** After every $N_C = 128$ terms the sum goes to an FP32 register, and the till starts again from zero.
+# 6. **The cure, *promotion*.** After every $N_C = 128$ terms the sum goes to FP32, and the till starts again from zero.
 #    Then $u$ stays what it was in the first 128 terms, and what remains of the error averages out over the parts.
 #
 # ## Which error?

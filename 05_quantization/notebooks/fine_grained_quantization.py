@@ -10,8 +10,8 @@
 # house* instead, each with an exposure of its own. Then the lamp spoils one house. It costs him a note of the exposure
 # beside each picture, and some care when he puts the street together again.
 #
-# DeepSeek-V3 takes small pictures: every token has a scale for each 128 channels, every weight matrix one for each
-# block of 128 x 128. This notebook holds a lamp to the lens and counts the black houses.
+# DeepSeek-V3 takes small pictures: every token has a scale for each 128 numbers of its row, every weight matrix one for
+# each block of 128 x 128. This notebook holds a lamp to the lens and counts the black houses.
 
 # %%
 import numpy as np

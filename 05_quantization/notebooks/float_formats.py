@@ -101,8 +101,8 @@ print("naive and module agree:", len(x), "numbers, all ties among them")
 #    reaches the next integer, above half everything does, and exactly half reaches it only if odd is 1.
 # 4. **Near zero** the steps stop shrinking. For each power of two that $x$ lies below the smallest normal number, one
 #    more bit is dropped, and the same line makes the subnormal numbers.
-# 5. **The top.** IEEE layouts (E5M2, BF16, FP16) give the whole last exponent to infinity and NaN. E4M3 gives up one
-#    code of each sign; otherwise it would end at 240.
+# 5. **The top.** The layouts of the IEEE standard (FP16, and likewise E5M2 and BF16) give the whole last exponent to
+#    infinity and NaN. E4M3 gives up one code of each sign; otherwise it would end at 240.
 
 
 # %%
@@ -127,8 +127,8 @@ print("old clerk, new clerk and module agree")
 
 # %% [markdown]
 # NumPy has one small float of its own, FP16. Each of its 65,536 codes must be read as NumPy reads it, and every number
-# must come back to its code. (The tests do this for E4M3, E5M2, BF16 and UE8M0 against `ml_dtypes`, and against
-# PyTorch.)
+# must come back to its code. (The tests do this for E4M3, E5M2, BF16 and UE8M0, which is all exponent, against
+# `ml_dtypes`, and against PyTorch.)
 
 # %%
 codes = np.arange(65536, dtype=np.uint16)

@@ -169,7 +169,8 @@ for fmt in CANDIDATES:
 #
 # </details>
 #
-# 2. Multiply the loss by 1024 before the backward pass ("loss scaling"). Which of the three boards changes?
+# 2. Multiply the loss by 1024 before the backward pass ("loss scaling"). Which of the three columns of the figure (no
+#    scale, per tensor, 1 x 128) changes?
 #
 # <details><summary>Solution</summary>
 #
@@ -178,7 +179,7 @@ for fmt in CANDIDATES:
 #
 # </details>
 #
-# 3. One scale per tensor did as well as 1 x 128 in the second board. Which tensor would show the difference at once?
+# 3. One scale per tensor did as well as 1 x 128 in that figure. Which tensor would show the difference at once?
 #
 # <details><summary>Solution</summary>
 #

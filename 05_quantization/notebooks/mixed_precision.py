@@ -109,7 +109,8 @@ for name, got, want in (("Y", y, x @ w.T), ("dX", dx, dy @ w), ("dW", dw, dy.T @
 #    from the original; of $X$ only the codes are left, and they are turned (`online_quantization`).
 # 5. **A ledger loses steps that are too small.** With $M$ mantissa bits a weight $w$ has marks at least $2^{-M-1}|w|$
 #    apart, so a step below half of that can be lost entirely: in BF16 one below $|w| / 512$ always is. Late in training
-#    nearly all steps are. Hence FP32 for master weights, and for $dW$, which is added up over micro-batches.
+#    nearly all steps are. Hence FP32 for master weights (the copy that the optimizer changes; the products read it cast
+#    to FP8), and for $dW$, which is added up over micro-batches (pieces of a batch, worked off one after the other).
 # 6. **A moment of AdamW forgets.** It is a running mean, $m \leftarrow 0.9\,m + 0.1\,g$: an error in it shrinks by 0.9
 #    with every step and cannot pile up. BF16 is enough.
 #
@@ -213,13 +214,14 @@ plot_small_gradients(size, errors, ["content", "wrong"], title)
 #
 # ## Exercises
 #
-# Graded: `linear_backward` and, last, `fp8_linear_from_an_empty_file` (`make check CH=05`). By thought alone:
+# Graded: `linear_backward`, `kept_swiglu_backward` and, last, `fp8_linear_from_an_empty_file` (`make check CH=05`). By
+# thought alone:
 #
 # 1. Bytes to keep $X$ for the backward pass, for 128 numbers: FP32, BF16, E4M3 in tiles?
 #
 # <details><summary>Solution</summary>
 #
-# 512, 256, and $128 + 4 = 132$ with an FP32 scale (129 with UE8M0).
+# 512, 256, and $128 + 4 = 132$ with an FP32 scale (129 with UE8M0, a scale of one byte that is all exponent: $2^n$).
 #
 # </details>
 #

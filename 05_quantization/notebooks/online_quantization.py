@@ -148,7 +148,8 @@ for name, service in {"margin of 4": Margin(16), "book of 4 days": NaiveDelayed(
 # ## Turning the tiles
 #
 # The weight's gradient $dW = dY^\top X$ sums over tokens, so $X$ is needed in tiles of 128 x 1. What was kept from the
-# forward pass are codes in tiles of 1 x 128.
+# forward pass are codes in tiles of 1 x 128. Beside E4M3 we try E5M6, a format of twelve bits (one of sign, five of
+# exponent, six of mantissa) that the report uses for one tensor: which one, and why, stands below.
 
 # %%
 draw_turning()
