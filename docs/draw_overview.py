@@ -36,13 +36,15 @@ def draw_stream(ax) -> None:
     for a, b in ((embed, dense), (dense, layers), (layers, head)):
         arrow(ax, a, b)
     arrow(ax, head, (1.7, 6.6))
-    module = box(ax, 4.6, 4.2, "MTP module\neh_proj, one layer", "draft", width=2.3, height=1.1)
-    arrow(ax, (2.8, 5.55), (4.2, 4.8), kind="draft")
-    note(ax, 3.95, 5.5, "hidden state", "draft", size=9)
-    arrow(ax, (4.6, 2.9), module, kind="draft")
-    note(ax, 4.6, 2.65, "embedding of token i + 1", "draft", size=9)
-    arrow(ax, module, (4.6, 6.6), kind="draft")
-    note(ax, 4.6, 6.72, "token i + 2", "draft")
+    module = box(ax, 4.6, 3.7, "MTP module\neh_proj, one layer", "draft", width=2.3, height=1.1)
+    arrow(ax, (2.8, 5.5), (3.9, 4.3), kind="draft")
+    note(ax, 3.65, 5.2, "hidden row", "draft", size=9)
+    arrow(ax, (4.6, 2.4), module, kind="draft")
+    note(ax, 4.6, 2.15, "embedding of token i + 1", "draft", size=9)
+    again = box(ax, 4.9, 5.7, "own norm,\nthe same head", width=1.9)
+    arrow(ax, module, again, kind="draft")
+    arrow(ax, again, (4.9, 6.6), kind="draft")
+    note(ax, 4.9, 6.72, "token i + 2", "draft")
 
 
 def draw_attention(ax) -> None:
@@ -73,20 +75,14 @@ def draw_experts(ax) -> None:
     gate = box(ax, 9.6, 2.35, "sigmoid gate\n+ bias: top 8", "routed", width=1.9, height=0.9)
     shared = box(ax, 12.4, 0.6, "shared expert", "shared", width=2.4, height=0.55)
     out = box(ax, 15.0, 1.5, "sum", width=1.0)
-    for i in range(16):
-        x, y = 11.35 + 0.3 * (i % 8), 2.55 - 0.55 * (i // 8)
-        on = i in (3, 6, 12)
-        ax.add_patch(
-            FancyBboxPatch(
-                (x - 0.11, y - 0.2),
-                0.22,
-                0.4,
-                boxstyle="round,pad=0,rounding_size=0.05",
-                facecolor=COLORS["routed"] if on else tint("routed"),
-                edgecolor=COLORS["routed"],
-            )
-        )
-    note(ax, 12.4, 1.42, "256 routed experts, 8 at work", size=8.6)
+    at_work = {5, 23, 70, 88, 130, 151, 226, 249}  # two in each of four groups of 32
+    for i in range(256):
+        x, y = 11.35 + 0.075 * (i % 32), 3.13 - 0.19 * (i // 32)
+        on = i in at_work
+        size = {"width": 0.06, "height": 0.15, "boxstyle": "round,pad=0,rounding_size=0.02"}
+        color = COLORS["routed"] if on else tint("routed", 0.25)
+        ax.add_patch(FancyBboxPatch((x - 0.03, y - 0.075), **size, facecolor=color, edgecolor="none"))
+    note(ax, 12.5, 1.38, "256 routed experts in 8 groups (rows):\n8 at work, in at most 4 groups", size=8.6)
     arrow(ax, hidden, gate)
     arrow(ax, gate, (11.15, 2.3), kind="routed")
     arrow(ax, hidden, shared, kind="shared")
