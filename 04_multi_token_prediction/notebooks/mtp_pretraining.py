@@ -352,7 +352,7 @@ for weight, (model, _) in {0.3: runs["chain"][0], 3.0: train(chain_pair, 2, seed
 #
 # ## Exercises
 #
-# Graded: `further_targets`, `chain_backward` (`make check CH=04`). By thought alone:
+# Graded: `further_targets`, `chain_backward`, `parallel_backward` (`make check CH=04`). By thought alone:
 #
 # 1. A colleague's MTP loss falls to 0.02 within a few hundred steps. What do you ask?
 #
