@@ -1,6 +1,7 @@
-"""Run by torchrun, or alone: gradients of one step, as one file; what every block made; how often it has run forward.
+"""Run by torchrun, or alone: gradients of one step, as one file; what every block made; how often it has run forward;
+and in a pipeline when the gradients of weights grew.
 
-one_step.py OUT [pp=2] [ep=2] [replicas=2] [cp=2] [recompute=1] [length=13]
+one_step.py OUT [pp=2] [ep=2] [replicas=2] [cp=2] [recompute=1] [length=33]
 """
 
 import json
@@ -28,12 +29,14 @@ from deepseek_v3.training.schedule import Settings
 from deepseek_v3.training.step import Reading, Update
 
 out, ways = Path(sys.argv[1]), {name: int(value) for name, value in (word.split("=") for word in sys.argv[2:])}
-rows, length, micro, recompute = 8, ways.pop("length", 13), 1, ways.pop("recompute", 0)
+rows, length, micro, recompute = 8, ways.pop("length", 33), 1, ways.pop("recompute", 0)
 config = ModelConfig.preset("demo").replace(
     num_hidden_layers=5, hidden_size=40, vocab_size=331, n_routed_experts=8, moe_intermediate_size=24,
     num_nextn_predict_layers=1, n_group=2, topk_group=1, first_k_dense_replace=0,
 )  # fmt: skip
 if "WORLD_SIZE" in os.environ:
+    from torch.distributed.pipelining import PipelineStage
+
     from deepseek_v3.parallel.mesh import Mesh
     from deepseek_v3.parallel.pipeline import Pipeline
 
@@ -52,6 +55,30 @@ for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: runs.update({name: runs.get(name, 0) + 1}))
     if isinstance(module, RMSNorm) and name in ("norm", "mtp.0.shared_head_norm"):
         module.register_forward_hook(lambda *_, name=name: made.setdefault(name, []).append(_[2].detach()))
+grew: dict[str, list[bool]] = {"I": [], "W": [], "B": []}
+
+
+def note_growth(name: str) -> None:
+    """Let a stage note whether its weights have other gradients after a part of a backward pass."""
+    plain = getattr(PipelineStage, name)
+
+    def held() -> list[torch.Tensor]:
+        grads = [m.o_proj.weight.grad for m in model.modules() if isinstance(m, MultiHeadLatentAttention)]
+        return [grad.clone() for grad in grads if grad is not None]
+
+    def watched(*words, **named):
+        kind = "W" if "weight" in name else "B" if named.get("full_backward", True) else "I"
+        before = held()
+        plain(*words, **named)
+        after = held()
+        grew[kind].append(len(before) < len(after) or any(not torch.equal(a, b) for a, b in zip(before, after)))
+
+    setattr(PipelineStage, name, watched)
+
+
+if ways.get("pp", 1) > 1:
+    note_growth("backward_one_chunk")
+    note_growth("backward_weight_one_chunk")
 if recompute:
     recompute_blocks(model)
 parts = Pretraining(0.1), layout, LoadCounter(model), None, autocast_for("fp32")
@@ -67,6 +94,7 @@ total = float(layout.sum(torch.tensor(sum(float(part.total.detach()) for part in
 save_file({name: torch.cat(pieces) for name, pieces in made.items()}, out / f"made-{rank}.safetensors")
 if getattr(layout, "ways", None) is None or layout.ways.readers.get_local_rank() == 0:
     save_file(grads, out / f"grads-{rank}.safetensors")
-    (out / f"facts-{rank}.json").write_text(json.dumps({"counts": counts, "runs": runs, "total": total, "norm": norm}))
+    said = {"counts": counts, "runs": runs, "total": total, "norm": norm, "grew": grew}
+    (out / f"facts-{rank}.json").write_text(json.dumps(said))
 layout.close()
 leave(0)

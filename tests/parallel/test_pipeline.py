@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from deepseek_v3.cli import main
+from deepseek_v3.parallel.timetable import list_actions
 
 HERE = Path(__file__).resolve().parent
 DEEPER = ["--set", "num_hidden_layers=5", "hidden_size=40", "vocab_size=331", "n_routed_experts=8"]
@@ -47,11 +49,17 @@ def test_gradients_counts_and_forward_passes_are_those_of_one_process(torchrun, 
     for name in ("embed_tokens.weight", "lm_head.weight", *sorted(known)):
         scale = known[name].abs().max()
         torch.testing.assert_close(mine[name] / scale, known[name] / scale, rtol=0, atol=2e-6)
-    for told in facts(tmp_path).values():
+    order = list_actions("DualPipeV", 2, 16 // processes)
+    for rank, told in facts(tmp_path).items():
+        planned = Counter(action.kind for actions in order[rank * 2 // processes] for action in actions)
+        assert {kind: len(grew) for kind, grew in told["grew"].items()} == planned - Counter(F=planned["F"])
+        assert planned["W"] == planned["I"] > 0
+        assert not any(told["grew"]["I"])  # a pass for inputs leaves the weights' part to its W
+        assert all(told["grew"]["W"] + told["grew"]["B"])
         assert told["total"] == pytest.approx(facts(gradients)[0]["total"], rel=1e-6)
         assert told["counts"] == facts(gradients)[0]["counts"]
         sent = [sum(count) for count in told["counts"].values()]  # rows x tokens x top-k; no last token for the module
-        assert sent == [8 * 13 * 4] * 5 + [8 * 12 * 4]
+        assert sent == [8 * 33 * 4] * 5 + [8 * 32 * 4]
         assert set(told["runs"].values()) == {8 * 2 // processes * (1 + recompute)}  # once a micro-batch, or twice
 
 

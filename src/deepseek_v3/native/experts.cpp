@@ -158,25 +158,55 @@ template <typename T, typename S> void pack_up_back(const Weights<S>& weight, lo
     pack_panel<T>(MatrixRows<S>{weight.up + e * weight.up_stride, D}, F, column, D, to + F * PANEL, round_up(2 * F, GRAIN<T>) - F);
 }
 
+// What the weights' part of a backward pass reads besides x and dy: h times w [M, F], and the gradients of gate and up [M, 2F].
+template <typename T> struct Kept {
+    T *h, *dgu;
+};
+
+// The weights' part, for all threads of a parallel region; x and dy as rows of tokens, or sorted by expert if there is no token.
+template <typename T, typename S> void weight_part(const T* x, const int64_t* counts, const int64_t* token, const T* dy, Kept<T> kept,
+                                                   Gradients<T, S> d, long up_stride, long down_stride, const Sizes& z) {
+    constexpr long HEIGHT = 20 * TILE<T>;  // of a task's part of a weight gradient
+    long D = z.width, F = z.hidden, deep = 2 * DEPTH, widest = std::max(D, F);
+    Scratch memory(sizeof(T) * (panels_size<T>(deep, widest) + tile_size<T>(deep)) + 4 * HEIGHT * widest);
+    float* sum = memory.as<float>();
+    T *b_panels = (T*)(sum + HEIGHT * widest), *tile = b_panels + panels_size<T>(deep, widest);
+    // Gate and up are one matrix of 2F rows where they lie so.
+    bool joined = d.up == d.gate + F * D;
+    long up_rows = joined ? 2 * F : F, up_parts = (up_rows + HEIGHT - 1) / HEIGHT, down_parts = (D + HEIGHT - 1) / HEIGHT;
+    long parts = (joined ? 1 : 2) * up_parts + down_parts;
+#pragma omp for schedule(dynamic)
+    for (long task = 0; task < z.experts * parts; task++) {
+        long e = task / parts, part = task % parts, start = 0, n = counts[e];
+        for (long i = 0; i < e; i++) start += counts[i];
+        auto picked = [&](const T* m) { return token ? MatrixRows<T>{m, D, token + start} : MatrixRows<T>{m + start * D, D}; };
+        bool of_down = part < down_parts, is_up = part >= down_parts + up_parts;
+        long o = (of_down ? part : part - down_parts - is_up * up_parts) * HEIGHT;
+        if (of_down)
+            outer_product(picked(dy), MatrixRows<T>{kept.h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F, d.down + e * down_stride, b_panels,
+                          tile, sum);
+        else
+            outer_product(MatrixRows<T>{kept.dgu + start * 2 * F + is_up * F, 2 * F}, picked(x), n, o, std::min(o + HEIGHT, up_rows), up_rows, D,
+                          (is_up ? d.up : d.gate) + e * up_stride, b_panels, tile, sum);
+    }
+}
+
+// later: [M, 3F] for what the weights' part reads, which is then somebody else's to run; null: it is run.
 template <typename T, typename S> void backward(const T* x, const float* w, Weights<S> weight, const int64_t* counts, const int64_t* token,
-                                                const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, Sizes z) {
+                                                const int64_t* row, const T* gate_up, const T* dy, Gradients<T, S> d, T* later, Sizes z) {
     long D = z.width, F = z.hidden, rows = z.tokens * z.per_token;
     long up_size = panels_size<T>(2 * F, D), ups = (D + PANEL - 1) / PANEL, downs = (F + PANEL - 1) / PANEL;
     Sharing<T> sharing(counts, z, ups + downs, up_size + panels_size<T>(D, F));
-    Scratch row_memory(sizeof(T) * rows * (3 * F + (row ? D : 0)) + 4 * rows);
+    Scratch row_memory(sizeof(T) * rows * ((later ? 0 : 3 * F) + (row ? D : 0)) + 4 * rows);
     float* w_row = row_memory.as<float>();
-    T *h = (T*)(w_row + rows), *dgu = h + rows * F, *dx = row ? dgu + rows * 2 * F : d.x;
-    constexpr long HEIGHT = 20 * TILE<T>;  // of a task's part of a weight gradient
-    // Gate and up are one matrix of 2F rows where they lie so.
-    bool joined = weight.up == weight.gate + F * D;
-    long up_rows = joined ? 2 * F : F, up_parts = (up_rows + HEIGHT - 1) / HEIGHT, down_parts = (D + HEIGHT - 1) / HEIGHT;
-    long parts = (joined ? 1 : 2) * up_parts + down_parts;
+    T *own = (T*)(w_row + rows), *h = later ? later : own;
+    Kept<T> kept{h, h + rows * F};
+    T* dx = row ? own + (later ? 0 : rows * 3 * F) : d.x;
 #pragma omp parallel num_threads(z.threads)
     {
-        long deep = 2 * DEPTH, widest = std::max(D, F);
-        Scratch memory(sizeof(T) * (BLOCK<T> * D + panels_size<T>(deep, widest) + tile_size<T>(deep)) + 4 * (BLOCK<T> * F + HEIGHT * widest));
-        float *dh = memory.as<float>(), *sum = dh + BLOCK<T> * F;
-        T *dys = (T*)(sum + HEIGHT * widest), *b_panels = dys + BLOCK<T> * D, *tile = b_panels + panels_size<T>(deep, widest);
+        Scratch memory(sizeof(T) * BLOCK<T> * D + 4 * BLOCK<T> * F);
+        float* dh = memory.as<float>();
+        T* dys = (T*)(dh + BLOCK<T> * F);
         if (row) sort_weights(w, row, rows, w_row);
         auto pack = [&](long e, long j, T* to) {
             if (j < ups) pack_up_back(weight, e, j * PANEL, z, to + panel_at<T>(j * PANEL, 2 * F));
@@ -189,34 +219,30 @@ template <typename T, typename S> void backward(const T* x, const float* w, Weig
             const T* from = dy + start * D;
             if (token) gather(dy, token, start, m, D, dys), from = dys;
             multiply(m, F, D, from, D, to + up_size, dh, F);
-            gate_rows_back(gate_up, row ? w_row : nullptr, dh, start, m, F, h, dgu, d.w_rows);
-            multiply(m, D, 2 * F, dgu + start * 2 * F, 2 * F, to, dx + start * D, D);
+            gate_rows_back(gate_up, row ? w_row : nullptr, dh, start, m, F, kept.h, kept.dgu, d.w_rows);
+            multiply(m, D, 2 * F, kept.dgu + start * 2 * F, 2 * F, to, dx + start * D, D);
         });
         if (row) sum_rows(dx, row, (const float*)nullptr, d.x, z);
-#pragma omp for schedule(dynamic)
-        for (long task = 0; task < z.experts * parts; task++) {
-            long e = task / parts, part = task % parts, start = 0, n = counts[e];
-            for (long i = 0; i < e; i++) start += counts[i];
-            auto picked = [&](const T* m) { return token ? MatrixRows<T>{m, D, token + start} : MatrixRows<T>{m + start * D, D}; };
-            bool of_down = part < down_parts, is_up = part >= down_parts + up_parts;
-            long o = (of_down ? part : part - down_parts - is_up * up_parts) * HEIGHT;
-            if (of_down)
-                outer_product(picked(dy), MatrixRows<T>{h + start * F, F}, n, o, std::min(o + HEIGHT, D), D, F, d.down + e * weight.down_stride,
-                              b_panels, tile, sum);
-            else
-                outer_product(MatrixRows<T>{dgu + start * 2 * F + is_up * F, 2 * F}, picked(x), n, o, std::min(o + HEIGHT, up_rows), up_rows, D,
-                              (is_up ? d.up : d.gate) + e * weight.up_stride, b_panels, tile, sum);
-        }
+        if (!later) weight_part(x, counts, token, dy, kept, d, weight.up_stride, weight.down_stride, z);
     }
 }
 
 template <typename T, typename S> void run_backward(const void* x, const void* w, const void* gate, const void* up, const void* down, long up_stride,
                                                     long down_stride, const void* counts, const void* token, const void* row, const void* gate_up,
-                                                    const void* dy, void* dx, void* dw_rows, void* dgate, void* dup, void* ddown, Sizes z) {
+                                                    const void* dy, void* dx, void* dw_rows, void* dgate, void* dup, void* ddown, void* later,
+                                                    Sizes z) {
     Weights<S> weight{(const S*)gate, (const S*)up, (const S*)down, up_stride, down_stride};
     Gradients<T, S> d{(T*)dx, (float*)dw_rows, (S*)dgate, (S*)dup, (S*)ddown};
     backward<T, S>((const T*)x, (const float*)w, weight, (const int64_t*)counts, (const int64_t*)token, (const int64_t*)row, (const T*)gate_up,
-                   (const T*)dy, d, z);
+                   (const T*)dy, d, (T*)later, z);
+}
+
+template <typename T, typename S> void run_weight_part(const void* x, const void* dy, const void* later, long up_stride, long down_stride,
+                                                       const void* counts, const void* token, void* dgate, void* dup, void* ddown, Sizes z) {
+    Gradients<T, S> d{nullptr, nullptr, (S*)dgate, (S*)dup, (S*)ddown};
+    Kept<T> kept{(T*)later, (T*)later + z.tokens * z.per_token * z.hidden};
+#pragma omp parallel num_threads(z.threads)
+    weight_part<T, S>((const T*)x, (const int64_t*)counts, (const int64_t*)token, (const T*)dy, kept, d, up_stride, down_stride, z);
 }
 }  // namespace
 
@@ -244,9 +270,18 @@ EXPORT void experts_forward(int64_t kind, const void* x, const void* w, const vo
 
 EXPORT void experts_backward(int64_t kind, const void* x, const void* w, const void* gate, const void* up, const void* down, int64_t up_stride,
                              int64_t down_stride, const void* counts, const void* token, const void* row, const void* gate_up, const void* dy,
-                             void* dx, void* dw_rows, void* dgate, void* dup, void* ddown, int64_t tokens, int64_t width, int64_t hidden,
+                             void* dx, void* dw_rows, void* dgate, void* dup, void* ddown, void* later, int64_t tokens, int64_t width, int64_t hidden,
                              int64_t experts, int64_t per_token, int64_t threads) {
     Sizes z{tokens, width, hidden, experts, per_token, threads};
     auto run = kind == 0 ? run_backward<float, float> : kind == 1 ? run_backward<bf16, float> : run_backward<bf16, bf16>;
-    run(x, w, gate, up, down, up_stride, down_stride, counts, token, row, gate_up, dy, dx, dw_rows, dgate, dup, ddown, z);
+    run(x, w, gate, up, down, up_stride, down_stride, counts, token, row, gate_up, dy, dx, dw_rows, dgate, dup, ddown, later, z);
+}
+
+// The weights' part of a backward pass that left it, from what it kept in `later`: the same bits.
+EXPORT void experts_weight_gradient(int64_t kind, const void* x, const void* dy, const void* later, int64_t up_stride, int64_t down_stride,
+                                    const void* counts, const void* token, void* dgate, void* dup, void* ddown, int64_t tokens, int64_t width,
+                                    int64_t hidden, int64_t experts, int64_t per_token, int64_t threads) {
+    Sizes z{tokens, width, hidden, experts, per_token, threads};
+    auto run = kind == 0 ? run_weight_part<float, float> : kind == 1 ? run_weight_part<bf16, float> : run_weight_part<bf16, bf16>;
+    run(x, dy, later, up_stride, down_stride, counts, token, dgate, dup, ddown, z);
 }

@@ -15,6 +15,7 @@ from deepseek_v3.fp8.weight import dequantize_held
 from deepseek_v3.native.build import run_kernel
 from deepseek_v3.ops.checks import check_experts, check_scales
 from deepseek_v3.ops.choice import CODE, KINDS, activation_dtype, kernel_serves, refuse_fp8_gradient
+from deepseek_v3.ops.deferral import Later, cut_off, find_later
 from deepseek_v3.ops.grouped import run_experts_together, sort_by_expert
 
 
@@ -41,7 +42,9 @@ def run_experts(
     needs_more = up_scale is not None and weight_NA.requires_grad  # a gradient, which the kernel has not for FP8
     if kernel_serves(x_ND, up_EFD, down_EDF) and not needs_more:
         x_ND = x_ND.to(activation_dtype(x_ND)).contiguous()
-        return _Experts.apply(x_ND, weight_NA, index_NA, up_EFD, down_EDF, up_scale, down_scale)  # type: ignore[return-value]
+        later = find_later(x_ND, up_EFD, down_EDF)
+        experts = cut_off(later, up_EFD, down_EDF)
+        return _Experts.apply(x_ND, weight_NA, index_NA, *experts, up_scale, down_scale, later)  # type: ignore[return-value]
     plan = sort_by_expert(index_NA, up_EFD.shape[0])
     chosen = [e for e, count in enumerate(plan.counts) if count]
     up_EFD = dequantize_held(up_EFD, up_scale, x_ND.dtype, chosen)
@@ -60,7 +63,9 @@ class _Experts(torch.autograd.Function):
         down_EDF: Tensor,
         up_scale: Tensor | None,
         down_scale: Tensor | None,
+        later: Later | None,
     ) -> Tensor:
+        ctx.later = later
         experts, double, width = up_EFD.shape
         index_NA, weight_NA = index_NA.contiguous(), weight_NA.float().contiguous()
         token_M, row_NA = index_NA.new_empty(index_NA.numel()), torch.empty_like(index_NA)
@@ -83,11 +88,30 @@ class _Experts(torch.autograd.Function):
         refuse_fp8_gradient(ctx.kind)
         x_ND, weight_NA, up_EFD, down_EDF, gate_up_MF, token_M, row_NA, counts_E = ctx.saved_tensors
         double, width = up_EFD.shape[1:]
-        dx_ND, dup_EFD, ddown_EDF = torch.empty_like(x_ND), torch.empty_like(up_EFD), torch.empty_like(down_EDF)
-        dweight_M = weight_NA.new_empty(weight_NA.numel())
+        kind, sizes, dy_ND, later = ctx.kind, ctx.sizes, grads[0].contiguous(), ctx.later
+        strides = double * width, width * double // 2
+        dx_ND, dweight_M = torch.empty_like(x_ND), weight_NA.new_empty(weight_NA.numel())
+        kept_MF = None if later is None else gate_up_MF.new_empty(len(gate_up_MF), 3 * double // 2)
+        dups, ddown_EDF = _empty_gradients(up_EFD, down_EDF) if later is None else ((None, None), None)
         run_kernel(
-            "experts_backward", ctx.kind, x_ND, weight_NA, up_EFD, up_EFD[0, double // 2 :], down_EDF,
-            double * width, width * double // 2, counts_E, token_M, row_NA, gate_up_MF,
-            grads[0].contiguous(), dx_ND, dweight_M, dup_EFD, dup_EFD[0, double // 2 :], ddown_EDF, *ctx.sizes,
+            "experts_backward", kind, x_ND, weight_NA, up_EFD, up_EFD[0, double // 2 :], down_EDF, *strides, counts_E,
+            token_M, row_NA, gate_up_MF, dy_ND, dx_ND, dweight_M, *dups, ddown_EDF, kept_MF, *sizes,
         )  # fmt: skip
-        return dx_ND, dweight_M[row_NA], None, dup_EFD, ddown_EDF, None, None
+
+        def make_gradients() -> tuple[Tensor, Tensor]:
+            dups, ddown_EDF = _empty_gradients(up_EFD, down_EDF)
+            run_kernel(
+                "experts_weight_gradient", kind, x_ND, dy_ND, kept_MF, *strides, counts_E, token_M, *dups, ddown_EDF,
+                *sizes,
+            )  # fmt: skip
+            return dups[0], ddown_EDF
+
+        if later is not None:
+            later.put_off(make_gradients)
+        return dx_ND, dweight_M[row_NA], None, dups[0], ddown_EDF, None, None, None
+
+
+def _empty_gradients(up_EFD: Tensor, down_EDF: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Room for those of gate and up, whole and from where up begins; and for those of down."""
+    dup_EFD = torch.empty_like(up_EFD)
+    return (dup_EFD, dup_EFD[0, up_EFD.shape[1] // 2 :]), torch.empty_like(down_EDF)

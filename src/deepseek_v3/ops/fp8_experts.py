@@ -27,6 +27,7 @@ from deepseek_v3.fp8.recipe import Recipe, quantize_gradient, quantize_input, qu
 from deepseek_v3.fp8.tiles import COLUMNS, E4M3, GRADIENT_FLOOR, ROWS, SQUARES, Tiled, quantize, turn
 from deepseek_v3.ops.checks import check_experts
 from deepseek_v3.ops.choice import activation_dtype
+from deepseek_v3.ops.deferral import Later, cut_off, find_later
 from deepseek_v3.ops.fp8_linear import BF16, input_gradient, weight_gradient
 from deepseek_v3.ops.grouped import sort_by_expert
 
@@ -80,8 +81,10 @@ def experts_in_fp8(
     if delivery is None:
         plan = sort_by_expert(index_NA, up_EFD.shape[0])
         delivery = Delivery(plan.token_M, plan.row_NA, plan.token_M, Route(tuple(plan.counts)))
+    later = find_later(x_ND, up_EFD, down_EDF)
+    experts = cut_off(later, up_EFD, down_EDF)
     y_ND: Tensor = _Experts.apply(  # type: ignore[assignment]
-        x_ND, weight_NA, *delivery[:3], up_EFD, down_EDF, delivery.route, recipe, activation_dtype(x_ND)
+        x_ND, weight_NA, *delivery[:3], *experts, delivery.route, recipe, activation_dtype(x_ND), later
     )
     return y_ND
 
@@ -126,6 +129,7 @@ class _Experts(torch.autograd.Function):
         route: Route,
         recipe: Recipe,
         dtype: torch.dtype,
+        later: Later | None,
     ) -> Tensor:
         hidden_width, rows, counts = up_EFD.shape[1] // 2, index_M.numel(), route.counts
         x = quantize_input(x_ND, recipe)
@@ -142,7 +146,7 @@ class _Experts(torch.autograd.Function):
         multiply_sorted(hidden, downs, counts, y_MD)
         weight_NA = weight_NA.float()
         if any(ctx.needs_input_grad):
-            ctx.route, ctx.recipe, ctx.dtype = route, recipe, x_ND.dtype
+            ctx.route, ctx.recipe, ctx.dtype, ctx.later = route, recipe, x_ND.dtype, later
             kept = (t for q in (x, gate, up, ups, downs) for t in q[:2])
             ctx.save_for_backward(token_M, row_NA, index_M, weight_NA, *kept)
         if route.fetch is not None:
@@ -162,27 +166,37 @@ class _Experts(torch.autograd.Function):
         dhidden_MF = torch.empty(gate.code.shape, dtype=BF16, device=x.code.device)
         dout.multiply(downs.transposed(), ctx.route.counts, dhidden_MF)
         middle = gate_backward(gate, up, dhidden_MF, weight_M)
-        dup_E2FD = torch.zeros(ups.code.shape, device=x.code.device)
-        ddown_EDF = torch.zeros(downs.code.shape, device=x.code.device)
         dx_MD = torch.empty(len(dhidden_MF), x.code.shape[1], dtype=BF16, device=x.code.device)
-        inner = ctx.recipe.inner()
-        for e, start, stop in runs_of(ctx.route.counts):
-            hidden_column = quantize_input(middle.hidden_MF[start:stop], inner, COLUMNS)
-            weight_gradient(dout.columns(start, stop), hidden_column, ddown_EDF[e])
-            x_column = turn(x, index_M[start:stop], ue8m0=ctx.recipe.input_ue8m0)
-            parts = []
-            for part, d_MF in enumerate((middle.dgate_MF, middle.dup_MF)):
-                d_row, d_column = quantize_gradient(d_MF[start:stop], inner)
-                weight_gradient(d_column, x_column, dup_E2FD[e, part])
-                parts.append(input_gradient(d_row, ups.part(e, part)).float())
-            dx_MD[start:stop] = parts[0] + parts[1]
+        recipe, runs, columns, hidden_MF = ctx.recipe, list(runs_of(ctx.route.counts)), [], middle.hidden_MF
+        for e, start, stop in runs:
+            both = [quantize_gradient(d[start:stop], recipe.inner()) for d in (middle.dgate_MF, middle.dup_MF)]
+            gate_MD, up_MD = (input_gradient(row, ups.part(e, part)).float() for part, (row, _) in enumerate(both))
+            dx_MD[start:stop] = gate_MD + up_MD
+            columns.append([column for _, column in both])
+
+        def make_gradients() -> tuple[Tensor, Tensor]:
+            dup_E2FD = torch.zeros(ups.code.shape, device=x.code.device)
+            ddown_EDF = torch.zeros(downs.code.shape, device=x.code.device)
+            for (e, start, stop), of_up in zip(runs, columns):
+                hidden_column = quantize_input(hidden_MF[start:stop], recipe.inner(), COLUMNS)
+                weight_gradient(dout.columns(start, stop), hidden_column, ddown_EDF[e])
+                x_column = turn(x, index_M[start:stop], ue8m0=recipe.input_ue8m0)
+                for part, column in enumerate(of_up):
+                    weight_gradient(column, x_column, dup_E2FD[e, part])
+            return dup_E2FD.flatten(1, 2), ddown_EDF
+
+        dups: tuple[Tensor | None, ...] = (None, None)
+        if ctx.later is not None:
+            ctx.later.put_off(make_gradients)
+        else:
+            dups = make_gradients()
         dweight_M = middle.dweight_M
         if ctx.route.fetch is not None:
             both = put_back(dx_MD, index_M).view(torch.uint8), put_back(dweight_M, index_M)[:, None].view(torch.uint8)
             both = ctx.route.fetch(torch.cat(both, 1))
             dx_MD, dweight_M = _numbers(both[:, :-4], BF16), _numbers(both[:, -4:], torch.float32)[:, 0]
         dx_ND = add_copies(dx_MD, row_NA, None).to(ctx.dtype)
-        return dx_ND, dweight_M[row_NA], None, None, None, dup_E2FD.flatten(1, 2), ddown_EDF, None, None, None
+        return dx_ND, dweight_M[row_NA], None, None, None, *dups, None, None, None, None
 
 
 def pack_codes(q: Tiled, *further: Tensor) -> Tensor:

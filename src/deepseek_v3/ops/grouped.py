@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepseek_v3.ops.deferral import Later, cut_off, find_later
+
 
 class ExpertPlan(NamedTuple):
     """Where every row goes: `token_M` the token of each sorted row, `row_NA` the sorted row of each token's copy."""
@@ -65,8 +67,8 @@ class _GroupedLinear(torch.autograd.Function):
     """y[run of e] = x[run of e] @ weight[e].T, each run written in place; any dtype, empty runs included."""
 
     @staticmethod
-    def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
+    def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, counts: list[int], later: Later | None) -> Tensor:
+        ctx.counts, ctx.later = counts, later
         ctx.save_for_backward(x_MI, weight_EOI)
         y_MO = x_MI.new_empty(x_MI.shape[0], weight_EOI.shape[1])
         for start, stop, e in _runs(counts):
@@ -76,14 +78,23 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         x_MI, weight_EOI = ctx.saved_tensors
-        dy_MO = grads[0].contiguous()
-        dx_MI = torch.empty_like(x_MI) if ctx.needs_input_grad[0] else None
-        dweight_EOI = torch.empty_like(weight_EOI) if min(ctx.counts) > 0 else torch.zeros_like(weight_EOI)
-        for start, stop, e in _runs(ctx.counts):
-            torch.mm(dy_MO[start:stop].mT, x_MI[start:stop], out=dweight_EOI[e])
-            if dx_MI is not None:
+        counts, dy_MO, dx_MI, dweight_EOI = ctx.counts, grads[0].contiguous(), None, None
+
+        def make_gradient() -> tuple[Tensor]:
+            made_EOI = torch.empty_like(weight_EOI) if min(counts) > 0 else torch.zeros_like(weight_EOI)
+            for start, stop, e in _runs(counts):
+                torch.mm(dy_MO[start:stop].mT, x_MI[start:stop], out=made_EOI[e])
+            return (made_EOI,)
+
+        if ctx.needs_input_grad[0]:
+            dx_MI = torch.empty_like(x_MI)
+            for start, stop, e in _runs(counts):
                 torch.mm(dy_MO[start:stop], weight_EOI[e], out=dx_MI[start:stop])
-        return dx_MI, dweight_EOI, None
+        if ctx.later is not None:
+            ctx.later.put_off(make_gradient)
+        else:
+            (dweight_EOI,) = make_gradient()
+        return dx_MI, dweight_EOI, None, None
 
 
 def _runs(counts: list[int]):
@@ -118,4 +129,5 @@ def grouped_linear(x_MI: Tensor, weight_EOI: Tensor, plan: ExpertPlan) -> Tensor
     if x_MI.is_cuda and x_MI.dtype == torch.bfloat16:  # one kernel for all experts
         ends_E = torch.tensor(plan.counts, device=x_MI.device).cumsum(0).to(torch.int32)
         return F.grouped_mm(x_MI, weight_EOI.mT, offs=ends_E)
-    return _GroupedLinear.apply(x_MI, weight_EOI, plan.counts)  # type: ignore[return-value]
+    later = find_later(x_MI, weight_EOI)
+    return _GroupedLinear.apply(x_MI, *cut_off(later, weight_EOI), plan.counts, later)  # type: ignore[return-value]

@@ -7,8 +7,9 @@ MTP modules, which belong to the last, share embedding and head as they do in on
 the one model, cut over the processes that hold the same layers, as without a pipeline (`shard.py`).
 
 The balance loss of a stage in the middle is added where its activations leave it: it is differentiated with them, and
-nothing but activations travels. A backward pass makes gradients for inputs and weights at once: the order is that of
-DualPipeV, its weights' parts are not put off.
+nothing but activations travels. Where the order has a backward pass in two parts, the first makes the gradients of
+inputs, for which the stage before waits, and the second those of weights (`ops/deferral.py`). Weights are gathered once
+a step and stay, with their gradients, which are summed over the processes when the last part is done.
 
 Source: arXiv:2412.19437, section 3.2.1; DualPipeV: the repository deepseek-ai/DualPipe.
 """
@@ -25,8 +26,9 @@ from torch.distributed.pipelining import PipelineStage, ScheduleDualPipeV
 
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
+from deepseek_v3.ops.deferral import WeightQueue, defer_weights
 from deepseek_v3.parallel.mesh import Mesh, with_total
-from deepseek_v3.parallel.shard import MeshError
+from deepseek_v3.parallel.shard import MeshError, keep_gathered, sum_gradients
 from deepseek_v3.parallel.stages import Stage, split_layers, stages_of_rank
 
 
@@ -60,6 +62,8 @@ class StageRun(nn.Module):
 class Pipeline(Mesh):
     """One process of a mesh that has a pipeline."""
 
+    queue: WeightQueue  # of the step that runs
+
     def place(self, model: Any) -> Any:
         """Keep this rank's layers of the model that all bring, and cut them.
 
@@ -76,6 +80,7 @@ class Pipeline(Mesh):
         self.schedules: dict[tuple[int, ...], ScheduleDualPipeV] = {}
         keep_stages(model, self.stages)
         super().place(model)
+        model.set_reshard_after_forward(False)
         model.hidden_states = self._finish_hidden
         return model
 
@@ -98,11 +103,13 @@ class Pipeline(Mesh):
         self.done = [0 for _ in self.stages]
         inputs_BS = batch.tokens[:, :-1]
         ends = any(stage.last for stage in self.stages)
-        with warnings.catch_warnings():
+        keep_gathered(self.model)  # type: ignore[arg-type]
+        with warnings.catch_warnings(), defer_weights() as self.queue:
             warnings.simplefilter("ignore")
             self._schedule(count, inputs_BS.shape[1]).step(
                 *([inputs_BS] if ends else []), target=batch.tokens if ends else None, losses=[], return_outputs=False
             )
+        sum_gradients(self.model)  # type: ignore[arg-type]
         for records in zip(*self.records):
             whole = RoutingRecord()
             for record in records:
@@ -139,7 +146,7 @@ class Pipeline(Mesh):
                 input_args=(tokens if stage.first else flow,),
                 output_args=(shape() if stage.last else flow,),
                 group=self.ways.line.get_group(),
-                dw_builder=lambda: lambda: None,  # a backward pass is whole
+                dw_builder=lambda: self.queue.take(),  # after a pass for inputs; run when the order has its W
             )
             for at, (number, stage) in enumerate(zip(self.numbers, self.stages))
         ]

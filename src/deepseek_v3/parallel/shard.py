@@ -85,6 +85,29 @@ def cut_model(model: nn.Module, ways: Ways) -> None:
             unit.set_force_sum_reduction_for_comms(True)
 
 
+def keep_gathered(model: FSDPModule) -> None:
+    """From now on until `sum_gradients`: weights that were gathered stay, and gradients add up unsent beside them."""
+    model.set_is_last_backward(False)
+    model.set_reshard_after_backward(False)
+    model.set_requires_gradient_sync(False)
+
+
+def sum_gradients(model: FSDPModule) -> None:
+    """Send the gradients that have added up, each to where its weight's part lives, and let gathered weights go.
+
+    FSDP does this where a backward pass ends; a pipeline's last part of one is no pass of its own. PyTorch's stages
+    call the same hooks by hand (`PipelineStage.perform_reduce_grad`), of modules that are a stage each.
+    """
+    model.set_is_last_backward(True)
+    model.set_reshard_after_backward(True)
+    model.set_requires_gradient_sync(True)
+    root = model._get_fsdp_state()
+    for state in root._state_ctx.all_states:
+        for group in state._fsdp_param_groups:
+            group.post_backward()
+    root._root_post_backward_final_callback()
+
+
 def _spread_experts(experts: Experts, ways: Ways) -> None:
     count, ep, rest = experts.gate_up_proj.shape[0], ways.experts.size(), ways.rest.size(-1)
     if count % ep:
