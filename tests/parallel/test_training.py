@@ -63,18 +63,17 @@ def test_one_process_under_torchrun_gives_the_bits_of_one_alone(torchrun, words,
     assert all(torch.equal(value, known[name]) for name, value in weights(tmp_path / "run").items())
 
 
-SLOW = [pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 2), (4, 1), (4, 4))]
+WAYS = {"2-1": (2, 1, []), "4-2": (4, 2, ["--recompute"])}  # with recomputation loads are counted once all the same
+SLOW = {"4-1": (4, 1, []), "4-4": (4, 4, []), "4-2-kept": (4, 2, []), "2-2-recomputed": (2, 2, ["--recompute"])}
+RUNS = [pytest.param(*ways, id=name) for name, ways in WAYS.items()]
+RUNS += [pytest.param(*ways, id=name, marks=pytest.mark.slow) for name, ways in SLOW.items()]
 
 
-@pytest.mark.parametrize(("processes", "ep"), [(2, 1), (4, 2), *SLOW])
-def test_several_processes_make_the_steps_of_one(torchrun, words, alone, tmp_path, processes, ep):
-    torchrun(processes, "train", "--run", str(tmp_path / "run"), "--ep", str(ep), "--steps", str(STEPS), *words)
-    agree(tmp_path / "run", alone)
-
-
-def test_recomputation_counts_the_loads_once(torchrun, words, alone, tmp_path):
-    torchrun(2, "train", "--run", str(tmp_path / "run"), "--ep", "2", "--recompute", "--steps", str(STEPS), *words)
-    agree(tmp_path / "run", alone)
+@pytest.mark.parametrize(("processes", "ep", "more"), RUNS)
+def test_several_processes_make_the_steps_of_one(torchrun, words, alone, tmp_path, processes, ep, more):
+    run = tmp_path / "run"
+    torchrun(processes, "train", "--run", str(run), "--ep", str(ep), "--steps", str(STEPS), *words, *more)
+    agree(run, alone)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +82,10 @@ def two(torchrun, words, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("two") / "run"
     torchrun(2, "train", "--run", str(run), "--ep", "2", "--steps", str(STEPS), *words)
     return run
+
+
+def test_two_that_share_the_experts_make_the_steps_of_one(two, alone):
+    agree(two, alone)
 
 
 def at_step_3(run: Path, place: Path) -> Path:
