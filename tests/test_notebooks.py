@@ -12,9 +12,7 @@ import pytest
 from utils import notebooks
 from utils.notebooks import ROOT, execute, find_sources, fingerprint, stale
 
-SECOND_EDITION = ("00_", "01_", "02_", "03_", "04_", "05_", "06_")  # chapters rebuilt as lessons; the others follow
 SOURCES = find_sources()
-LESSONS = [s for s in SOURCES if s.parent.parent.name.startswith(SECOND_EDITION)]
 FIRST = {s.parent: s for s in reversed(SOURCES)}
 RUN = [pytest.param(s, marks=() if FIRST[s.parent] == s else pytest.mark.slow) for s in SOURCES]
 
@@ -69,7 +67,7 @@ def test_other_weights_make_the_notebooks_old_in_which_the_model_speaks(tmp_path
     assert [fingerprint(s) == old for s, old in zip(sources, before)] == [False, True]
 
 
-@pytest.mark.parametrize("source", LESSONS, ids=lambda s: s.stem)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive_code(source):
     import jupytext
 
@@ -78,13 +76,19 @@ def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive
     prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
     long = [c for c in code if len(c.splitlines()) > 15]
     assert not long, f"a cell of {len(long[0].splitlines())} lines: {long[0][:60]}"
+    assert "**The question.**" in prose
     for heading in ("Numbers to follow with a pencil", "Change this, predict, run", "What you can now do"):
         assert f"## {heading}" in prose, heading
     assert any("assert " in c for c in code)
     assert "plt." not in "".join(code), "drawings live in utils/drawings_*.py and plots_*.py"
+    predict, end = (
+        next(i for i, c in enumerate(cells) if c.cell_type == "markdown" and f"## {heading}" in c.source)
+        for heading in ("Change this, predict, run", "What you can now do")
+    )
+    assert any(c.cell_type == "code" for c in cells[predict:end]), "a prediction that nobody can run"
 
 
-@pytest.mark.parametrize("source", LESSONS, ids=lambda s: s.stem)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_a_lesson_writes_its_mechanism_and_asserts_that_the_module_does_the_same(source):
     """Some cell holds what a function of the notebook says against what a function of its module says."""
     import ast

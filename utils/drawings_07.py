@@ -82,11 +82,28 @@ def plot_curves(curves: dict[str, tuple], colors: list[str], title: str, x: str,
 
 
 def plot_bars(labels: list[str], values: list[float], kinds: list[str], title: str, x: str, unit: str = "") -> None:
-    """Draw horizontal bars with their values and a title that is the finding."""
+    """Draw horizontal bars with their values and a title that is the finding; a kind may be a colour itself."""
     use_style()
     fig, ax = plt.subplots(figsize=(8, 0.5 * len(labels) + 1.4))
-    bars(ax, labels, values, kinds, unit)
+    bars(ax, labels, values, ["ink"] * len(labels), unit)
+    for patch, kind in zip(ax.patches, kinds):
+        patch.set_color(COLORS.get(kind, kind))
     ax.set_xlabel(x)
+    ax.set_title(title)
+    plt.show()
+
+
+def plot_seed_dots(found: dict[str, np.ndarray], title: str, x: str) -> None:
+    """Draw a line of dots for each name, a dot a seed, and a bar at their mean."""
+    use_style()
+    fig, ax = plt.subplots(figsize=(8, 0.45 * len(found) + 1.4))
+    places = np.arange(len(found))[::-1]
+    for place, values in zip(places, found.values()):
+        ax.plot(values, np.full(len(values), place), "o", color=COLORS["content"], alpha=0.55, markersize=8)
+        ax.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color=INK, linewidth=2.5)
+    ax.set_yticks(places, list(found))
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel=x, ylim=(-0.6, len(found) - 0.4))
     ax.set_title(title)
     plt.show()
 
@@ -134,14 +151,17 @@ def plot_two_fits(place, teacher, fits: dict[str, np.ndarray], kinds: list[str],
     plt.show()
 
 
-def plot_scatter(x, y, marked, labels: tuple[str, str], title: str, axes: tuple[str, str]) -> None:
-    """Draw points on a line of equality; the marked ones in purple, the others in grey."""
+def plot_scatter(
+    x, y, marked, labels: tuple[str, str], title: str, axes: tuple[str, str], color: str = "routed"
+) -> None:
+    """Draw points about a line of equality; the marked ones in a colour, the others in grey."""
     use_style()
-    fig, ax = plt.subplots(figsize=(5.4, 5))
+    fig, ax = plt.subplots(figsize=(7.2, 4.8))
     low, high = min(x.min(), y.min()), 0.0
     ax.plot([low, high], [low, high], color="#BBBBBB", linewidth=1)
-    ax.plot(x[~marked], y[~marked], ".", color=COLORS["ink"], markersize=3, label=labels[0])
-    ax.plot(x[marked], y[marked], "o", color=COLORS["routed"], markersize=5, label=labels[1])
+    size = 3 if len(x) > 500 else 7
+    ax.plot(x[~marked], y[~marked], ".", color=COLORS["ink"], markersize=size, label=labels[0])
+    ax.plot(x[marked], y[marked], "o", color=COLORS.get(color, color), markersize=5, label=labels[1])
     ax.set(xlabel=axes[0], ylabel=axes[1])
     ax.set_title(title)
     ax.legend()

@@ -1,13 +1,19 @@
 # %% [markdown]
-# # How do you climb a hill that you can only ask about?
+# # The policy gradient
 #
-# A cook gets one word back from the dining room: a grade. The grade has no slope. Nobody can tell her by how much it
-# would rise with a gram more of salt; she can only cook again. Yet there is one thing that she does know, and can turn:
-# *how often she cooks what*. If dishes with more salt get better grades than her average, she will salt more often.
+# **The question.** How do you climb a hill if all you can do is to ask, here and there, how high it is?
 #
-# That is all of REINFORCE. The *policy* π is a distribution over actions (here: answers), the *reward* R is a number
-# that comes back for the action that was drawn. What we want to raise is the *expected* reward J: the average over
-# everything that the policy might do.
+# A cook gets one number back from the dining room for each dish: a grade. The grade has no slope. Nobody can tell her
+# by how much it would rise with a gram more of salt; she can only cook again. Yet there is one thing that she does
+# know, and can turn: *how often she cooks what*. If salty dishes get better grades than her dishes do on average, she
+# will salt more often. It is a poor sort of learning, and it works with any grader at all.
+#
+# Her guests are kind, though: they give 10 for the worst dish and 14 for the best. What she should make of *that* is
+# the second half of the notebook.
+#
+# In words: the **policy** $\pi$ is a distribution over actions (for us, answers), the **reward** $R$ is the number that
+# comes back for the action that was drawn, and what we want to raise is the **expected reward** $J$, the average over
+# everything that the policy might do, each as often as it does it.
 
 # %%
 import numpy as np
@@ -25,26 +31,35 @@ from token_policy import log_softmax
 
 # %%
 from utils.drawings_07 import BETTER, WORSE, plot_bars, plot_curves
+from utils.gradient_check import central_difference
 
 # %% [markdown]
 # ## Numbers to follow with a pencil
 #
-# Four actions with probabilities 1/2, 1/4, 1/8, 1/8 and rewards 11, 10, 10, 14. On average
+# Four dishes, cooked with probabilities 1/2, 1/4, 1/8, 1/8; grades 11, 10, 10, 14. On average
 # $J = 5.5 + 2.5 + 1.25 + 1.75 = 11$.
 #
-# How does J change with the logit of action $v$? It can be written down: $\partial J / \partial z_v = \pi_v (R_v - J)$.
-# Action 0 has exactly the average reward: 0. Action 1: $1/4 \cdot (10 - 11) = -0.25$. Action 3: $1/8 \cdot 3 = 0.375$.
+# How does $J$ change with the logit $z_v$ of dish $v$? With four dishes it can be written down: $\partial J / \partial
+# z_v = \pi_v (R_v - J)$. Dish 0 has exactly the average grade: 0. Dish 1: $1/4 \cdot (10 - 11) = -0.25$. Dish 3: $1/8
+# \cdot (14 - 11) = 0.375$. More of 3, less of 1 and 2.
+#
+# (Why: raising $z_v$ raises $\pi_v$ by $\pi_v (1 - \pi_v)$ and takes $\pi_v \pi_u$ from every other $u$. So $J$ gains
+# $\pi_v R_v$ and loses $\pi_v \sum_u \pi_u R_u = \pi_v J$.)
 
 # %%
 pi, R = np.array([1 / 2, 1 / 4, 1 / 8, 1 / 8]), np.array([11.0, 10.0, 10.0, 14.0])
 J = (pi * R).sum()
 print("expected reward", J, "  its slope by each logit", pi * (R - J))
 assert np.allclose(pi * (R - J), exact_gradient(np.log(pi), R))
+z = np.log(pi)  # and by trying
+assert np.allclose(central_difference(lambda: np.exp(log_softmax(z)) @ R, z), pi * (R - J), rtol=0, atol=1e-8)
 
 # %% [markdown]
-# With a language model nobody can write that sum: there are more answers than atoms. But we can *draw*.
+# With a language model nobody can write that sum: there are more answers than atoms. But we can *draw* answers.
 #
 # ## The derivation
+#
+# Letters: $\nabla$ is the slope by all weights at once; $\sum_a$ runs over all actions; $b$ is any number.
 #
 # 1. $J = \sum_a \pi_a R_a$, and only $\pi$ depends on the weights: $\nabla J = \sum_a R_a \nabla \pi_a$.
 # 2. $\nabla \pi_a = \pi_a \nabla \log \pi_a$, by the chain rule for the logarithm.
@@ -53,6 +68,10 @@ assert np.allclose(pi * (R - J), exact_gradient(np.log(pi), R))
 # 4. Drawing the slope alone averages to nothing: $\sum_a \pi_a \nabla \log \pi_a = \nabla \sum_a \pi_a = \nabla 1 = 0$.
 # 5. So any number $b$ that does not depend on the draw may be subtracted: $\nabla J$ is also the average of
 #    $(R_a - b) \nabla \log \pi_a$. The number is called a *baseline*, $R - b$ the *advantage*.
+#
+# The grade was never differentiated. It is the weight, the handle of `token_policy`, on what was drawn.
+#
+# ## Build it: an estimate from a few draws
 
 
 # %%
@@ -60,10 +79,15 @@ def naive_estimate(rng, n_answers, baseline):
     """Draw a few actions; average (reward - baseline) times (one-hot - probability)."""
     total = np.zeros(4)
     for _ in range(n_answers):
-        a = rng.choice(4, p=pi)
+        a = (np.log(pi) + rng.gumbel(size=4)).argmax()  # a draw from pi, as the module draws
         one_hot = np.arange(4) == a
         total += (R[a] - baseline) * (one_hot - pi)
     return total / n_answers
+
+
+for baseline, judge in ((0.0, no_baseline), (11.0, lambda reward: reward - 11.0)):
+    module = estimate_gradients(np.random.default_rng(7), np.log(pi), R, judge, 1, 4)[0]
+    assert np.allclose(naive_estimate(np.random.default_rng(7), 4, baseline), module, rtol=0, atol=1e-14)
 
 
 # %%
@@ -75,12 +99,12 @@ for baseline in (0, 11):
 
 # %% [markdown]
 # Both are right on average. But *one* estimate from four draws is, without a baseline, off by several times its own
-# length. Rewards around 11 say "more of this!" whatever was drawn; only the differences between those shouts matter.
+# length. Kind guests say "more of this!" whatever was cooked; only the differences between their grades say anything.
 #
-# ## Which baseline?
+# ## Build it: which baseline?
 #
-# We do not know J. But we may draw several answers to the *same* question, and take their mean. Two ways: the mean of
-# the whole group, or for each answer the mean of the *others*.
+# We do not know $J$. But we may draw several answers to the *same* question, a **group**, and take their mean. Two
+# ways: the mean of the whole group, or for each answer the mean of the *others*.
 
 
 # %%
@@ -107,23 +131,20 @@ for baseline in (no_baseline, mean_baseline, leave_one_out):
     print(f"{baseline.__name__:<14} {off:5.1f} standard errors off, length {length:.2f}, variance {variance:6.3f}")
 
 # %%
+assert found["leave_one_out"] < found["no_baseline"] / 20
 saved = 1 - found["leave_one_out"] / found["no_baseline"]
 labels = ["no baseline", "mean of the group", "mean of the others"]
 values = [round(v, 2) for v in found.values()]
-plot_bars(
-    labels,
-    values,
-    ["ink", "rope", "content"],
-    f"The others' mean takes {saved:.0%} of the variance away",
-    "variance of one estimate from 4 draws",
-)
+title = f"The others' mean takes {saved:.0%} of the variance away"
+plot_bars(labels, values, [WORSE, "ink", BETTER], title, "variance of one estimate from 4 draws")
 
 # %% [markdown]
-# The mean of the *group* holds the own reward: each advantage is shrunk by $1 - 1/M$, and so is the gradient, to 3/4 of
-# its length with four answers. The direction is right, and a learning rate hides it. GRPO does that (and divides by the
-# spread as well).
+# The mean of the *group* holds the own reward, which step 5 does not allow. With $M$ answers each advantage is shrunk
+# by $1 - 1/M$, and so is the gradient, to 3/4 of its length with four. The direction is right, and a learning rate
+# hides it. (Look at its line above: 47 standard errors off the truth, all of them length.) GRPO does that, and divides
+# by the spread as well.
 #
-# ## A whole answer
+# ## Build it: a whole answer
 #
 # An answer is many tokens and one reward. $\log \pi$ of the answer is the sum over tokens, so *every* token gets the
 # advantage of its answer, the brilliant one and the silly one alike. Which of them earned it, only many answers can
@@ -136,12 +157,15 @@ advantage = np.array([1.0, -0.5])
 loss, cache = reinforce_forward(logp, advantage, written)
 naive = -sum(advantage[b] * logp[b, s] for b in range(2) for s in range(5) if written[b, s]) / 2
 assert np.isclose(loss, naive)
-print(reinforce_backward(1.0, cache))
+handle = [[-advantage[b] / 2 * written[b, s] for s in range(5)] for b in range(2)]
+assert np.allclose(handle, reinforce_backward(1.0, cache))
+print("g of every token, two answers of 5 and of 2 tokens:\n", np.array(handle) + 0.0)
 
 # %% [markdown]
 # ## The experiment: noise is time
 #
-# Climb from equal probabilities, 4 draws a step, with each baseline; the mean of 20 climbs. Only action 3 is best.
+# Let the cook climb from equal probabilities, 4 dishes a step, with each baseline; the mean of 20 climbs. Only dish 3
+# is best.
 
 
 # %%
@@ -156,26 +180,51 @@ def climb(baseline, seed, n_steps=150, rate=0.3):
 
 # %%
 paths = {b.__name__: np.array([climb(b, s) for s in range(20)]) for b in (no_baseline, mean_baseline, leave_one_out)}
-stuck = (paths["no_baseline"][:, -1] < 12).mean()
-curves = {name: (range(150), p.mean(axis=0)) for name, p in paths.items()}
-title = f"Without a baseline {stuck:.0%} of the climbs end at a worse action"
-plot_curves(curves, ["ink", "rope", "content"], title, "step", "expected reward (mean of 20)", ylim=(9.8, 14.2))
+stuck = {name: (path[:, -1] < 12).mean() for name, path in paths.items()}
+assert stuck["leave_one_out"] == 0 < stuck["no_baseline"]
+curves = {name: (range(150), p.mean(axis=0)) for name, p in zip(labels, paths.values())}
+title = f"Without a baseline {stuck['no_baseline']:.0%} of the climbs end at a worse dish"
+plot_curves(curves, [WORSE, "ink", BETTER], title, "step", "expected reward (mean of 20)", ylim=(9.8, 14.2))
 
 # %% [markdown]
 # A policy that stops trying cannot learn any more: what is never drawn is never graded. Noise does not only slow the
-# climb, it ends it, at whatever happened to be shouted for first.
+# climb, it can end it, at whatever happened to be praised first.
 #
 # ## Change this, predict, run
 #
-# Subtract 10 from all rewards (`R = R - 10` in the pencil cell, all cells again). Which of the three curves changes,
-# and which stay to the last digit?
+# The guests become strict: 10 less for every dish, so that the grades are 1, 0, 0, 4. Nothing about the dishes has
+# changed. Predict for each of the three baselines: does its variance change, and by how much? How many of 20 climbs end
+# at a worse dish now?
 #
+# <details><summary>Afterwards</summary>
+#
+# With a group's mean nothing changes, to the last digit of rounding: 10 is subtracted from the reward and from the mean
+# alike. Without a baseline the variance falls to a fortieth, and no climb is lost. It was never the *hill* that was
+# hard, only the height at which it stands. (Which is why "reward +1 for right, 0 for wrong" and "0 for right, −1 for
+# wrong" are two different trainings without a baseline, and one and the same with it.)
+#
+# </details>
+
+# %%
+grades, R = R, R - 10
+for baseline in (no_baseline, mean_baseline, leave_one_out):
+    generous, strict = (
+        measure_noise(estimate_gradients(np.random.default_rng(1), np.log(pi), r, baseline, 20_000, 4), exact)[1]
+        for r in (grades, R)
+    )
+    worse = sum(climb(baseline, seed)[-1] < 2 for seed in range(20))
+    print(f"{baseline.__name__:<14} variance {generous:.3f} -> {strict:.3f}; at a worse dish {worse} of 20")
+R = grades
+
+# %% [markdown]
 # ## What you can now do
 #
 # Derive the policy gradient in five lines; say what a baseline changes (variance) and what not (the mean); say by how
-# much a mean that holds the own reward shortens it.
+# much a mean that holds the own reward shortens it. Next: `grpo`, which makes a training of it.
 #
 # ## Exercises
+#
+# By thought alone:
 #
 # **1.** All answers of a group are right. What is their gradient, with and without a baseline?
 #

@@ -1,16 +1,21 @@
 # %% [markdown]
-# # Who says what is right?
+# # Rewards
 #
-# In colonial Hanoi, the story goes, the town paid for rat tails. Tails came in, and so did rats without tails: people
-# had begun to breed them. The rule was right about tails and said nothing about rats.
+# **The question.** If nobody can write the right answer down, but a program can *check* one: what must that program be
+# like?
 #
-# A *reward* is a number that somebody gives for an answer, and a *rule* is a small program that gives it. Where a rule
-# can check (mathematics, code with tests, a format), DeepSeek-V3 uses a rule and no model: it cannot be flattered. But
-# a model that is trained for thousands of steps to be paid, will find whatever the rule lets through.
+# In colonial Hanoi, the story goes, the town paid for rat tails. Tails came in, more every week, and so did rats
+# without tails: people had begun to breed them. The rule was right about tails and said nothing about rats. The number
+# on which everybody looked, tails a week, went up all the time.
+#
+# A **reward** is a number that somebody gives for an answer, and a **rule** is a small program that gives it. Where a
+# rule can check (mathematics, code with tests, a format), DeepSeek-V3 uses a rule and no model: a rule cannot be
+# flattered. But a model that is trained for thousands of steps to be paid will find whatever the rule lets through. At
+# the end of this notebook a policy breeds rats.
 
 # %%
 import numpy as np
-from policy_gradient import leave_one_out, reinforce_step
+from policy_gradient import exact_gradient, leave_one_out, reinforce_step
 from rewards import countdown_reward, judge_answers, ordered_reward, partial_reward, read_expression, sorting_reward
 from supervised_fine_tuning import warm_start
 from token_policy import Adam, encode_text, measure_accuracy, read_answers, sorting_problems, write_answers
@@ -20,33 +25,52 @@ from utils.drawings_07 import BETTER, WORSE, plot_curves
 # %% [markdown]
 # ## Numbers to follow with a pencil
 #
-# The question `201>`, three rules. The *strict* one wants exactly `012.`. The *careless* one wants three digits in
-# rising order. The *partial* one gives a third for each digit in its place.
+# The question is `201>`; there are three rules. The *strict* one wants exactly `012.`. The *careless* one wants three
+# digits in rising order and forgets to ask *whose* digits. The *partial* one gives a third for each digit in its place.
+#
+# | answer | strict | careless | partial |
+# |---|---|---|---|
+# | `012.` | 1 | 1 | 1 |
+# | `021.` | 0 | 0: 2 stands before 1 | 1/3: the 0 is in its place |
+# | `000.` | 0 | **1**: it does not fall | 1/3 |
+# | `012` | 0 | 0: no end | 0: no end |
+#
+# ## Build it: three rules
 
 
 # %%
 def strict(question, text):
+    """1 for exactly the digits of the question, sorted, and a point."""
     return float(text == "".join(sorted(question[:3])) + ".")
 
 
 def careless(question, text):
+    """1 for three rising digits and a point."""
     return float(len(text) == 4 and text[3] == "." and text[0] <= text[1] <= text[2])
 
 
-for text in ("012.", "021.", "000.", "012"):
-    marks = [rule("201>", text) for rule in (strict, careless, partial_reward)]
-    print(f"{text:<5} strict {marks[0]:.2f}  careless {marks[1]:.2f}  partial {marks[2]:.2f}")
+def partial(question, text):
+    """A third for each digit in its place, nothing without the point."""
+    if len(text) != 4 or text[3] != ".":
+        return 0.0
+    return sum(a == b for a, b in zip(text, sorted(question[:3]))) / 3
+
 
 # %%
+for text in ("012.", "021.", "000.", "012"):
+    marks = [rule("201>", text) for rule in (strict, careless, partial)]
+    print(f"{text:<5} strict {marks[0]:.2f}  careless {marks[1]:.2f}  partial {marks[2]:.2f}")
 for text in ("012.", "021.", "000.", "012", "", "0123.", "555."):
     assert strict("201>", text) == sorting_reward("201>", text)
     assert careless("201>", text) == ordered_reward("201>", text)
+    assert partial("201>", text) == partial_reward("201>", text)
 
 # %% [markdown]
 # ## Why never `eval`
 #
-# The game *countdown*: reach 22 with the numbers 3, 5 and 7, each once. The model writes a calculation, and Python has
-# a calculator built in. This is the whole rule, and it is a hole in the wall:
+# A second task, in which the answer is a calculation. The game *countdown*: reach 22 with the numbers 3, 5 and 7, each
+# once. The model writes a calculation, and Python has a calculator built in. This is the whole rule, and it is a hole
+# in the wall:
 
 
 # %%
@@ -67,8 +91,13 @@ print("another one:   ", with_eval("[stolen.append('your files'), 22][1]"), " an
 # sum = product (+|- product)*      product = atom (*|/ atom)*      atom = number | ( sum )
 # ```
 #
-# Built up by hand: a list of tokens, and one function for each line of the grammar. Each returns a value and the place
-# where it stopped.
+# Read it as: a sum is a product, followed by any number of `+` or `-` with another product; a product is made of atoms
+# in the same way; an atom is a number, or a whole sum in brackets.
+#
+# ## Build it: a calculator that cannot do anything else
+#
+# A list of tokens `t`, and one function for each line of the grammar. Each begins at place `i` and returns a value and
+# the place where it stopped.
 
 
 # %%
@@ -101,6 +130,10 @@ for text in ("3 * 5 + 7", "( 3 + 5 ) * 7", "8 - 3 - 2", "7 / 2 * 2"):
     assert total([*text.split(), "end"], 0)[0] == read_expression(text).value
     print(text, "=", read_expression(text).value, " used", read_expression(text).numbers)
 
+# %% [markdown]
+# The rule itself wants the goal, and each of the given numbers used exactly once. (`٣` is a 3 in another script; `int`
+# would take it.)
+
 # %%
 for text in ("3*5+7", "22", "3*5+7+0", "9**9**9**9", "[stolen.append(1), 22][1]", "1/0", "٣*5+7"):
     print(f"{text:<28} reward {countdown_reward('3 5 7 -> 22', text):.0f}")
@@ -117,10 +150,34 @@ tally = judge_answers(lambda question, text: given[text], ["q"] * 4, ["7", "8", 
 print(tally.rewards, dict(tally.refused))
 
 # %% [markdown]
-# ## The experiment: the careless rule is found out
+# ## The derivation: why a hole is found
 #
-# The policy has been fine-tuned for a moment and sorts a sixth of the held-out questions. Now it is paid, once by the
-# strict rule and once by the careless one. How it learns from payment is the next notebook's matter.
+# Letters: an answer $a$ has the probability $\pi_a$ and the logit $z_a$; the rule pays it $R_a$, 0 or 1. $J = \sum_a
+# \pi_a R_a$ is what the policy earns on average.
+#
+# 1. $\partial J / \partial z_a = \pi_a (R_a - J)$ (the next notebook derives it). A step uphill moves each logit by
+#    that, times a rate.
+# 2. Every answer that is *paid* gets $\pi_a (1 - J)$. Right or wrong does not occur in the line.
+# 3. So between a right answer and a paid wrong one, the difference of the logits moves by $(\pi_{right} - \pi_{hole})(1
+#    - J)$. **Whichever was likelier pulls away from the other.** A model need not search for a hole. It is enough that
+#    the hole is easier to write.
+#
+# By pencil: the right answer has 0.2, three paid wrong ones have 0.3 together, 0.1 each, nothing is paid for the rest.
+# $J = 0.5$. The right one moves by $0.2 \cdot 0.5 = 0.1$, a hole by 0.05. Here, with a good start, the right answer
+# wins. If *one* hole holds all of the 0.3, it moves by 0.15 and wins.
+
+# %%
+for probability in ([0.2, 0.1, 0.1, 0.1, 0.5], [0.2, 0.3, 0.5]):
+    pi, paid = np.array(probability), np.array([1.0] * (len(probability) - 1) + [0.0])
+    step = pi * (paid - pi @ paid)  # step 1: the right answer, the holes, the rest
+    assert np.allclose(step, exact_gradient(np.log(pi), paid), rtol=0, atol=1e-15)
+    print(f"right {pi[0]}, holes {pi[1:-1]}: logits move by {step.round(3)}")
+
+# %% [markdown]
+# ## The experiment: breeding rats
+#
+# The policy has been fine-tuned for a moment and sorts a sixth of the held-out questions. Now it is paid: once by the
+# strict rule, once by the careless one. (How it learns from payment is the next notebook's matter.)
 
 # %%
 train, held_out = sorting_problems()
@@ -150,10 +207,11 @@ earned, right = smooth(runs["careless"][0]), smooth(runs["careless"][1])
 # %%
 curves = {
     "paid by the careless rule": earned,
-    "right, careless rule": right,
-    "right, strict rule": smooth(runs["strict"][1]),
+    "right on held-out questions": right,
+    "right if the strict rule pays": smooth(runs["strict"][1]),
 }
-title = f"The careless rule pays for {earned[1][-1]:.0%} of the answers; {right[1][-1]:.0%} are right"
+assert earned[1][-1] > 0.9 > 0.2 > right[1][-1]
+title = f"The careless rule pays {earned[1][-1]:.0%} of the answers; {right[1][-1]:.0%} are right"
 plot_curves(curves, [WORSE, "ink", BETTER], title, "step", "share of answers", ylim=(0, 1.02))
 
 # %%
@@ -164,21 +222,41 @@ for question in ("201>", "543>", "115>", "350>"):
         print(f"{question} {name:<9}", " ".join(texts))
 
 # %% [markdown]
-# Nobody told the second policy to ignore the question. Rising digits that fit no question are easier to write than
-# those that fit, and they pay the same. Its reward curve is the better one of the two: **a rising reward does not say
-# that anything was learned.** Look at answers, and keep a measure that is not the reward.
+# Nobody told the second policy to ignore the question. Rising digits that fit *every* question are easier to write than
+# those that fit one, and they pay the same. Of the two, its reward is the better curve, as were the tails a week: **a
+# rising reward does not say that anything was learned.** Read the answers, and keep a measure that is not the reward.
 #
 # ## Change this, predict, run
 #
-# Pay by `partial_reward`. Will it end higher or lower than the strict rule after 60 steps? (It pays for steps on the
-# way, so there is something to learn from answers that are wrong. And `000.` is worth a third for `201>`, so there is
-# something to be misled by as well.)
+# Pay by `partial_reward`. It pays for steps on the way, so even wrong answers teach something; and `000.` earns a third
+# of `201>`, so it can mislead as well. Predict: after 60 steps, is it above or below the strict rule's share of right
+# answers? Which kind of wrong answer is left?
 #
+# <details><summary>Afterwards</summary>
+#
+# It ends where the strict rule does, within two points of a hundred (one seed: nothing to choose between them). The
+# answers that are left are *nearly* right: `115>` becomes `125.`, which has two digits of three in place and earns 2/3.
+# Help on the way is worth most where a strict rule would pay nobody; near the goal it makes being nearly right too
+# comfortable.
+#
+# </details>
+
+# %%
+earned, right, weights = pay(partial_reward)
+print(f"earned {np.mean(earned[-5:]):.2f} an answer; right {right[-1]:.0%} (strict rule: {runs['strict'][1][-1]:.0%})")
+for question in ("201>", "543>", "115>", "350>"):
+    prompt = np.repeat([encode_text(question)], 5, axis=0)
+    print(question, " ".join(read_answers(write_answers(weights, prompt, np.random.default_rng(1)))))
+
+# %% [markdown]
 # ## What you can now do
 #
-# Write a rule that reads and never runs; name what it lets through; tell a rising reward from a model that improves.
+# Write a rule that reads and never runs; name what it lets through; say why a hole that is easy to write is found; tell
+# a rising reward from a model that improves. Next: how does one *learn* from such numbers? `policy_gradient`.
 #
 # ## Exercises
+#
+# Graded: `judge_sum` (`make check CH=07`). By thought alone:
 #
 # **1.** `int(text)` runs nothing. Why does `addition_reward` not use it alone?
 #

@@ -1,15 +1,20 @@
 # %% [markdown]
-# # How can tokens travel without anybody waiting for them?
+# # Overlap
+#
+# **The question.** Tokens must travel to their experts and back, and that takes about as long as the computing. How can
+# they travel without anybody waiting for them?
 #
 # A cook who must send to the market for every dish waits half of the day. Two dishes, shifted against each other, do
-# better: while the boy runs for the fish of the first, the cook cuts the vegetables of the second. Nothing became
-# faster; the waiting of one is filled with the work of the other.
+# better: while the boy runs for the fish of the first, the cook cuts the vegetables of the second. Nothing has become
+# faster; the waiting of one is filled with the work of the other. It works as long as there is enough to cut.
 #
-# A block of DeepSeek-V3 waits twice in each direction: its tokens travel to their experts (*dispatch*) and back
-# (*combine*). Within one batch nothing can be done meanwhile: the experts need the tokens, the next attention needs the
-# results. But a pipeline has a forward of one micro-batch *and* a backward of another at hand.
+# A block of DeepSeek-V3 waits twice in each direction: its tokens travel to their experts (**dispatch**) and back
+# (**combine**). Within one batch nothing can be done meanwhile: the experts need the tokens, and the next attention
+# needs the results. But a pipeline has two dishes at hand, a forward of one micro-batch *and* a backward of another
+# (`pipeline_schedules`).
 
 # %%
+import numpy as np
 from expert_parallelism import IB_BYTES_S
 from overlap import (
     BlockTimes,
@@ -25,6 +30,7 @@ from overlap import (
 )
 from pipeline_schedules import dualpipe_order, one_f_one_b_order, run_schedule
 
+# %%
 from utils.drawings_07 import plot_bars, plot_curves
 from utils.drawings_08 import draw_streams
 
@@ -44,7 +50,12 @@ from utils.drawings_08 import draw_streams
 # ```
 #
 # `MLP(F)` waits for `DISPATCH(F)`, which has 6 to arrive in and needs 2. `ATTN(B)` waits for `DISPATCH(B)`: 2 in 3. So
-# nothing waits: 18 a block. (In the drawing a journey begins as soon as it can.)
+# nothing waits: 18 a block.
+#
+# ## Build it: two streams
+#
+# What each piece needs, by name; what each stream does, in order. A piece starts when its stream is free and what it
+# needs has ended. After some rounds every block takes equally long: that is its *period*.
 
 # %%
 COMPUTING = ["MLP(B)", "MLP(W)", "MLP(F)", "ATTN(B)", "ATTN(W)", "ATTN(F)"]
@@ -84,7 +95,13 @@ draw_streams(
 )
 
 # %% [markdown]
-# ## What hides behind what?
+# In the drawing a journey begins as soon as it can. Blue is the forward of one micro-batch, green and gold are the
+# backward of another; what travels is pale.
+#
+# ## The derivation: what hides behind what?
+#
+# A journey is *hidden* as long as it ends before somebody needs it. So look for each of the four at what is computed
+# between its start and that moment, its *window*.
 #
 # 1. `DISPATCH(F)` starts with `MLP(B)` and is needed by `MLP(F)`. Between: `MLP(B)`, `MLP(W)`. What is longer, shows.
 # 2. `DISPATCH(B)` starts when `MLP(B)` is done and the network is free, and is needed by `ATTN(B)`. Between: the rest
@@ -94,8 +111,31 @@ draw_streams(
 #
 # The time of a block is all its computing and whatever of the four shows. The split of the backward into B and W is
 # what makes room: the weights' parts are waited for by nobody.
-#
-# ## V3's numbers, counted
+
+
+# %%
+def uncovered(first, second, b, w, f):
+    """What shows of two journeys that share a network: `first` starts with b, f needs it; `second` starts after b."""
+    left = max(0.0, w - max(0.0, first - b))  # of w, when the network is free for the second
+    return max(0.0, first - b - w) + max(0.0, second - left - f)
+
+
+def name_of(field):
+    part, direction = field.split("_")
+    return part.upper().replace("ATTENTION", "ATTN") + f"({direction.upper()})"
+
+
+# %%
+for seed in range(20):
+    t = BlockTimes(*np.random.default_rng(seed).random(10))
+    shows = uncovered(t.dispatch_f, t.dispatch_b, t.mlp_b, t.mlp_w, t.mlp_f)
+    shows += uncovered(t.combine_f, t.combine_b, t.attention_b, t.attention_w, t.attention_f)
+    named = {name_of(field): seconds for field, seconds in t._asdict().items()}
+    assert np.allclose([t.computing + shows, naive_block(named, named)], block_period(t))
+print("twenty blocks of random times: windows, simulation and module agree")
+
+# %% [markdown]
+# ## The experiment: V3's numbers, counted
 #
 # Operations of a block over a rate, bytes over 50 GB/s. The rate (450 TFLOP/s) is *assumed*; the chapter on cost says
 # where such a number comes from.
@@ -104,8 +144,9 @@ draw_streams(
 v3 = count_block_times()  # 4,096 tokens
 for name, seconds in v3._asdict().items():
     print(f"{name:<12} {seconds * 1e3:5.2f} ms")
+assert block_period(v3) == v3.computing
 print(f"computing {v3.computing * 1e3:.1f} ms, sending {v3.sending * 1e3:.1f} ms, a block of a pair", end=" ")
-print(f"{block_period(v3) * 1e3:.1f} ms: all hides")
+print(f"{block_period(v3) * 1e3:.1f} ms: all of the sending is hidden")
 
 # %% [markdown]
 # The report says that sending takes *about as long* as computing. Bytes over bandwidth give a third of it; what makes
@@ -124,17 +165,21 @@ for r, a, p, f in list(zip(ratios, apart, pair, floor))[::5]:
 # %%
 curves = {"one after the other": (ratios, apart), "pair (Fig. 4)": (ratios, pair), "bound": (ratios, floor)}
 title = f"At one to one the pair saves {100 - 100 * pair[10] / apart[10]:.0f} %, of 50 % that could be saved"
-plot_curves(curves, ["ink", "content", "shared"], title, "sending : computing", "ms a block")
+plot_curves(curves, ["ink", "content", "#BBBBBB"], title, "sending : computing", "ms a block")
 
 # %%
 one = scale_sending(v3, 1.0)
 done = run_streams(pair_order(2), one)
-streams = [[(p.name, *done[p.name, p.block]) for p in stream] for stream in pair_order(2)]
+streams = [[(p.name, *(1e3 * end for end in done[p.name, p.block])) for p in s] for s in pair_order(2)]
 wait = 100 - 100 * one.computing / block_period(one)
-draw_streams(dict(zip(("computing", "network"), streams)), f"One to one: {wait:.0f} % of the time nobody computes")
+draw_streams(
+    dict(zip(("computing", "network"), streams)), f"One to one, in ms: {wait:.0f} % of the time nobody computes"
+)
 
 # %% [markdown]
-# Sending is not free: 20 of the GPU's 132 multiprocessors do nothing else. They slow the computing by 132/112.
+# Here the cook runs out of vegetables: twice a block the computing stands still, for the combine of the forward and for
+# that of the backward. And the boy is not free: 20 of the GPU's 132 multiprocessors do nothing but send. Without them
+# the computing is slower by 132/112.
 
 # %%
 cost = {"apart": apart_seconds(1, v3), "pair": block_period(v3)}
@@ -146,7 +191,7 @@ title = f"Lending costs {values[2] - values[1]:.0f} ms a block; it pays where se
 plot_bars(list(cost), values, ["ink", "content", "content", "content", "ink"], title, "ms a block")
 
 # %% [markdown]
-# ## What it does for the pipeline
+# ## The experiment: what it does for the pipeline
 #
 # Only a schedule that has a forward and a backward at hand *at the same time* can pair them: DualPipe. 1F1B has one
 # after the other, and each waits for its own journeys.
@@ -168,20 +213,40 @@ plot_bars(list(step), seconds, ["ink", "ink", "content", "content"], title, "sec
 # %% [markdown]
 # ## Change this, predict, run
 #
-# A network a third as fast: `count_block_times(bytes_s=IB_BYTES_S / 3)`. Which of the four journeys shows first? Use
-# the four windows above and the printed milliseconds, then run.
+# A network a third as fast: sending then takes about as long as computing. Which of the four journeys shows, and by how
+# much? Use the four windows above and the printed milliseconds (times three for the journeys), then run.
+#
+# <details><summary>Afterwards</summary>
+#
+# Both dispatches still fit behind the experts. COMBINE(F) takes 12.3 ms and has ATTN(B) and ATTN(W), 9.9: it shows by
+# 2.5. It has used up ATTN(W), so that COMBINE(B) has nothing but ATTN(F): 6.4 behind 4.9 shows by 1.4. Together 3.9 ms.
+# The two combines weigh as much as the two dispatches, and attention is the shorter half of a block.
+#
+# </details>
 
 # %%
-slow = count_block_times(bytes_s=IB_BYTES_S / 3)
-print(f"at a third of the bandwidth {1e3 * (block_period(slow) - slow.computing):.2f} ms of a block are uncovered")
+t = count_block_times(bytes_s=IB_BYTES_S / 3)
+left_mlp = max(0, t.mlp_w - max(0, t.dispatch_f - t.mlp_b))
+left_attention = max(0, t.attention_w - max(0, t.combine_f - t.attention_b))
+windows = {
+    "DISPATCH(F)": (t.dispatch_f, t.mlp_b + t.mlp_w),
+    "DISPATCH(B)": (t.dispatch_b, left_mlp + t.mlp_f),
+    "COMBINE(F)": (t.combine_f, t.attention_b + t.attention_w),
+    "COMBINE(B)": (t.combine_b, left_attention + t.attention_f),
+}
+for name, (takes, window) in windows.items():
+    print(f"{name:<11} {1e3 * takes:5.2f} ms, window {1e3 * window:5.2f}: shows {1e3 * max(0, takes - window):.2f}")
+print(f"together {1e3 * (block_period(t) - t.computing):.2f} ms of a block are uncovered")
 
 # %% [markdown]
 # ## What you can now do
 #
 # Say which journey hides behind which computing and when it shows; say why the backward is split; tell what a pair
-# costs in multiprocessors and what it saves.
+# costs in multiprocessors and what it saves. Next: what does it cost, all together? `cost_of_training`.
 #
 # ## Exercises
+#
+# Graded: `uncovered_time` (`make check CH=08`). By thought alone:
 #
 # **1.** Why can one micro-batch alone not overlap its own dispatch with its own computing?
 #

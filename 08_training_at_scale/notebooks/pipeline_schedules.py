@@ -1,20 +1,24 @@
 # %% [markdown]
-# # How do ranks that need each other's results not wait for each other?
+# # Pipeline schedules
 #
-# Four painters work on a house: the first primes, the second paints the ground, and so on. With one wall three of them
-# always watch. With many walls they work at the same time, except in the morning, when the last one has nothing to
-# paint yet, and in the evening, when the first one is done. That idle time has a name, the *bubble*.
+# **The question.** A model is too large for one machine, so that each holds a few of its layers. How do machines that
+# need each other's results not wait for each other?
 #
-# A model that is too large for one machine is cut into *stages*, one a rank. A batch is cut into *micro-batches*, the
-# walls. But training goes down **and back up**: the last stage begins the backward pass, and the first one ends it.
+# Four painters work on a house: the first primes, the second paints the ground, and so on. With one wall, three of them
+# always watch. With many walls they work at the same time, except in the *morning*, when the last one has nothing to
+# paint yet, and in the *evening*, when the first one is done. That idle time has a name, the **bubble**.
+#
+# A model is cut into **stages**, a few layers each, one stage a **rank** (a GPU with its process). A batch is cut into
+# **micro-batches**, the walls. But there is one thing that painters do not have: training goes down the row **and back
+# up**. The last stage begins the backward pass of a wall, the first one ends it, so that the first painter waits at
+# *noon*, while the last one has it all to do. Four ways of ordering the work follow, each with less waiting or less
+# memory than the one before.
 
 # %%
 from pipeline_schedules import (
     SCHEDULES,
-    Task,
     Times,
     bubble_formula,
-    draw_text,
     dualpipe_order,
     gpipe_order,
     measure_bubbles,
@@ -23,6 +27,7 @@ from pipeline_schedules import (
     run_schedule,
 )
 
+# %%
 from utils.drawings_07 import plot_bars, plot_curves
 from utils.drawings_08 import draw_schedule
 
@@ -33,29 +38,33 @@ from utils.drawings_08 import draw_schedule
 # $F = 1$, $B = 2$, all forwards first:
 #
 # ```
-# rank 0   F F . . B B B B          it waits from 2 to 5
-# rank 1   . F F B B B B .
+# time     0 1 2 3 4 5 6 7 8
+# rank 0   F F . . . B B B B          it waits from 2 to 5
+# rank 1   . F F B B B B . .
 # ```
 #
-# Rank 1 cannot begin before 1. Rank 0 waits until the first backward of rank 1 is done, from 2 to 5. Each rank works 6
-# of 9 units: the bubble is 3 = $(P - 1)(F + B)$.
+# Rank 1 cannot begin before 1. Its forwards end at 3, its first backward at 5, and until then rank 0 waits, from 2 to
+# 5. Each rank works 6 of 9 units: the bubble is 3 = $(P - 1)(F + B)$.
+#
+# ## Build it: a day's work from two rules
+#
+# An order says what each rank does, one thing after the other; `("F", 3)` is the forward of micro-batch 3. *When* it
+# happens follows from two rules: a rank does one thing at a time, and a task waits for what it reads.
 
 
 # %%
 def naive_times(order, F=1, B=2):
-    """Two rules: a rank does one thing at a time; a task waits for what it reads. Go round until all is done."""
-    done, free, last = {}, [0] * len(order), len(order) - 1
-    place = [0] * len(order)
-    while any(place[p] < len(tasks) for p, tasks in enumerate(order)):
+    """Go round the ranks; each does its next task if what it reads is there. Returns when the last one ends."""
+    done, free, place = {}, [0] * len(order), [0] * len(order)
+    while any(n < len(tasks) for n, tasks in zip(place, order)):
         for p, tasks in enumerate(order):
-            while place[p] < len(tasks):
+            if place[p] < len(tasks):
                 kind, m = tasks[place[p]]
-                waits_for = ("F", m, p - 1) if kind == "F" else ("B", m, p + 1)
-                if 0 <= waits_for[2] <= last and waits_for not in done:
-                    break
-                start = max(free[p], done.get(waits_for, 0))
-                free[p] = done[kind, m, p] = start + (F if kind == "F" else B)
-                place[p] += 1
+                reads = (kind, m, p - 1 if kind == "F" else p + 1)
+                if reads in done or not 0 <= reads[2] < len(order):
+                    start = max(free[p], done.get(reads, 0))
+                    free[p] = done[kind, m, p] = start + (F if kind == "F" else B)
+                    place[p] += 1
     return max(free)
 
 
@@ -73,16 +82,18 @@ for P, M in ((2, 2), (4, 8)):
 # %%
 P, M, times = 4, 8, Times()  # F = 1, B = 2
 gpipe = run_schedule(gpipe_order(P, M), P, times)
-draw_schedule(
-    gpipe,
-    f"GPipe: every rank waits {measure_bubbles(gpipe)[0]:.0f}, and holds {measure_memory(gpipe)[0]} micro-batches",
-)
+title = f"GPipe: every rank waits {measure_bubbles(gpipe)[0]:.0f}, and holds {measure_memory(gpipe)[0]} micro-batches"
+draw_schedule(gpipe, title)
 
 # %% [markdown]
-# ## 1F1B: the same waiting, less memory
+# Numbers are micro-batches, white is waiting. The last rank has a morning (bottom left) and an evening (bottom right),
+# the first one a noon; every rank waits 9 in all.
 #
-# Between a forward and its backward a rank must *hold* the activations. GPipe holds all $M$. Nobody forces us to do all
-# forwards first: as soon as a backward can be done, do it. One forward, one backward, in turns.
+# ## Build it: 1F1B, the same waiting, less memory
+#
+# Between a forward and its backward a rank must *hold* the activations (the results in between, which the backward pass
+# reads). GPipe holds those of all $M$ micro-batches. Nobody forces us to do all forwards first: as soon as a backward
+# can be done, do it. One forward, one backward, in turns: 1F1B.
 
 
 # %%
@@ -107,11 +118,11 @@ waiting, held = measure_bubbles(slots)[0], max(measure_memory(slots))
 draw_schedule(slots, f"1F1B: still {waiting:.0f} of waiting, but {held} micro-batches held at most")
 
 # %% [markdown]
-# ## Zero bubble: what nobody waits for
+# ## The derivation: zero bubble, or what nobody waits for
 #
-# A backward does two things: the gradient of its *inputs*, for which the stage before waits, and that of its
-# *weights*, for which nobody waits before the optimizer's step. Split it ($B = O + W$), pass the first part on at
-# once, and use the second as filling.
+# A backward does two things: it finds the gradient of its *inputs*, for which the stage before waits, and that of its
+# *weights*, for which nobody waits until the optimizer's step. Letters: $O$ is the time of the first part, $W$ of the
+# second, $B = O + W$. Pass the first part on at once, and use the second as filling. The schedule is called ZB1P.
 #
 # 1. In 1F1B the last gap is $(P - 1)(F + B)$: $P - 1$ forwards to come down, $P - 1$ backwards to come up.
 # 2. Coming up now takes $O = B - W$ a stage: $(P - 1)(F + B - W)$.
@@ -120,33 +131,38 @@ draw_schedule(slots, f"1F1B: still {waiting:.0f} of waiting, but {held} micro-ba
 
 # %%
 slots = run_schedule(SCHEDULES["ZB1P"](P, M), P, times)
+F, B, W, _ = times
+assert set(measure_bubbles(slots)) == {(P - 1) * (F + B - 2 * W)}  # step 3, on every rank
 draw_schedule(slots, f"ZB1P: {measure_bubbles(slots)[0]:.0f} of waiting instead of 9")
 
 # %% [markdown]
 # ## DualPipe: feed from both ends
 #
-# DeepSeek-V3's experts sit on other nodes, and moving tokens takes about as long as computing. DualPipe pairs a
-# forward with a backward of *another* micro-batch, so that one computes while the other communicates; that pair is the
-# `F&B` of Table
-# 2. To have both at hand at any time, micro-batches enter at *both* ends; each rank holds two stages, hence two copies
-# of the parameters.
+# DeepSeek-V3's experts sit on other machines, and moving tokens to them takes about as long as computing. DualPipe
+# pairs a forward with a backward of *another* micro-batch, so that one computes while the other travels (`overlap` has
+# the details). Such a pair takes the time $F\&B$. To have both at hand at any time, micro-batches enter at *both* ends,
+# as if a second team of painters came from the other side of the house. Each rank holds two stages, one for each
+# direction, hence two copies of the parameters.
 
 # %%
 slots = run_schedule(dualpipe_order(P, M), P, times)
-draw_schedule(
-    slots, f"DualPipe: {measure_bubbles(slots)[0]:.0f} of waiting; pairs, drawn as halves, hide communication"
-)
+title = f"DualPipe: {measure_bubbles(slots)[0]:.0f} of waiting; a pair is drawn as two halves"
+draw_schedule(slots, title)
+
+# %% [markdown]
+# Pale is what entered at the top, dark what entered at the bottom. The report draws it at this size (Fig. 5):
 
 # %%
-big = run_schedule(dualpipe_order(8, 20), 8, times)  # the sizes of the report's Fig. 5
-draw_schedule(
-    big, f"8 ranks, 20 micro-batches as in Fig. 5: {measure_bubbles(big)[0]:.0f} of {big[0][-1].end:.0f} waiting"
-)
+big = run_schedule(dualpipe_order(8, 20), 8, times)
+title = f"8 ranks, 20 micro-batches as in Fig. 5: {measure_bubbles(big)[0]:.0f} of {big[0][-1].end:.0f} is waiting"
+draw_schedule(big, title)
 
 # %% [markdown]
 # ## The experiment: who waits how long?
 #
-# The report's 16 stages, with the closed forms of Table 2 beside the simulation.
+# The report's 16 stages, 64 micro-batches, with the closed forms of Table 2 beside the simulation. (DualPipeV is
+# DualPipe folded in the middle: a rank holds the first and the last stage, or two in between, and half as many ranks
+# do.)
 
 # %%
 waits = {}
@@ -159,19 +175,17 @@ for name, make in SCHEDULES.items():
 
 # %%
 title = f"16 stages: DualPipe waits {waits['DualPipe']:.0f}, 1F1B {waits['1F1B']:.0f} units"
-plot_bars(
-    list(waits),
-    list(waits.values()),
-    ["ink", "ink", "shared", "content", "content"],
-    title,
-    "bubble of a rank, in forwards",
-)
+kinds = ["ink", "ink", "ink", "content", "content"]
+plot_bars(list(waits), list(waits.values()), kinds, title, "bubble of a rank, in forwards")
 
 # %% [markdown]
-# ## Does the closed form always hold?
+# Against ZB1P there is one unit of a bubble to gain, for twice the parameters. What DualPipe is bought for is the pair:
+# see the prediction below.
+#
+# ## The experiment: does the closed form always hold?
 #
 # For DualPipe Table 2 prints $(P/2 - 1)(F\&B + B - 3W)$. Keep $F = 3$ and $W = 1$ and let the backward of inputs $O =
-# B - W$ grow.
+# B - W$ grow. No other schedule was tried here, only other times.
 
 # %%
 inputs = [1, 2, 3, 4, 5, 6]
@@ -189,15 +203,38 @@ plot_curves(curves, ["content", "ink"], "Table 2 is exact where O = F = 3", "bac
 # %% [markdown]
 # ## Change this, predict, run
 #
-# Let the pair hide communication: `Times(pair=2.5)` instead of 3, with 8 ranks and 32 micro-batches. Predict by how
-# much the *whole* step becomes shorter, and whether the bubble does.
+# So far a pair took as long as its parts, 3. Let it hide communication and take 2.5, or 2; with 8 ranks and 32
+# micro-batches, of which a rank in the middle does 23 pairs in a step. Predict how much shorter the *step* becomes. By
+# 23 times what a pair saves, by more, or by less? And the bubble?
 #
+# <details><summary>Afterwards</summary>
+#
+# By more: 13 for half a unit a pair, 26 times as much. The three that are missing are in the bubble: Table 2 has $(P/2
+# - 1) F\&B$ in it, three pairs of waiting for somebody else's pair, and those are shorter too: 4.5 for 6. The outer
+# ranks have fewer pairs (21), do more work alone, and wait less than the formula says. A quarter of the step, for a
+# pair of 2: that is what the second copy of the parameters is bought for.
+#
+# </details>
+
+# %%
+for pair in (3, 2.5, 2):
+    slots = run_schedule(dualpipe_order(8, 32), 8, Times(pair=pair))
+    bubbles = measure_bubbles(slots)
+    print(
+        f"a pair takes {pair}: step {slots[0][-1].end:.0f}, waiting {min(bubbles):.1f} to {max(bubbles):.1f}", end="; "
+    )
+    print(f"Table 2 has {bubble_formula('DualPipe', 8, Times(pair=pair)):.1f}")
+
+# %% [markdown]
 # ## What you can now do
 #
 # Simulate any schedule by two rules; say where each of five bubbles comes from; say what DualPipe pays (twice the
-# parameters, one micro-batch more) and for what.
+# parameters, one micro-batch more) and for what. Next: what travels between the machines? `expert_parallelism`.
 #
 # ## Exercises
+#
+# Graded: `forwards_ahead`, `pipeline_time`, and the simulator from an empty file, `finish_times` (`make check CH=08`).
+# By thought alone:
 #
 # **1.** With $P = 16$ how many micro-batches make GPipe's bubble less than a tenth of the step ($F = 1$, $B = 2$)?
 #
