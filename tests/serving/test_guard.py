@@ -75,6 +75,18 @@ def test_a_wrong_key_is_told_in_openais_words(locked):
     assert locked.get("/v1/models")[1]["error"]["message"].startswith("You didn't provide an API key")
 
 
+def test_a_wrong_key_is_told_when_all_was_sent_else_the_close_resets_the_connection(locked):
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {locked.host}\r\nauthorization: Bearer x\r\n"
+    with socket.create_connection((locked.host, locked.port), timeout=5) as client:
+        client.sendall((head + "content-type: application/json\r\ncontent-length: 20\r\n\r\n").encode() + b"[" * 10)
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(5)
+        client.sendall(b"]" * 10)
+        assert client.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
 def test_the_description_of_the_routes_says_which_want_a_key(locked, server):
     status, about = locked.get("/openapi.json", authorization=f"Bearer {KEY}")
     assert status == 200

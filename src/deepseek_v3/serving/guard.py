@@ -62,10 +62,8 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Let a request through, or answer it with an error."""
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return None
+            return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
 
         async def told(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -74,11 +72,15 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             await send(message)
 
-        try:
+        left = self.options.body_bytes  # read on so far when a head is refused: a close with unread bytes is a reset,
+        try:  # and the client would be told of a lost connection, not of its wrong key
             self.check_head(scope)
+            left = 0
             body = await self.read_body(scope, receive)
         except Problem as problem:
-            return await problem.answer(connection="close")(scope, receive, told)  # the rest of the body is not read
+            while left > 0 and (message := await receive()).get("more_body"):
+                left -= len(message["body"])
+            return await problem.answer(connection="close")(scope, receive, told)
         if body is None:  # the client is gone
             return None
         rest = [{"type": "http.request", "body": body, "more_body": False}]
