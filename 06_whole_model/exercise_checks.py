@@ -9,7 +9,7 @@ import numpy as np
 from architecture import V3, Config, Model, init_model, layer_shapes, view_layer, view_mtp
 from decoupled_rope import decoupled_attention_forward
 from deepseek_moe import DeepseekMoE, deepseek_moe_forward
-from exercise_words_06 import expect_parts, expect_same, same
+from exercise_words_01 import expect_parts, expect_same, same
 from loss_free_balancing import update_bias
 from model import hidden_forward, loss_forward, predict_logits
 from mtp_module import combine_forward
@@ -333,7 +333,7 @@ def check_model_from_an_empty_file(answer: Callable) -> None:
     main, ahead = losses.main, losses.ahead[0]
     logits = predict_logits(model, token[None, :-1])[0][0]
     hidden, _ = hidden_forward(model, token[None, :-1])
-    head, embed = model.weights["lm_head.weight"], model.weights["model.embed_tokens.weight"]
+    head = model.weights["lm_head.weight"]
     calls: list[int] = []
 
     def counted(i: int, part: int):
@@ -356,7 +356,22 @@ def check_model_from_an_empty_file(answer: Callable) -> None:
     }
     expect_same(np.asarray(got[0]), logits, usual, "logits")
 
-    def ahead_with(words=token[1:-1], rows=hidden[0], order="released", norm=None):
+    means = _wrong_losses(model, token, mills, hidden[0], main, ahead)
+    for words, wrong in means.items():
+        assert not np.isclose(float(got[1]), wrong, rtol=1e-10), f"logits are right; loss: {words}"
+    want = main + 0.3 * ahead
+    assert np.isclose(float(got[1]), want, rtol=1e-10), (
+        f"logits are right; the loss is {float(got[1]):.6f}, should be {want:.6f} = {main:.6f} + 0.3 * {ahead:.6f}"
+    )
+
+
+def _wrong_losses(
+    model: Model, token: np.ndarray, mills: list, hidden: np.ndarray, main: float, ahead: float
+) -> dict[str, float]:
+    """What usual mistakes make of main + 0.3 * ahead, by their words; hidden as the main model hands it on, [T, D]."""
+    head, embed = model.weights["lm_head.weight"], model.weights["model.embed_tokens.weight"]
+
+    def ahead_with(words=token[1:-1], rows=hidden, order="released", norm=None):
         weights = view_mtp(model, 1)
         pair = combine_forward(weights, rows[:-1], embed[words], order)[0]
         y = _run_layer(model, 2, pair, mills)
@@ -366,7 +381,7 @@ def check_model_from_an_empty_file(answer: Callable) -> None:
         )
 
     raw = _without_final_norm(model, token)
-    means = {
+    return {
         "the MTP loss is missing": main,
         "lambda is missing: main + mtp_weight * ahead": main + ahead,
         "each depth is divided by the main model's T rows (Eq. 24), not by its own": main + 0.3 * ahead * 9 / 8,
@@ -380,12 +395,6 @@ def check_model_from_an_empty_file(answer: Callable) -> None:
         "the module stands on the rows behind the final norm, those that the head reads": main
         + 0.3 * ahead_with(rows=raw),
     }
-    for words, wrong in means.items():
-        assert not np.isclose(float(got[1]), wrong, rtol=1e-10), f"logits are right; loss: {words}"
-    want = main + 0.3 * ahead
-    assert np.isclose(float(got[1]), want, rtol=1e-10), (
-        f"logits are right; the loss is {float(got[1]):.6f}, should be {want:.6f} = {main:.6f} + 0.3 * {ahead:.6f}"
-    )
 
 
 def _run_layer(model: Model, i: int, x: np.ndarray, mills: list) -> np.ndarray:
