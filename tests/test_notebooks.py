@@ -4,13 +4,17 @@ A notebook is built by running it, and its fingerprint is that of its source and
 stands, running it again only tells what else has changed on this machine.
 """
 
+import base64
+import io
 import json
 
 import accumulation_precision
+import numpy as np
 import pytest
+from PIL import Image
 
 from utils import notebooks
-from utils.notebooks import ROOT, execute, find_sources, fingerprint, stale
+from utils.notebooks import ROOT, execute, find_sources, fingerprint, notebook_path, stale, thin_picture
 
 SOURCES = find_sources()
 FIRST = {s.parent: s for s in reversed(SOURCES)}
@@ -30,6 +34,30 @@ def test_the_notebook_is_current(source):
 @pytest.mark.filterwarnings("default")  # what the kernel's own libraries warn about is not ours
 def test_the_notebook_runs(source):
     execute(source)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name)
+def test_the_pictures_of_a_notebook_have_a_palette(source):
+    """Without one they are three times as large, and every rebuilt notebook adds that to the history."""
+    cells = json.loads(notebook_path(source).read_text(encoding="utf-8"))["cells"]
+    data = [o["data"] for c in cells for o in c.get("outputs", []) if "data" in o]
+    found = [base64.b64decode(d["image/png"]) for d in data if "image/png" in d]
+    assert {Image.open(io.BytesIO(png)).mode for png in found} <= {"P"}
+
+
+def test_a_thinned_picture_shows_the_colours_that_were_drawn():
+    rng = np.random.default_rng(0)
+    drawn = np.full((120, 180, 3), 255, dtype=np.uint8)
+    drawn[:, :110] = np.stack(np.meshgrid(range(110), range(120)), axis=-1).sum(axis=-1)[..., None] // [1, 2, 4] + 20
+    drawn[50:54, 120:] = (192, 57, 107)  # a thin line in a colour of its own
+    drawn[rng.integers(0, 120, 9), 115] = (46, 139, 111)
+    png = io.BytesIO()
+    Image.fromarray(drawn).save(png, "PNG")
+    thin = thin_picture(base64.b64encode(png.getvalue()).decode())
+    kept = np.asarray(Image.open(io.BytesIO(base64.b64decode(thin))).convert("RGB")).astype(int)
+    assert np.abs(kept - drawn).max() <= 8  # of 255
+    assert (kept[:, 170][[0, 119]] == 255).all(), "paper stays white"
+    assert thin_picture(thin) == thin
 
 
 def test_every_chapter_module_has_a_notebook_and_a_test():
