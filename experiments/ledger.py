@@ -17,6 +17,7 @@ A claim is `experiments/NAME/claim.toml`:
     [measure]  kind = "exam"  value = "greedy"          of metrics.jsonl; at = "gain", "last" or "best"
     [verdict]  arms = ["grpo"]  least = 0.30            or most, or above = "another arm"; of = "mean"; keeps = "passk":
                                                         a figure that must not end below where it began
+                                                        begins = [0.2, 0.4]: runs that began elsewhere do not count
                                                         or kind = "gap": beside, floor, most (verdict.py)
 
 An arm's `prepare` is how many of the preparations it takes. `{start}` is the run that the last of them made, `{seed}`

@@ -119,10 +119,19 @@ def describe_gaps(verdict: dict[str, Any], arms: Arms) -> list[str]:
 # -- each arm by itself, and the door to both --------------------------------------------------------------------------
 
 
+def split_by_start(verdict: dict[str, Any], seeds: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the seeds that count and those that do not: their runs began outside `begins`, whatever came of them."""
+    low, high = verdict.get("begins", (-math.inf, math.inf))
+    order = sorted(seeds, key=int)
+    counted = [seed for seed in order if low <= seeds[seed]["series"][0][1] <= high]
+    return counted, [seed for seed in order if seed not in counted]
+
+
 def judge_numbers(verdict: dict[str, Any], measure: dict[str, Any], arms: Arms) -> str:
     """Say whether the claim held: by every seed or by the mean, against a number or another arm."""
     named = [*verdict["arms"], *([verdict["above"]] if "above" in verdict else [])]
-    numbers = {arm: [arms[arm][seed]["number"] for seed in sorted(arms[arm], key=int)] for arm in named}
+    counted = {arm: [arms[arm][seed] for seed in split_by_start(verdict, arms[arm])[0]] for arm in named}
+    numbers = {arm: [run["number"] for run in runs] for arm, runs in counted.items()}
     if not all(numbers.values()):
         return "open: some arm has not run yet"
     if verdict.get("of", "every seed") == "mean":
@@ -133,7 +142,7 @@ def judge_numbers(verdict: dict[str, Any], measure: dict[str, Any], arms: Arms) 
     if "above" in verdict:
         pairs = [pair for arm in verdict["arms"] for pair in zip(numbers[arm], numbers[verdict["above"]])]
         held = held and all(sign * (a - b) > 0 for a, b in pairs)
-    runs = [run for arm in verdict["arms"] for run in arms[arm].values()]
+    runs = [run for arm in verdict["arms"] for run in counted[arm]]
     held = held and all(run["kept"][1] >= run["kept"][0] for run in runs if "kept" in run)
     return "holds" if held else "does not hold"
 
@@ -174,6 +183,11 @@ def describe(name: str, held: dict[str, Any], results: dict[str, Any], wanted: d
         shown = f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
         each = ", ".join(f"{value:.{digits}f}" for value in values)
         lines.append(f"| {arm} | {len(values)} of {wanted[arm]} | {shown} | {each} |")
+    for arm in (arm for arm in held["verdict"]["arms"] if "begins" in held["verdict"]):
+        low, high = held["verdict"]["begins"]
+        for seed in split_by_start(held["verdict"], arms[arm])[1]:
+            start = arms[arm][seed]["series"][0][1]
+            lines += ["", f"Seed {seed} of {arm} counts for nothing: it began at {start:.3f}, not at {low} to {high}."]
     for arm, seeds in arms.items():
         ends = [seeds[seed]["kept"] for seed in sorted(seeds, key=int) if "kept" in seeds[seed]]
         kept = ", ".join(f"{first:.3f} -> {last:.3f}" for first, last in ends)

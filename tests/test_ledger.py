@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.ledger import HERE, Claim, ClaimError, all_claims, collect, main, run_missing
-from experiments.verdict import interval, judge_gaps, weigh_gap
+from experiments.verdict import describe, interval, judge, judge_gaps, weigh_gap
 
 CLAIM = """
 claim = "b learns more than a"
@@ -137,6 +137,26 @@ def test_results_of_another_machine_stay(claim):
 
 def test_an_interval_is_students():
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.303 / 3**0.5), rel=1e-4)
+
+
+@pytest.mark.parametrize(("start", "verdict"), [(0.4, "holds"), (0.41, "does not hold"), (0.19, "does not hold")])
+def test_a_run_that_begins_outside_the_band_counts_for_nothing_and_is_named(claim, start, verdict):
+    """Of three runs two gain enough; the third gains nothing, and only where it began can take it out."""
+    claim.held["verdict"]["begins"] = [0.2, 0.4]
+    outside = {0.4: 0.6, 0.41: 0.3, 0.19: 0.3}[start]
+    arms = {"a": {str(i): {"series": [[0, begin], [9, begin + gain]], "number": gain}
+                  for i, (begin, gain) in enumerate(((0.2, 0.4), (start, 0.4), (outside, 0.0)))}, "b": {}}  # fmt: skip
+    assert judge(claim.held, arms, 0) == verdict
+    page = describe(
+        "one", claim.held, {"measure": claim.held["measure"], "arms": arms, "verdict": verdict}, {"a": 3, "b": 1}
+    )
+    named = {
+        0.4: "Seed 2 of a counts for nothing: it began at 0.600",
+        0.41: "Seed 1 of a counts",
+        0.19: "Seed 1 of a counts",
+    }
+    assert page.count("counts for nothing") == 1
+    assert named[start] in page
 
 
 @pytest.mark.parametrize("cut", ["claim = ", "[verdict]", 'arms = ["a"]'])
