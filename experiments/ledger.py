@@ -11,14 +11,17 @@ A claim is `experiments/NAME/claim.toml`:
     claim = "..."   source = "..."   number = "..."     in words: what is said, who says it, what it must come to
     seeds = 5                                           0 .. 4
     prepare = [["train", "--preset", "..."], ...]       commands that every seed begins with: made once a seed
-    command = "grpo"                                    of `deepseek-v3`
+    command = "grpo"                                    of `deepseek-v3`, or "study" (study.py)
     options = ["{start}", "--task", "addition"]         of all arms
     [arms.grpo]                                         options, and if they are others: seeds, command, prepare
-    [measure]  kind = "exam"  value = "greedy"          of metrics.jsonl; at = "gain", "last" or "best"
+    [measure]  kind = "exam"  value = "greedy"          of metrics.jsonl; at = "gain", "last" or "best"; also = [...]:
+                                                        what else is kept of the last row
     [verdict]  arms = ["grpo"]  least = 0.30            or most, or above = "another arm"; of = "mean"; keeps = "passk":
                                                         a figure that must not end below where it began
                                                         begins = [0.2, 0.4]: runs that began elsewhere do not count
                                                         or kind = "gap": beside, floor, most (verdict.py)
+                                                        or kind = "order": one arm below another (verdict.py)
+    [tune]  option = "--lr"  values = [...]             chosen for each arm before its seeds run (tuning.py)
 
 An arm's `prepare` is how many of the preparations it takes. `{start}` is the run that the last of them made, `{seed}`
 the seed. Runs lie in `runs/ledger/NAME/`, preparations in `runs/ledger/starts/`, where claims with the same ones share
@@ -41,8 +44,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from experiments.drawing import draw_figure
-from experiments.verdict import arms_judged, describe, gap_series, judge
+from experiments.drawing import draw_figure, draw_order
+from experiments.reading import DONE, is_finished, read_also, read_series, summarise
+from experiments.tuning import Tuning
+from experiments.verdict import arms_judged, describe, gap_series, judge, weigh_order
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs" / "ledger"
@@ -83,8 +88,10 @@ class Claim:
                 raise ClaimError(f"{folder / 'claim.toml'}: {key} is missing or no {kind.__name__}")
         self.held, self.arms = held, held["arms"]
         self.prepare: list[list[str]] = held.get("prepare", [])
+        self.kept = json.loads(path.read_text()) if (path := folder / "results.json").is_file() else {}
+        self.tuning = Tuning(held.get("tune", {}), self.runs / "tune", self.kept.get("tuned", {}))
         unknown = [arm for arm in arms_judged(held["verdict"]) if arm not in self.arms]
-        if unknown or not held["verdict"].get("arms"):
+        if unknown or not arms_judged(held["verdict"]):
             raise ClaimError(f"{folder / 'claim.toml'}: the verdict must name arms, and {unknown} are none")
         lacks = {"beside", "floor", "most"} - set(held["verdict"]) if held["verdict"].get("kind") == "gap" else set()
         if lacks:
@@ -108,13 +115,15 @@ class Claim:
             jobs.append(self._job(f"prepare {number}", words[0], words[1:], folder, start, seed))
         return jobs
 
-    def job(self, arm: str, seed: int) -> Job:
-        """The run of an arm and a seed."""
+    def job(self, arm: str, seed: int, value: str = "") -> Job:
+        """The run of an arm and a seed; with a value, the one that tries this value of what is tuned."""
         before = self.preparations(arm, seed)
         start = before[-1].folder if before else self.folder
         words = [*self.held.get("options", []), *self.arms[arm].get("options", [])]
+        words += [self.tuning.option, value] if value else self.tuning.words(arm)
+        folder = self.tuning.folder(arm, value) if value else self.folder_of(arm, seed)
         command = self.arms[arm].get("command", self.held["command"])
-        return self._job(arm, command, words, self.folder_of(arm, seed), start, seed)
+        return self._job(f"{arm} {value}".strip(), command, words, folder, start, seed)
 
     @staticmethod
     def _job(name: str, command: str, words: Sequence[str], folder: Path, start: Path, seed: int) -> Job:
@@ -125,14 +134,6 @@ class Claim:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-DONE = "done"  # in the folder of a run: its command ended well
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end."""
-    return (folder / DONE).is_file()
-
-
 def resume_words(job: Job) -> list[str]:
     """The command that goes on with a run that was begun, or the one that begins it."""
     saved = folder.glob("step-*") if (folder := job.folder / "checkpoints").is_dir() else iter(())
@@ -140,7 +141,11 @@ def resume_words(job: Job) -> list[str]:
 
 
 def call_command(words: list[str]) -> int:
-    """Run `deepseek-v3` with some words."""
+    """Run `deepseek-v3` with some words; a small study in this process."""
+    if words[0] == "study":
+        from experiments.study import main as run_study  # imports PyTorch
+
+        return run_study(words[1:])
     return subprocess.run([sys.executable, "-m", "deepseek_v3", *words], check=False).returncode
 
 
@@ -165,7 +170,20 @@ def run_missing(
     claim: Claim, arms: Sequence[str], seeds: int, run: Run = call_command, only: Sequence[str] = ()
 ) -> int:
     """Run what is missing; stop at the first that does not end well, and return its code."""
-    jobs = list(missing_jobs(claim, arms, seeds, only))
+    code = 0 if only else run_jobs(claim, list(tuning_jobs(claim, arms)), run)
+    return code or run_jobs(claim, list(missing_jobs(claim, arms, seeds, only)), run)
+
+
+def tuning_jobs(claim: Claim, arms: Sequence[str]) -> Iterator[Job]:
+    """Yield the runs that are missing before some arms are tuned."""
+    for arm, value in claim.tuning.missing(arms):
+        for job in [*claim.preparations(arm, claim.tuning.seed), claim.job(arm, claim.tuning.seed, value)]:
+            if not is_finished(job.folder):
+                yield job
+
+
+def run_jobs(claim: Claim, jobs: Sequence[Job], run: Run) -> int:
+    """Run some jobs, and collect after each."""
     for number, job in enumerate(jobs, 1):
         words, began = resume_words(job), time.monotonic()
         print(f"{claim.name}: {job.name} ({number} of {len(jobs)})\n  deepseek-v3 {' '.join(words)}", flush=True)
@@ -180,50 +198,41 @@ def run_missing(
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def read_series(folder: Path, measure: dict[str, Any]) -> list[tuple[float, float]]:
-    """Return a figure over the steps of a run."""
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    name = measure["value"]
-    return [
-        (row["step"], row[name]) for row in rows if row.get("kind") == measure["kind"] and row.get(name) is not None
-    ]
-
-
-def summarise(series: list[tuple[float, float]], measure: dict[str, Any]) -> float:
-    """Return the one number of a run: its gain, its last value, or its best."""
-    values = [value for _, value in series]
-    best = max(values) if measure.get("higher", True) else min(values)
-    return {"gain": values[-1] - values[0], "last": values[-1], "best": best}[measure.get("at", "gain")]
-
-
 def collect(claim: Claim) -> dict[str, Any]:
     """Read all finished runs; write results.json, the figure and the verdict."""
     measure, keeps = claim.held["measure"], claim.held["verdict"].get("keeps")
     arms: dict[str, dict[str, Any]] = {}
     kept = claim.folder / "results.json"
     before = json.loads(kept.read_text(encoding="utf-8"))["arms"] if kept.is_file() else {}
+    claim.tuning.collect(list(claim.arms), measure)
     for arm in claim.arms:
         found = dict(before.get(arm, {}))
         for seed in claim.seeds(arm):
             series = read_series(claim.folder_of(arm, seed), measure) if is_finished(claim.folder_of(arm, seed)) else []
             if series:
                 found[str(seed)] = {"series": series, "number": summarise(series, measure)}
+                if also := read_also(claim.folder_of(arm, seed), measure):
+                    found[str(seed)]["also"] = also
                 if keeps and (kept_series := read_series(claim.folder_of(arm, seed), {**measure, "value": keeps})):
                     found[str(seed)]["kept"] = [kept_series[0][1], kept_series[-1][1]]
         arms[arm] = found
     results = {"claim": claim.held["claim"], "measure": measure, "arms": arms}
     lacking = sum(len(claim.seeds(arm)) - len(arms[arm]) for arm in arms_judged(claim.held["verdict"]))
     results["verdict"] = judge(claim.held, arms, lacking)
+    if claim.tuning.tuned:
+        results["tuned"] = claim.tuning.tuned
     kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     drawn, shown = arms, measure
     if claim.held["verdict"].get("kind") == "gap":
         drawn = gap_series(claim.held["verdict"], arms)
         shown = {"value": f"{measure['value']}, gap to {claim.held['verdict']['beside']} in %"}
     if any(drawn.values()):
-        (claim.folder / "figure.svg").write_text(draw_figure(claim.name, shown, drawn), encoding="utf-8")
+        orders = [weigh_order(pair, arms) for pair in claim.held["verdict"].get("order", [])]
+        figure = draw_order(claim.name, measure, arms, orders) if orders else draw_figure(claim.name, shown, drawn)
+        (claim.folder / "figure.svg").write_text(figure, encoding="utf-8")
     wanted = {arm: len(claim.seeds(arm)) for arm in claim.arms}
-    (claim.folder / "verdict.md").write_text(describe(claim.name, claim.held, results, wanted), encoding="utf-8")
+    page = describe(claim.name, claim.held, results, wanted, claim.tuning.describe())
+    (claim.folder / "verdict.md").write_text(page, encoding="utf-8")
     return results
 
 
@@ -234,7 +243,8 @@ def all_claims() -> list[str]:
 
 def show(claim: Claim, results: dict[str, Any]) -> None:
     """Print a claim in a few lines."""
-    missing = sum(1 for _ in missing_jobs(claim, list(claim.arms), 10**6))
+    arms = list(claim.arms)
+    missing = sum(1 for jobs in (tuning_jobs(claim, arms), missing_jobs(claim, arms, 10**6)) for _ in jobs)
     print(f"{claim.name}: {results['verdict']}\n  {claim.held['claim']} ({claim.held['number']})")
     for arm, seeds in results["arms"].items():
         print(

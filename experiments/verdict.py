@@ -1,7 +1,8 @@
-"""What the numbers of a claim say: each arm by itself, or beside another arm and a floor of noise.
+"""What the numbers of a claim say: each arm by itself, beside another arm and a floor of noise, or below another arm.
 
     kind = "number"     every seed, or the mean, is at least, at most, or above another arm
     kind = "gap"        relative gaps to another arm, seed by seed, with their interval; beside those that chance makes
+    kind = "order"      pairs {lower, upper} of arms, seed by seed: by the number, at a `step`, or by another `value`
 
 A gap is an arm's number / that of the other arm - 1, of the same seed. Its interval is Student's, 95 %, of the mean.
 It *holds* that a gap is at most some number where the whole interval lies between minus and plus that number; it *does
@@ -9,6 +10,9 @@ not hold* where the whole interval lies outside; all else is *undecided*, and mo
 The floor is an arm
 that differs from the other one by something without meaning: what it gains or loses is chance. Of n seeds chance alone
 moves the mean by t * rms / sqrt(n) or less, 19 times of 20.
+
+An order *holds* where the interval of the mean of lower / upper - 1 lies below zero, *does not hold* where it lies
+above, and is *undecided* else. Several orders hold together where each does.
 """
 
 import math
@@ -116,7 +120,61 @@ def describe_gaps(verdict: dict[str, Any], arms: Arms) -> list[str]:
     return [*lines, ""]
 
 
-# -- each arm by itself, and the door to both --------------------------------------------------------------------------
+# -- one arm below another --------------------------------------------------------------------------------------------
+
+
+class Order(NamedTuple):
+    """Of a pair of arms: lower / upper - 1 by seed, their mean and half its interval, and a word."""
+
+    name: str
+    each: list[float]
+    mean: float
+    half: float
+    word: str
+
+
+def weigh_order(pair: dict[str, Any], arms: Arms) -> Order:
+    """Judge one pair by the seeds that both arms have."""
+    lower, upper, seeds = pair["lower"], pair["upper"], []
+    for seed in sorted(set(arms[lower]) & set(arms[upper]), key=int):
+        seeds.append((number_for(pair, arms[lower][seed]), number_for(pair, arms[upper][seed])))
+    name = f"{lower} below {upper}" + (f" at step {pair['step']}" if "step" in pair else "")
+    name += f" in `{pair['value']}`" if "value" in pair else ""
+    each = [low / high - 1 for low, high in seeds]
+    if not each:
+        return Order(name, each, math.nan, math.inf, "open")
+    mean, half = interval(each)
+    word = "holds" if mean + half < 0 else "does not hold" if mean - half > 0 else "undecided"
+    return Order(name, each, mean, half, word)
+
+
+def number_for(pair: dict[str, Any], run: dict[str, Any]) -> float:
+    """What is compared of a run."""
+    if "step" in pair:
+        return dict(map(tuple, run["series"]))[pair["step"]]
+    return run["also"][pair["value"]] if "value" in pair else run["number"]
+
+
+def judge_order(verdict: dict[str, Any], arms: Arms) -> str:
+    """Say of all pairs together whether the order holds."""
+    words = [weigh_order(pair, arms).word for pair in verdict["order"]]
+    if "open" in words:
+        return "open: some arm has not run yet"
+    return next((word for word in ("does not hold", "undecided") if word in words), "holds")
+
+
+def describe_order(verdict: dict[str, Any], arms: Arms) -> list[str]:
+    """Write the pairs as a table."""
+    lines = ["lower / upper - 1, seed by seed, in per cent (negative: the order is as claimed):", "",
+             "| is | seeds | mean and 95 % interval | verdict | each |", "|---|---|---|---|---|"]  # fmt: skip
+    for order in (weigh_order(pair, arms) for pair in verdict["order"]):
+        mean = f"{100 * order.mean:+.2f}" + (f" ± {100 * order.half:.2f}" if math.isfinite(order.half) else "")
+        each = ", ".join(f"{100 * value:+.2f}" for value in order.each)
+        lines.append(f"| {order.name} | {len(order.each)} | {mean if order.each else '-'} | {order.word} | {each} |")
+    return [*lines, ""]
+
+
+# -- each arm by itself, and the door to all -------------------------------------------------------------------------
 
 
 def split_by_start(verdict: dict[str, Any], seeds: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -150,22 +208,27 @@ def judge_numbers(verdict: dict[str, Any], measure: dict[str, Any], arms: Arms) 
 def arms_judged(verdict: dict[str, Any]) -> list[str]:
     """The arms that a verdict rests on."""
     named = [*verdict.get("arms", []), *verdict.get("beyond", [])]
+    named += dict.fromkeys(pair[side] for pair in verdict.get("order", []) for side in ("lower", "upper"))
     return named + [verdict[key] for key in ("above", "beside", "floor") if key in verdict]
 
 
 def judge(held: dict[str, Any], arms: Arms, lacking: int) -> str:
     """Say what the numbers say of a claim, and how many runs of the arms it rests on are missing."""
     verdict = held["verdict"]
-    by_gaps = verdict.get("kind", "number") == "gap"
-    word = judge_gaps(verdict, arms) if by_gaps else judge_numbers(verdict, held["measure"], arms)
+    judges = {"gap": judge_gaps, "order": judge_order}
+    judged_by = judges.get(verdict.get("kind", "number"))
+    word = judged_by(verdict, arms) if judged_by else judge_numbers(verdict, held["measure"], arms)
     return f"{word} so far; {lacking} runs are missing" if lacking > 0 and not word.startswith("open") else word
 
 
-def describe(name: str, held: dict[str, Any], results: dict[str, Any], wanted: dict[str, int]) -> str:
+def describe(
+    name: str, held: dict[str, Any], results: dict[str, Any], wanted: dict[str, int], further: Sequence[str] = ()
+) -> str:
     """Write the verdict as a page.
 
     Args:
         wanted: how many seeds each arm shall have.
+        further: lines that stand below the numbers.
     """
     measure, arms, digits = results["measure"], results["arms"], held["measure"].get("digits", 3)
     source = f"Source: {held['source']}. What it must come to: {held['number']}."
@@ -173,6 +236,8 @@ def describe(name: str, held: dict[str, Any], results: dict[str, Any], wanted: d
     lines = [f"# {name}", "", f"**{held['claim']}**", "", source, "", f"**Verdict: {results['verdict']}.**", ""]
     if held["verdict"].get("kind") == "gap":
         lines += describe_gaps(held["verdict"], arms)
+    if held["verdict"].get("kind") == "order":
+        lines += describe_order(held["verdict"], arms)
     lines += [value, "", "| arm | seeds | mean and 95 % interval | each |", "|---|---|---|---|"]
     for arm, seeds in arms.items():
         values = [seeds[seed]["number"] for seed in sorted(seeds, key=int)]
@@ -192,6 +257,7 @@ def describe(name: str, held: dict[str, Any], results: dict[str, Any], wanted: d
         ends = [seeds[seed]["kept"] for seed in sorted(seeds, key=int) if "kept" in seeds[seed]]
         kept = ", ".join(f"{first:.3f} -> {last:.3f}" for first, last in ends)
         lines += ["", f"`{held['verdict']['keeps']}` of {arm}, from its start to its end: {kept}"] if kept else []
+    lines += ["", *further[:-1]] if further else []
     lines += ["", *(["![the runs](figure.svg)", ""] if any(arms.values()) else [])]
     lines += [f"Again, or what is missing: `python -m experiments.ledger {name} --run`", ""]
     return "\n".join(lines)

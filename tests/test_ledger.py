@@ -168,14 +168,18 @@ def test_a_claim_that_lacks_something_is_refused(tmp_path, cut):
 
 @pytest.mark.parametrize("name", all_claims())
 def test_every_claim_of_the_repository_is_a_command_line(name):
-    """All jobs of all arms are words that `deepseek-v3` reads."""
+    """All jobs of all arms are words that `deepseek-v3` or the small study reads."""
     from importlib import import_module
 
     from deepseek_v3.cli import COMMANDS, bind_values, join_repeats, parse_options
+    from experiments.study import read_words
 
     claim = Claim(HERE / name)
     for arm in claim.arms:
         for job in [*claim.preparations(arm, 0), claim.job(arm, 0)]:
+            if job.words[0] == "study":
+                assert read_words(job.words[1:]).run == str(job.folder)
+                continue
             command = COMMANDS[job.words[0]]
             kind = getattr(import_module(f"deepseek_v3.commands.{command.module}"), command.options)
             options = parse_options(kind, "x", join_repeats(kind, bind_values(kind, job.words[1:])))
