@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.ledger import HERE, Claim, ClaimError, all_claims, collect, main, run_missing
-from experiments.verdict import describe, interval, judge, judge_gaps, weigh_gap
+from experiments.verdict import describe, interval, judge, judge_gaps, judge_order, weigh_gap, weigh_order
 
 CLAIM = """
 claim = "b learns more than a"
@@ -278,3 +278,103 @@ def test_a_verdict_on_gaps_that_lacks_something_is_refused(tmp_path, key):
     )
     with pytest.raises(ClaimError, match=key):
         Claim(tmp_path, tmp_path)
+
+
+# -- an option is tuned before the seeds run ---------------------------------------------------------------------------
+
+TUNE = """
+[tune]
+option = "--lr"
+values = ["1e-3", "2e-3", "4e-3"]
+seed = 100
+as = { b = "a" }
+"""
+
+
+@pytest.fixture
+def tuned(tmp_path) -> Claim:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "claim.toml").write_text(CLAIM.replace('options = ["--lr", "0"]', "") + TUNE)
+    return Claim(tmp_path / "one", tmp_path / "runs")
+
+
+def by_rate(words: list[str]) -> float:
+    """2e-3 gains most."""
+    return {"1e-3": 0.35, "2e-3": 0.5, "4e-3": 0.1}[words[words.index("--lr") + 1]] if "--lr" in words else 0
+
+
+def test_every_seed_runs_with_the_value_that_was_best_with_a_seed_of_its_own(tuned):
+    machine = Machine(gain=by_rate)
+    assert run_missing(tuned, ["a", "b"], 9, machine) == 0
+    runs = [(words[words.index("--lr") + 1], words[-1]) for words in machine.asked if "--lr" in words]
+    tried = [("1e-3", "100"), ("2e-3", "100"), ("4e-3", "100")]
+    assert runs == [*tried, ("2e-3", "0"), ("2e-3", "0"), ("2e-3", "1")]  # a, b as a, a
+    results = collect(tuned)
+    assert results["tuned"] == {"a": {"numbers": pytest.approx({"1e-3": 0.35, "2e-3": 0.5, "4e-3": 0.1}),
+                                      "chosen": "2e-3"}}  # fmt: skip
+    assert "| a | 0.3500 | **0.5000** | 0.1000 | b |" in (tuned.folder / "verdict.md").read_text()
+
+
+def test_the_lowest_is_chosen_where_lower_is_better(tuned):
+    tuned.held["measure"]["higher"] = False
+    run_missing(tuned, ["a"], 1, Machine(gain=by_rate))
+    assert tuned.tuning.words("a") == ["--lr", "4e-3"]
+
+
+def test_what_was_tuned_elsewhere_is_not_tuned_again(tuned):
+    run_missing(tuned, ["a"], 0, Machine(gain=by_rate))
+    elsewhere, machine = Claim(tuned.folder, tuned.runs / "elsewhere"), Machine()
+    run_missing(elsewhere, ["b"], 1, machine)
+    assert [words[words.index("--lr") + 1] for words in machine.asked if "--lr" in words] == ["2e-3"]
+
+
+# -- one arm below another ---------------------------------------------------------------------------------------------
+
+ORDER = {"kind": "order", "order": [{"lower": "low", "upper": "high"}]}
+
+
+@pytest.mark.parametrize(
+    ("each", "word"),
+    [
+        ([-1.0, -1.2, -0.8, -1.1, -0.9], "holds"),
+        ([1.0, 1.2, 0.8, 1.1, 0.9], "does not hold"),
+        ([-1.0, 1.2, -0.8, 1.1, -0.9], "undecided"),
+        ([-1.0], "undecided"),  # one seed has no interval
+        ([], "open"),
+    ],
+)
+def test_an_order_holds_where_its_whole_interval_lies_below_zero(each, word):
+    order = weigh_order(ORDER["order"][0], arms_with(low=each))
+    assert order.word == word
+    assert order.each == pytest.approx([gap / 100 for gap in each])
+
+
+def test_orders_hold_together_where_each_does():
+    good, bad, open_ = [-1.0, -1.1], [1.0, 1.1], [-1.0, 1.0]
+    verdict = {"order": [{"lower": "b", "upper": "high"}, {"lower": "c", "upper": "high"}]}
+    for b, c, word in ((good, good, "holds"), (good, open_, "undecided"), (bad, open_, "does not hold")):
+        assert judge_order(verdict, arms_with(b=b, c=c)) == word
+    assert judge_order(verdict, arms_with(b=good, c=[])).startswith("open")
+
+
+def test_an_order_at_a_step_and_of_another_value():
+    run = {"number": 1.0, "series": [[10, 4.0], [20, 1.0]], "also": {"apart": 0.2}}
+    other = {"number": 2.0, "series": [[10, 2.0], [20, 2.0]], "also": {"apart": 0.4}}
+    arms = {"low": {"0": run, "1": run}, "high": {"0": other, "1": other}}
+    pair = {"lower": "low", "upper": "high"}
+    assert weigh_order(pair, arms).each == pytest.approx([-0.5, -0.5])
+    assert weigh_order({**pair, "step": 10}, arms).each == pytest.approx([1.0, 1.0])
+    assert weigh_order({**pair, "value": "apart"}, arms).each == pytest.approx([-0.5, -0.5])
+
+
+def test_the_page_and_the_figure_of_an_order(claim):
+    claim.held["verdict"] = {"kind": "order", "order": [{"lower": "b", "upper": "a"}]}
+    claim.held["measure"]["also"] = ["greedy"]
+    ends = {"a": 0.4, "b": 0.1}
+    run_missing(claim, ["a", "b"], 9, Machine(gain=lambda w: ends.get(Path(w[w.index("--run") + 1]).parent.name, 0)))
+    results = collect(claim)
+    assert results["arms"]["a"]["1"]["also"] == {"greedy": pytest.approx(0.6)}
+    assert results["verdict"] == "undecided"  # b has one seed
+    assert "| b below a | 1 | -75.00 | undecided | -75.00 |" in (claim.folder / "verdict.md").read_text()
+    figure = (claim.folder / "figure.svg").read_text()
+    assert figure.count("<circle") == 4  # two seeds of a, one of b, one pair
