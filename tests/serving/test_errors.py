@@ -5,6 +5,7 @@ import json
 import pytest
 
 LONG = "fox " * 400
+HELLO = [{"role": "user", "content": "a"}]
 
 
 def fault(server, path="/v1/completions", **body):
@@ -71,6 +72,28 @@ def test_another_model_is_not_found(server):
 def test_a_field_out_of_its_bounds_is_named(server, body, param):
     status, error = fault(server, **body)
     assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error"), error
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"prompt": "a", "stop": ["a"] * 17}, "stop: List should have at most 16 items"),
+        ({"prompt": "a", "stop": [""]}, "stop.0: String should have at least 1 character"),
+        ({"prompt": [1, "a"]}, "prompt.1: Input should be a valid integer"),
+        ({"prompt": None}, "prompt: Input should be a valid string"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type: Input"),
+        ({"messages": HELLO, "tool_choice": "required"}, "tool_choice: only 'none' and 'auto' are served here"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_in_words_of_the_request_not_of_its_parser(server, body, said):
+    _, error = fault(server, "/v1/chat/completions" if "messages" in body else "/v1/completions", **body)
+    assert error["message"].startswith(said)
+
+
+def test_a_request_without_a_body_is_no_json(server):
+    for body in (None, b"", b"[]"):
+        status, said = server.post("/v1/completions", body)
+        assert (status, said["error"]["message"]) == (400, "We could not parse the JSON body of your request.")
 
 
 @pytest.mark.parametrize(

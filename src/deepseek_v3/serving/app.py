@@ -26,6 +26,7 @@ from deepseek_v3.serving.problems import Problem, ServerFault, bad_request
 from deepseek_v3.serving.prompts import Served
 from deepseek_v3.serving.worker import Job, Worker
 
+LABELS = ("list[", "constrained-")  # pydantic's, of one of the kinds that a field may be
 BAD_JSON = "We could not parse the JSON body of your request."
 PAGE = Path(__file__).parent / "page.html"
 INLINE = "'unsafe-inline'"  # the page is one file
@@ -217,14 +218,16 @@ def find_route_fault(request: Request, error: StarletteHTTPException) -> Problem
 
 
 def find_fault(error: RequestValidationError) -> Problem:
-    """The first fault of a body, in OpenAI's words where it has some."""
-    fault = error.errors()[0]
-    place = [str(part)[:80] for part in fault["loc"] if part != "body"]
+    """The first field at fault, in OpenAI's words where it has some; if it may be several things, as the nearest."""
+    faults = error.errors()
+    near = [fault for fault in faults if fault["loc"][:2] == faults[0]["loc"][:2]]
+    fault = max(near, key=lambda fault: (len(fault["loc"]), not fault["type"].endswith("_type")))
+    place = [str(part)[:80] for part in fault["loc"][1:] if not str(part).startswith(LABELS)]
     param = ".".join(place).encode("ascii", "replace").decode() or None
-    if fault["type"] == "json_invalid":
+    if fault["type"] == "json_invalid" or not place:
         return bad_request(BAD_JSON)
     if fault["type"] == "extra_forbidden":
         return bad_request(f"Unrecognized request argument supplied: {param}", param)
     if fault["type"] == "missing":
         return bad_request(f"Missing required parameter: '{param}'.", param)
-    return bad_request(f"{param or 'the body'}: {str(fault['msg'])[:300]}", place[0] if place else None)
+    return bad_request(f"{param}: {fault['msg'].removeprefix('Value error, ')[:300]}", place[0])

@@ -63,9 +63,7 @@ class Served:
         self.compile = lru_cache(GRAMMARS_KEPT)(self.grammars.compile) if self.grammars else None
         token, template = self.tokenizer.token_id(CALLS_BEGIN), self.template
         known = template is not None and template.knows_tools and CALLS_BEGIN in template.source
-        self.calls_tools = (
-            known and token is not None and not self.tokenizer.is_special(token)
-        )  # DeepSeek's form, as text
+        self.calls_tools = known and token is not None and not self.tokenizer.is_special(token)  # DeepSeek's form
 
     def check_model(self, name: str) -> None:
         """Refuse another model's name.
