@@ -102,9 +102,9 @@ class Dialogue:
         try:
             while not sequence.finish:
                 for event in self.engine.step():
+                    said += event.shown
                     out.write(event.shown)
                     out.flush()
-                    said += event.shown
         except KeyboardInterrupt:  # enough of this answer
             self.engine.abort(sequence.id)
         if sequence.finish == "error":
