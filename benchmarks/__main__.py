@@ -1,10 +1,10 @@
 """`make bench`: every comparison in one run; python -m benchmarks decode serving: those alone."""
 
-from benchmarks import asking, decode, engine, llama, loading, numpy_model, products, serving, streaming, training
+from benchmarks import asking, decode, engine, llama, load, loading, numpy_model, products, serving, streaming, training
 
 PARTS = {
     part.__name__.split(".")[-1]: part.main
-    for part in (training, products, decode, engine, serving, streaming, llama, loading, numpy_model)
+    for part in (training, products, decode, engine, serving, streaming, load, llama, loading, numpy_model)
 }
 
 if __name__ == "__main__":

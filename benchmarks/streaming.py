@@ -45,9 +45,9 @@ def save_nano(folder: Path, model: DeepseekV3) -> Tokenizer:
 
 
 @contextmanager
-def serve_folder(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+def serve_folder(folder: Path, *options: str) -> Iterator[tuple[int, psutil.Process]]:
     """Run `deepseek-v3 serve` until the block is left; its port, and the process."""
-    words = [sys.executable, "-m", "deepseek_v3", "serve", str(folder), "--port", "0"]
+    words = [sys.executable, "-m", "deepseek_v3", "serve", str(folder), "--port", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

@@ -14,6 +14,7 @@ from benchmarks.peers import Setting, make_peer, nano, tell_compiling
 from benchmarks.products import measure
 from benchmarks.profile import measure_operations, named_kernels
 from benchmarks.recompute import kept_bytes
+from deepseek_v3.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 from deepseek_v3.engine.generate import generate
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import have_kernels
@@ -136,24 +137,40 @@ def test_fp8_on_a_gpu_is_measured_by_what_runs_here_too(monkeypatch, tmp_path, c
         assert "nothing is measured" in capsys.readouterr().out
 
 
+def served_model():
+    """A tiny model without modules, and its tokenizer."""
+    tokenizer = Tokenizer.train([], SMALLEST_VOCAB)
+    return DeepseekV3(tiny_config(vocab_size=SMALLEST_VOCAB, num_nextn_predict_layers=0)).eval(), tokenizer
+
+
 def test_a_text_is_timed_in_process_and_through_a_server_by_the_same_tokens():
     import psutil
 
     from benchmarks import streaming
-    from deepseek_v3.data.tokenizer import SMALLEST_VOCAB, Tokenizer
     from deepseek_v3.engine.engine import Engine
     from deepseek_v3.engine.request import EngineOptions
-    from deepseek_v3.model.transformer import DeepseekV3
     from tests.serving.serving_harness import run_server
 
-    model = DeepseekV3(tiny_config(vocab_size=SMALLEST_VOCAB, num_nextn_predict_layers=0)).eval()
-    tokenizer = Tokenizer.train([], SMALLEST_VOCAB)
+    model, tokenizer = served_model()
     engine = Engine(model, EngineOptions(n_blocks=16), stream=tokenizer.stream)
     with run_server(model, tokenizer, name="served") as server:
         streaming.wait_until_ready(server.port)
         found = streaming.measure(engine, server.port, psutil.Process(), [[5, 7], [11]], 6, rounds=1)
     assert engine.metrics().new_tokens == 2 * 2 * 6
     assert min(found["here"].wall, found["there"].wall) > 0
+
+
+def test_a_burst_is_timed_to_its_last_answer_and_a_client_that_leaves_until_nothing_is_held():
+    from benchmarks import load
+    from tests.serving.serving_harness import run_server
+
+    with run_server(*served_model(), name="served", max_rows=2, queue=2) as server:
+        answers = load.burst(server.port, 40, 9)
+        assert {answer.status for answer in answers} == {200, 429}
+        assert sum(answer.status == 200 for answer in answers) >= 4
+        assert min(answer.seconds for answer in answers) > 0
+        assert load.leave(server.port, 200) > 0
+        assert server.worker.load == server.blocks_held() == 0
 
 
 def test_without_llama_cpp_the_row_says_so(monkeypatch, tmp_path, capsys):
