@@ -248,7 +248,7 @@ def describe(
         shown = f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
         each = ", ".join(f"{value:.{digits}f}" for value in values)
         lines.append(f"| {arm} | {len(values)} of {wanted[arm]} | {shown} | {each} |")
-    for arm in (arm for arm in held["verdict"]["arms"] if "begins" in held["verdict"]):
+    for arm in (arm for arm in held["verdict"].get("arms", []) if "begins" in held["verdict"]):
         low, high = held["verdict"]["begins"]
         for seed in split_by_start(held["verdict"], arms[arm])[1]:
             start = arms[arm][seed]["series"][0][1]
