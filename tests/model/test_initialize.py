@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from deepseek_v3.model.initialize import allocate, draw_in_turn
 from deepseek_v3.model.moe import Experts
 from deepseek_v3.model.transformer import DeepseekV3
 from tests.tiny import tiny_config
@@ -64,3 +65,23 @@ def test_by_name_a_layer_does_not_feel_how_many_others_there_are():
     drawn = torch.cat([module.gate_up_proj.detach() for module in experts])
     assert len({matrix.double().sum().item() for matrix in drawn}) == len(drawn)  # no two experts alike
     assert drawn.std() == pytest.approx(0.07, rel=0.02)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_drawn_in_turn_for_a_model_on_meta_is_what_its_constructor_draws(tied):
+    config = TINY.replace(tie_word_embeddings=tied)
+    torch.manual_seed(5)
+    known, after = DeepseekV3(config).state_dict(), torch.get_rng_state()
+    with torch.device("meta"):
+        model = DeepseekV3(config)
+    torch.manual_seed(5)
+    drawn = draw_in_turn(model, config.initializer_range)
+    allocate(model, lambda planned: torch.full_like(planned, torch.nan, device="cpu"))
+    places = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in drawn:
+            places.pop(name).copy_(value)
+    assert not places
+    assert torch.equal(torch.get_rng_state(), after)
+    assert all(torch.equal(value, known[name]) for name, value in model.state_dict().items())
+    assert (model.lm_head.weight is model.embed_tokens.weight) == tied

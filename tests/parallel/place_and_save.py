@@ -8,16 +8,21 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
 from deepseek_v3.data.tokenizer import Tokenizer
+from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.parallel.mesh import Mesh, leave
 from deepseek_v3.training.sharded_state import save_training
 from deepseek_v3.training.training_state import checkpoint_folder
-from deepseek_v3.weights.load import load_model
+from deepseek_v3.weights.load import stream_weights
+from deepseek_v3.weights.opening import read_stored_config
 
 source, run = sys.argv[1], Path(sys.argv[2])
 mesh = Mesh(1, ep=2)
-model, tokenizer = load_model(source, tokenizer_from=Tokenizer.from_file)
-model = mesh.place(model)
+with torch.device("meta"):
+    model = DeepseekV3(read_stored_config(source))
+model, tokenizer = mesh.place(model, stream_weights(model, source)), Tokenizer.from_file(source)
 
 
 def save(step: int) -> None:

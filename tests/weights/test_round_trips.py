@@ -12,10 +12,11 @@ from tiny_checkpoints import V2_LITE, V3, YARN, edit_json, folder_digests, rando
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.decode import dequantize_weight
+from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.native.build import SWITCH
 from deepseek_v3.weights.convert import convert_checkpoint
 from deepseek_v3.weights.errors import CheckpointError, ConfigFileError, UnexpectedTensorError
-from deepseek_v3.weights.load import load_model, load_weights
+from deepseek_v3.weights.load import load_model, load_weights, stream_weights
 from deepseek_v3.weights.manifest import verify_manifest
 from deepseek_v3.weights.save import save_model
 from deepseek_v3.weights.shards import read_tensors
@@ -196,6 +197,23 @@ def test_loading_into_another_model_is_refused_and_into_the_same_is_exact(tmp_pa
     fresh.initialize_weights()
     load_weights(fresh, tmp_path / "a")
     assert same_state(fresh, model)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}], ids=["v3", "tied"])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_folder_read_weight_by_weight_for_a_model_on_meta_gives_what_loading_gives(tmp_path, changes, fp8):
+    save_model(random_model(**changes), tmp_path / "a", fp8=fp8, shard_bytes=10_000)
+    known = load_model(tmp_path / "a", dtype=torch.float32)[0]
+    with torch.device("meta"):
+        model = DeepseekV3(known.config)
+    found = dict(stream_weights(model, tmp_path / "a"))
+    names = dict(known.named_parameters()).keys() | dict(known.named_buffers()).keys()
+    assert found.keys() == names  # what two share once
+    assert all(torch.equal(value, known.state_dict()[name]) for name, value in found.items())
+    with torch.device("meta"):
+        other = DeepseekV3(known.config.replace(num_hidden_layers=4))
+    with pytest.raises(ConfigFileError, match="num_hidden_layers is 3, the model has 4"):
+        next(stream_weights(other, tmp_path / "a"))
 
 
 def test_tokenizer_files_travel_and_code_does_not(tmp_path):

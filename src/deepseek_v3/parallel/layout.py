@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 Value = TypeVar("Value")
+Weights = Iterable[tuple[str, Tensor]]  # by name, each in one piece, one after the other
 
 
 class Rows(Protocol):
@@ -28,11 +29,16 @@ class Layout(Protocol):
     """What the update of a training asks of its processes."""
 
     device: torch.device
+    here: float  # of a model's numbers, how many models' worth the processes of this machine hold
     leads: bool  # whether this process tells and writes; one of them does
     shares: bool  # whether each process writes its part of a checkpoint
 
-    def place(self, model: Model) -> Model:
-        """Bring the model to where it runs; before an optimizer is built over its parameters."""
+    def place(self, model: Model, weights: Weights = ()) -> Model:
+        """Bring the model to where it runs; before an optimizer is built over its parameters.
+
+        Args:
+            weights: of a model on `meta`, which many processes allocate once it is cut; without, nothing is filled in.
+        """
         ...
 
     def rows(self, batch: Any) -> Any:
@@ -117,13 +123,13 @@ def led(layout: Layout, work: Callable[[], Value], kind: type[Exception]) -> Val
 class Solo:
     """One process: micro-batches in turn, nothing to add up with anybody."""
 
-    leads, shares = True, False
+    here, leads, shares = 1.0, True, False
 
     def __init__(self, micro_batch: int, device: torch.device | str = "cpu") -> None:
         self.micro_batch, self.device = micro_batch, torch.device(device)
 
-    def place(self, model: Model) -> Model:
-        """Move the model to the device."""
+    def place(self, model: Model, weights: Weights = ()) -> Model:
+        """Move the model, which is filled, to the device."""
         return model.to(self.device)
 
     def rows(self, batch: Rows) -> Rows:

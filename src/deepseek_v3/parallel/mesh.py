@@ -25,8 +25,9 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from deepseek_v3.model.initialize import allocate
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.parallel.layout import Rows
+from deepseek_v3.parallel.layout import Rows, Weights
 from deepseek_v3.parallel.parts import PartsWriter, read_parts
 from deepseek_v3.parallel.section import Sections
 from deepseek_v3.parallel.shard import MeshError, cut_model, make_ways
@@ -59,6 +60,7 @@ class Mesh:
         self.micro_batch, self.pp, self.rank, self.world = micro_batch, pp, dist.get_rank(), world
         self.replicas, self.cp = replicas, cp
         self.leads, self.shares = self.rank == 0, world > 1
+        self.here = replicas * int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
         self.saving = dist.new_group(backend="gloo") if self.shares else None
         self.ways = make_ways(device, world, pp=pp, ep=ep, replicas=replicas)
         self.sections = Sections(device, world, cp) if cp > 1 else None
@@ -70,14 +72,18 @@ class Mesh:
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
-    def place(self, model: Any) -> Any:
+    def place(self, model: Any, weights: Weights = ()) -> Any:
         """Cut the weights over the processes; all of them bring the same model.
 
+        Args:
+            weights: of a model on `meta`, the same in all processes: each keeps its part of one tensor after the other.
         Raises:
             MeshError: the experts cannot be shared equally.
         """
-        self.model = model.to(self.device)
+        self.model = model if next(model.parameters()).is_meta else model.to(self.device)
         cut_model(model, self.ways)
+        allocate(model, lambda planned: torch.empty_like(planned, device=self.device))
+        self.fill(model, weights)
         model.within = MethodType(lambda _, work: work(), model)  # type: ignore[assignment]
         register_fsdp_forward_method(model, "within")
         return model
@@ -102,6 +108,15 @@ class Mesh:
         plain = self.plain_model(model)
         self._copy(((whole, self.whole(value.detach())) for whole, value in _pairs(plain, model)))
         return plain
+
+    @torch.no_grad()
+    def fill(self, model: Any, weights: Weights) -> None:
+        """Keep this process's part of each weight."""
+        cut = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        for name, whole in weights:
+            if name in cut:  # of a pipeline's other ranks
+                cut[name].copy_(self.part(whole, cut[name]))
+            del whole  # before the next one comes
 
     def take(self, model: Any, plain: Any) -> None:
         """Take the weights of a model in one piece."""

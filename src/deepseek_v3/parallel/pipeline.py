@@ -27,6 +27,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleDualPipeV
 from deepseek_v3.model.router import RoutingRecord
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.ops.deferral import WeightQueue, defer_weights
+from deepseek_v3.parallel.layout import Weights
 from deepseek_v3.parallel.mesh import Mesh, with_total
 from deepseek_v3.parallel.shard import MeshError, keep_gathered, sum_gradients
 from deepseek_v3.parallel.stages import Stage, split_layers, stages_of_rank
@@ -64,9 +65,11 @@ class Pipeline(Mesh):
 
     queue: WeightQueue  # of the step that runs
 
-    def place(self, model: Any) -> Any:
+    def place(self, model: Any, weights: Weights = ()) -> Any:
         """Keep this rank's layers of the model that all bring, and cut them.
 
+        Args:
+            weights: of a whole model on `meta`.
         Raises:
             MeshError: more stages than layers, or experts that cannot be shared equally.
         """
@@ -79,7 +82,7 @@ class Pipeline(Mesh):
         self.stages = [stages[i] for i in self.numbers]
         self.schedules: dict[tuple[int, ...], ScheduleDualPipeV] = {}
         keep_stages(model, self.stages)
-        super().place(model)
+        super().place(model, weights)
         model.set_reshard_after_forward(False)
         model.hidden_states = self._finish_hidden
         return model

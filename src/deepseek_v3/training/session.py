@@ -3,6 +3,7 @@
 RUN/   config.json  tokenizer.json  options.json  metrics.jsonl  checkpoints/  report.html
 """
 
+import itertools
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.corpus import Corpus, load_corpus
@@ -18,8 +20,9 @@ from deepseek_v3.data.packing import PackedStream
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.device import choose_device
 from deepseek_v3.memory import check_memory
+from deepseek_v3.model.initialize import draw_in_turn
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.parallel.layout import Layout, Solo, led
+from deepseek_v3.parallel.layout import Layout, Solo, Weights, led
 from deepseek_v3.sizing import count_parameters
 from deepseek_v3.training.evaluate import cut_evenly
 from deepseek_v3.training.machine import choose_precision
@@ -30,7 +33,7 @@ from deepseek_v3.training.results import Arithmetic
 from deepseek_v3.training.run_folder import OPTIONS, RunLock, check_ours, check_run_folder, standing_folder, write_files
 from deepseek_v3.training.trainer import Sampler, Trainer
 from deepseek_v3.training.training_state import list_checkpoints, newest_checkpoint
-from deepseek_v3.weights.load import build_empty, load_weights
+from deepseek_v3.weights.load import build_empty, load_weights, stream_weights
 from deepseek_v3.weights.opening import read_stored_config
 
 HELDOUT_BYTES = 200  # a text that is measured has about so many at least
@@ -114,7 +117,7 @@ def build_trainer(
     if options.threads:
         torch.set_num_threads(options.threads)
     wanted = count_parameters(base_config(options)).total  # a wrong key or preset is said before the data is read
-    check_memory("training this model", wanted * bytes_per_weight(options))
+    check_memory("training this model", round(wanted * bytes_per_weight(options) * layout.here))
     say = progress.note if progress else (lambda text: None)
     scratch = standing_folder(run)
     corpus = load_corpus(
@@ -134,7 +137,8 @@ def build_trainer(
         f"precision {precision}: {why}; {peak / 1e9:,.0f} GFLOP/s in matrix products, {torch.get_num_threads()} threads"
     )
     torch.manual_seed(options.seed)
-    model = make_model(options, config)
+    alone = isinstance(layout, Solo)
+    model, weights = (make_model(options, config), ()) if alone else outline_model(options, config)
     stream = PackedStream(
         corpus.train_texts(),
         tokenizer,
@@ -155,7 +159,8 @@ def build_trainer(
         options,
         arithmetic=arithmetic,
         layout=layout,
-        sampler=sampler if isinstance(layout, Solo) else None,  # the engine reads weights in one piece
+        weights=weights,
+        sampler=sampler if alone else None,  # the engine reads weights in one piece
         progress=progress,
     )
     if options.resume:
@@ -195,9 +200,29 @@ def make_model(options: TrainOptions, config: ModelConfig) -> DeepseekV3:
     else:
         model = DeepseekV3(config)
     if options.nudge:
-        with torch.no_grad():
-            model.lm_head.weight[0, 0] *= 1 + BF16_STEP
+        nudge("lm_head.weight", model.lm_head.weight)
     return model
+
+
+def outline_model(options: TrainOptions, config: ModelConfig) -> tuple[DeepseekV3, Weights]:
+    """Return what `make_model` does for many processes: the model on `meta`, and its weights one after the other."""
+    with torch.device("meta"):
+        model = DeepseekV3(config)
+    if options.resume:
+        return model, ()
+    if options.init_from:
+        weights = stream_weights(model, options.init_from)
+    else:
+        weights = draw_in_turn(model, config.initializer_range)
+    return model, itertools.starmap(nudge, weights) if options.nudge else weights
+
+
+@torch.no_grad()
+def nudge(name: str, weight: Tensor) -> tuple[str, Tensor]:
+    """Move one number by one step of BF16, if it is the head's."""
+    if name == "lm_head.weight":
+        weight[0, 0] *= 1 + BF16_STEP
+    return name, weight
 
 
 def prepare_tokenizer(options: TrainOptions, corpus: Corpus) -> Tokenizer:

@@ -19,7 +19,7 @@ from torch import Tensor
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.fp8_products import use_fp8_products
 from deepseek_v3.model.transformer import DeepseekV3
-from deepseek_v3.parallel.layout import Layout, Solo
+from deepseek_v3.parallel.layout import Layout, Solo, Weights
 from deepseek_v3.training.balance import LoadCounter
 from deepseek_v3.training.evaluate import Measurement, measure_model
 from deepseek_v3.training.machine import autocast_for
@@ -68,6 +68,7 @@ class Trainer:
         *,
         arithmetic: Arithmetic | None = None,
         layout: Layout | None = None,
+        weights: Weights = (),
         objective: Objective | None = None,
         sampler: Sampler | None = None,
         progress: Progress | None = None,
@@ -78,7 +79,7 @@ class Trainer:
         self.arithmetic = arithmetic or Arithmetic()
         self.sampler, self.progress = sampler, progress or Silent()
         self.layout = layout = layout or Solo(options.micro_batch, self.arithmetic.device)
-        self.model = layout.place(model)
+        self.model = layout.place(model, weights)
         if options.recompute:
             recompute_blocks(self.model)
         if self.arithmetic.precision == "fp8":

@@ -7,6 +7,7 @@ Everything that can be refused is refused before the first weight of a model cha
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from deepseek_v3.config import ModelConfig
 from deepseek_v3.fp8.weight import HoldsFP8
 from deepseek_v3.memory import check_memory
+from deepseek_v3.model.initialize import allocate
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.weights.checkpoint import Checkpoint
 from deepseek_v3.weights.digests import Piece, group_up
@@ -132,6 +134,37 @@ def load_weights(
     Raises:
         CheckpointError: also when the folder's config builds another model than this one.
     """
+    with _open_for(model, folder, skip_verify, follow_links) as (checkpoint, slots), checkpoint.read_ahead() as ahead:
+        fill_model(model, checkpoint, slots, ahead)
+
+
+def stream_weights(model: DeepseekV3, folder: str | PathLike) -> Iterator[tuple[str, Tensor]]:
+    """Read a folder weight by weight, each whole, with name and dtype that it has in a model, which may be on `meta`.
+
+    Raises:
+        CheckpointError: before the first one; also when the folder's config builds another model than this one.
+    """
+    state = model.state_dict()
+    with _open_for(model, folder) as (checkpoint, slots):
+        for name in dict.fromkeys(slot.memory for slot in slots):
+            yield name, _read_whole(checkpoint, [s for s in slots if s.memory == name and not s.copy], state[name])
+
+
+def _read_whole(checkpoint: Checkpoint, pieces: list[Slot], like: Tensor) -> Tensor:
+    whole = torch.empty_like(like, device="cpu")
+    for slot in pieces:
+        place = place_of(slot, {slot.memory: whole})
+        for rows in split_rows(slot.shape):
+            checkpoint.read_rows(slot.name, rows, place[rows])
+    checkpoint.release()
+    return whole
+
+
+@contextmanager
+def _open_for(
+    model: DeepseekV3, folder: str | PathLike, skip_verify: bool = False, follow_links: bool = False
+) -> Iterator[tuple[Checkpoint, list[Slot]]]:
+    """Open a folder that has passed every check."""
     recover_folder(folder)
     verify_manifest(folder, skip=skip_verify)
     mtp = model.config.num_nextn_predict_layers > 0  # a model without MTP modules takes the main model alone
@@ -141,8 +174,7 @@ def load_weights(
         slots = checkpoint.check()
         tell_notes(checkpoint)
         checkpoint.check_numbers(slots)
-        with checkpoint.read_ahead() as ahead:
-            fill_model(model, checkpoint, slots, ahead)
+        yield checkpoint, slots
 
 
 def first_difference(found: ModelConfig, wanted: ModelConfig) -> str:
@@ -180,22 +212,15 @@ def build_empty(config: ModelConfig, dtype: torch.dtype, *, fp8: Mapping[str, in
         model.requires_grad_(False)
     tensors_once = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     check_memory("the model", sum(tensors_once.values()))
-    made: dict[Tensor, Any] = {}  # weights that two modules share stay one
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, planned in tensors.items():
-                if planned is not None and planned.is_meta:
-                    tensors[name] = made[planned] = made[planned] if planned in made else _allocate(planned)
+    allocate(model, _make_room)
     return model
 
 
-def _allocate(planned: Tensor) -> Any:
-    """Room in memory for a tensor on `meta`. (`Module.to_empty` imports PyTorch's compiler: 1 s.)"""
+def _make_room(planned: Tensor) -> Tensor:
     room = torch.empty(planned.shape, dtype=planned.dtype)
-    if not isinstance(planned, torch.nn.Parameter):
-        return room
-    ask_for_huge_pages(room)
-    return torch.nn.Parameter(room, planned.requires_grad)
+    if isinstance(planned, torch.nn.Parameter):
+        ask_for_huge_pages(room)
+    return room
 
 
 def fill_model(
