@@ -3,6 +3,7 @@
 import pytest
 
 from deepseek_v3.config import ConfigError
+from deepseek_v3.training.metrics import read_metrics
 from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.record import merge_options
 from deepseek_v3.training.session import parse_change, prepare_training
@@ -39,6 +40,16 @@ def test_a_run_folder_says_what_it_is_made_of_and_goes_on(options):
     assert (resumed.step, resumed.options.steps, resumed.options.seq_len) == (3, 5, 13)
     resumed.train()
     assert resumed.step == 5
+
+
+def test_without_held_out_text_nothing_is_measured_and_the_training_is_the_same(options, tmp_path):
+    prepare_training(options).train()
+    prepare_training(options.replace(run=str(tmp_path / "blind"), eval_kilobytes=0, eval_every=1)).train()
+    known, mine = (list(read_metrics(folder / "metrics.jsonl")) for folder in (tmp_path / "run", tmp_path / "blind"))
+    losses = [[row["loss"] for row in rows if row["kind"] == "step"] for rows in (known, mine)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+    assert {row["kind"] for row in known} > {row["kind"] for row in mine} == {"step"}
 
 
 def test_a_run_folder_is_not_overwritten_by_accident(options):

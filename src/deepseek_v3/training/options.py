@@ -67,7 +67,7 @@ class TrainOptions:
         threads: of PyTorch; 0 leaves its choice.
         seed: of weights, data order and fill-in-the-middle.
         eval_every: steps between measurements on held-out text; 0 for only the last.
-        eval_kilobytes: how much held-out text a measurement reads.
+        eval_kilobytes: how much held-out text a measurement reads; 0 for none: it is not examined.
         save_every: steps between checkpoints; 0 for only the last.
         keep: how many checkpoints stay.
         log_every: steps between lines of metrics.jsonl.
@@ -149,7 +149,7 @@ CHOICES = {
     ),
     "moments": ("fp32", "bf16", "auto"),
 }
-COUNTS = ("lanes", "seq_len", "batch_size", "micro_batch", "steps", "eval_kilobytes")
+COUNTS = ("lanes", "seq_len", "batch_size", "micro_batch", "steps")
 LAYOUT = ("pp", "ep", "replicas", "cp")  # of many processes; a run may go on with others
 MOST = {"lanes": 10**6, "threads": 4096, "eval_kilobytes": 10**6}
 
@@ -170,10 +170,10 @@ def check_options(o: TrainOptions) -> None:
     for name in (*COUNTS, "keep", "log_every", *LAYOUT):
         if getattr(o, name) < 1 + (name == "seq_len"):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at least {1 + (name == 'seq_len')}")
-    for name in ("batch_size_start", "warmup_steps", "eval_every", "save_every", "threads", "seed"):
+    for name in ("batch_size_start", "warmup_steps", "eval_every", "eval_kilobytes", "save_every", "threads", "seed"):
         if getattr(o, name) < 0:
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must not be negative")
-    for name in (*COUNTS, "threads"):
+    for name in (*COUNTS, "eval_kilobytes", "threads"):
         if getattr(o, name) > MOST.get(name, LARGEST):
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be at most {MOST.get(name, LARGEST):,}")
     if o.seed >= 2**63:

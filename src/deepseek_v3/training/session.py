@@ -149,7 +149,7 @@ def build_trainer(
         scratch=scratch,
     )
     n_bytes = options.eval_kilobytes * 1000
-    heldout = cut_evenly(corpus.heldout_texts(max(1, n_bytes // HELDOUT_BYTES)), n_bytes)
+    heldout = cut_evenly(corpus.heldout_texts(max(1, n_bytes // HELDOUT_BYTES)), n_bytes) if n_bytes else []
     arithmetic = Arithmetic(precision, peak, device)
     trainer = Trainer(
         model,

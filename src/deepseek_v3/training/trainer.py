@@ -198,7 +198,9 @@ class Trainer:
         )
 
     def measure(self, should_stop: Callable[[], bool] = lambda: False) -> Measurement | None:
-        """Measure the model on the held-out texts."""
+        """Measure the model on the held-out texts; None if there is none, or it was told to stop."""
+        if not self.heldout:
+            return None  # and no process of a pipeline gathers the whole model
         return measure_model(
             self.layout.readable(self.model),
             self.tokenizer,

@@ -35,6 +35,7 @@ from deepseek_v3.weights.transfer import Transfer, group_transfers, run_transfer
 
 TOKENIZER = "tokenizer.json"
 log = logging.getLogger(__name__)
+Opened = Iterator[tuple[Checkpoint, list[Slot]]]
 Job = tuple[Path, int, Callable[[], None]]  # a file, how much of it must have come in, and what to do then
 
 
@@ -139,36 +140,37 @@ def load_weights(
 
 
 def stream_weights(model: DeepseekV3, folder: str | PathLike) -> Iterator[tuple[str, Tensor]]:
-    """Read a folder weight by weight, each whole, with name and dtype that it has in a model, which may be on `meta`.
+    """Read a folder weight by weight, each whole, as it is called in a model on `meta`, which may be cut meanwhile.
 
     Raises:
         CheckpointError: before the first one; also when the folder's config builds another model than this one.
     """
-    state = model.state_dict()
-    with _open_for(model, folder) as (checkpoint, slots):
-        for name in dict.fromkeys(slot.memory for slot in slots):
-            yield name, _read_whole(checkpoint, [s for s in slots if s.memory == name and not s.copy], state[name])
+    like = dict(model.state_dict())
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        with _open_for(model, folder) as (checkpoint, slots):
+            for name in dict.fromkeys(slot.memory for slot in slots):
+                yield name, _read_whole(checkpoint, [s for s in slots if s.memory == name and not s.copy], like[name])
+
+    return read()
 
 
 def _read_whole(checkpoint: Checkpoint, pieces: list[Slot], like: Tensor) -> Tensor:
     whole = torch.empty_like(like, device="cpu")
     for slot in pieces:
-        place = place_of(slot, {slot.memory: whole})
         for rows in split_rows(slot.shape):
-            checkpoint.read_rows(slot.name, rows, place[rows])
+            checkpoint.read_rows(slot.name, rows, place_of(slot, {slot.memory: whole})[rows])
     checkpoint.release()
     return whole
 
 
 @contextmanager
-def _open_for(
-    model: DeepseekV3, folder: str | PathLike, skip_verify: bool = False, follow_links: bool = False
-) -> Iterator[tuple[Checkpoint, list[Slot]]]:
+def _open_for(model: DeepseekV3, folder: str | PathLike, skip_verify: bool = False, links: bool = False) -> Opened:
     """Open a folder that has passed every check."""
     recover_folder(folder)
     verify_manifest(folder, skip=skip_verify)
     mtp = model.config.num_nextn_predict_layers > 0  # a model without MTP modules takes the main model alone
-    with open_checkpoint(folder, mtp=mtp, follow_links=follow_links) as checkpoint:
+    with open_checkpoint(folder, mtp=mtp, follow_links=links) as checkpoint:
         if difference := first_difference(checkpoint.config, model.config):
             raise ConfigFileError(f"{difference}; build the model from this config", file=Path(folder) / "config.json")
         slots = checkpoint.check()
