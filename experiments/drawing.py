@@ -1,8 +1,7 @@
 """The figure of a claim: runs as lines, or arms and pairs with intervals. SVG by hand: it never changes by itself."""
 
-from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 COLOURS = ("#2f6db5", "#d9772b", "#2e8b6f", "#8a56ac", "#b8860b", "#c0396b")
 W, T, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 56, 150, 34, 40
@@ -43,66 +42,83 @@ def draw_figure(title: str, measure: dict[str, Any], arms: dict[str, dict[str, A
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-ROW, NAME_W, PLOT_W, LABEL_W = 24, 112, 236, 232  # of the figure of an order
+ROW, NAME_W, PLOT_W, LABEL_W, SAID_W = 24, 112, 216, 232, 108  # of the figure of an order
+AXIS_H = 50
+WORDS = {"holds": "#2e8b6f", "does not hold": "#c0396b"}
+
+
+class Row(NamedTuple):
+    """One line of a panel: values as dots, their mean as a stroke, half of an interval, and what stands beside."""
+
+    name: str
+    colour: str
+    values: list[float]
+    half: float | None = None
+    said: str = ""
 
 
 def draw_order(title: str, measure: dict[str, Any], arms: dict[str, dict[str, Any]], orders: list[Any]) -> str:
-    """Return the figure of an order: left every arm's seeds, right every pair with its interval.
+    """Return the figure of an order: left every arm's seeds; right every pair with its interval, a panel a value.
 
     Args:
         orders: what `verdict.weigh_order` says of each pair.
     """
-    rows = max(len(arms), len(orders))
-    height, right = TOP + ROW * rows + 44, NAME_W + PLOT_W + LABEL_W
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right + PLOT_W + 16} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{right + PLOT_W + 16}" height="{height}" fill="white"/>',
-        f'<text x="12" y="20" font-size="14">{escape(title)}</text>',
+    right, panels = NAME_W + PLOT_W + LABEL_W, {order.value: [] for order in orders}
+    for order in orders:
+        known = len(order.each) > 1
+        said = f"{100 * order.mean:+.2f} ± {100 * order.half:.2f}" if known else ""
+        each, half = [100 * value for value in order.each], 100 * order.half if known else None
+        panels[order.value].append(Row(order.name.replace("`", ""), WORDS.get(order.word, "#6b7280"), each, half, said))
+    levels = [
+        Row(arm, COLOURS[i % len(COLOURS)], [run["number"] for run in seeds.values()])
+        for i, (arm, seeds) in enumerate(arms.items())
     ]
-    values = {arm: [run["number"] for run in seeds.values()] for arm, seeds in arms.items()}
-    every = [value for found in values.values() for value in found]
-    levels = [(arm, COLOURS[i % len(COLOURS)], values[arm], None) for i, arm in enumerate(arms)]
-    axis = (min(every), max(every))
-    parts += _draw_rows(levels, axis, NAME_W, f"{measure['value']}, each seed and mean", height, "{:.3f}")
-    ends = [100 * (o.mean + side * o.half) for o in orders for side in (-1, 1) if len(o.each) > 1]
-    ends += [100 * value for o in orders for value in o.each] + [0.0]
-    word = {"holds": "#2e8b6f", "does not hold": "#c0396b"}
-    pairs = [(o.name.replace("`", ""), word.get(o.word, "#6b7280"), [100 * value for value in o.each],
-              100 * o.half if len(o.each) > 1 else None) for o in orders]  # fmt: skip
-    parts += _draw_rows(pairs, (min(ends), max(ends)), right, "lower / upper - 1, in %", height, "{:+.1f}")
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    parts = _draw_panel(levels, TOP, NAME_W, f"{measure['value']}: each seed, mean", "{:.3f}")
+    top = TOP
+    for value, rows in panels.items():
+        caption = f"{value or measure['value']}: lower / upper - 1 in %"
+        parts += _draw_panel([*rows], top, right, caption, "{:+.1f}", zero=True)
+        top += ROW * len(rows) + AXIS_H
+    width, height = right + PLOT_W + SAID_W, max(top, TOP + ROW * len(levels) + AXIS_H)
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="12" y="20" font-size="14">{escape(title)}</text>',
+        *parts, "</svg>",
+    ]) + "\n"  # fmt: skip
 
 
-def _draw_rows(
-    rows: Sequence[tuple[str, str, list[float], float | None]], ends: tuple[float, float], left: int, caption: str,
-    height: int, form: str,
-) -> list[str]:  # fmt: skip
-    """Draw one row a name: its values as dots, their mean as a line, and an interval where half of it is given."""
-    low, high = ends
-    margin = 0.06 * (high - low) or 0.01
-    low, high = low - margin, high + margin
+def _draw_panel(rows: list[Row], top: int, left: int, caption: str, form: str, *, zero: bool = False) -> list[str]:
+    """Draw rows above one axis, which has 0 on it if asked."""
+    ends = [value for row in rows for value in row.values] or [0.0]
+    ends += [sum(row.values) / len(row.values) + side * row.half for row in rows if row.half for side in (-1, 1)]
+    ends += [0.0] if zero else []
+    margin = 0.06 * (max(ends) - min(ends)) or 0.01
+    low, high = min(ends) - margin, max(ends) + margin
 
     def across(value: float) -> str:
         return f"{left + (value - low) / (high - low) * PLOT_W:.1f}"
 
-    bottom = height - 44
-    parts = [f'<rect x="{left}" y="{TOP}" width="{PLOT_W}" height="{bottom - TOP}" fill="#f7f8fa"/>']
+    bottom = top + ROW * len(rows)
+    parts = [f'<rect x="{left}" y="{top}" width="{PLOT_W}" height="{bottom - top}" fill="#f7f8fa"/>']
     for i in range(4):
-        level = low + margin + (high - low - 2 * margin) * i / 3
-        parts.append(f'<text x="{across(level)}" y="{bottom + 16}" text-anchor="middle" fill="#6b7280">'
-                     f"{form.format(level)}</text>")  # fmt: skip
+        level = min(ends) + (max(ends) - min(ends)) * i / 3
+        said = form.format(round(level, 3) + 0.0).replace("-0.0", "+0.0" if round(level, 1) == 0 else "-0.0")
+        parts.append(f'<text x="{across(level)}" y="{bottom + 16}" text-anchor="middle" fill="#6b7280">{said}</text>')
     parts.append(f'<text x="{left}" y="{bottom + 34}" fill="#6b7280">{escape(caption)}</text>')
-    if low < 0 < high:
-        parts.append(f'<line x1="{across(0)}" x2="{across(0)}" y1="{TOP}" y2="{bottom}" stroke="#111827"/>')
-    for i, (name, colour, values, half) in enumerate(rows):
-        y = TOP + ROW * i + ROW / 2
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
-        parts += [f'<circle cx="{across(v)}" cy="{y}" r="3" fill="{colour}" fill-opacity="0.45"/>' for v in values]
-        if values:
-            mean = sum(values) / len(values)
+    if zero:
+        parts.append(f'<line x1="{across(0)}" x2="{across(0)}" y1="{top}" y2="{bottom}" stroke="#111827"/>')
+    for i, row in enumerate(rows):
+        y, colour = top + ROW * i + ROW // 2, row.colour
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end" fill="{colour}">{escape(row.name)}</text>')
+        parts += [f'<circle cx="{across(v)}" cy="{y}" r="3" fill="{colour}" fill-opacity="0.45"/>' for v in row.values]
+        if row.values:
+            mean = sum(row.values) / len(row.values)
             parts.append(f'<path d="M{across(mean)} {y - 8}V{y + 8}" stroke="{colour}" stroke-width="2.5"/>')
-            if half is not None:
-                parts.append(f'<path d="M{across(mean - half)} {y}H{across(mean + half)}" stroke="{colour}" '
-                             'stroke-width="2"/>')  # fmt: skip
+            if row.half is not None:
+                line = f"M{across(mean - row.half)} {y}H{across(mean + row.half)}"
+                parts.append(f'<path d="{line}" stroke="{colour}" stroke-width="2"/>')
+        if row.said:
+            parts.append(f'<text x="{left + PLOT_W + 8}" y="{y + 4}" fill="{colour}">{row.said}</text>')
     return parts

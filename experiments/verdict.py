@@ -124,13 +124,14 @@ def describe_gaps(verdict: dict[str, Any], arms: Arms) -> list[str]:
 
 
 class Order(NamedTuple):
-    """Of a pair of arms: lower / upper - 1 by seed, their mean and half its interval, and a word."""
+    """Of a pair of arms: lower / upper - 1 by seed, their mean and half its interval, a word, and what is compared."""
 
     name: str
     each: list[float]
     mean: float
     half: float
     word: str
+    value: str
 
 
 def weigh_order(pair: dict[str, Any], arms: Arms) -> Order:
@@ -142,10 +143,10 @@ def weigh_order(pair: dict[str, Any], arms: Arms) -> Order:
     name += f" in `{pair['value']}`" if "value" in pair else ""
     each = [low / high - 1 for low, high in seeds]
     if not each:
-        return Order(name, each, math.nan, math.inf, "open")
+        return Order(name, each, math.nan, math.inf, "open", pair.get("value", ""))
     mean, half = interval(each)
     word = "holds" if mean + half < 0 else "does not hold" if mean - half > 0 else "undecided"
-    return Order(name, each, mean, half, word)
+    return Order(name, each, mean, half, word, pair.get("value", ""))
 
 
 def number_for(pair: dict[str, Any], run: dict[str, Any]) -> float:

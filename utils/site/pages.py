@@ -16,7 +16,7 @@ FENCE = re.compile(r"^ *(```+|~~~+)")
 # Documents of docs/ by section; one that is named nowhere is of the package.
 FIRST = ["training", "fp8", "distributed", "post_training", "generation", "serving", "checkpoints"]
 REPORT = ["paper_map", "errata"]
-MEASURED = ["trials", "decisions"]
+MEASURED = ["studies", "trials", "decisions"]
 
 
 class Page(NamedTuple):
