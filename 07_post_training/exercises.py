@@ -1,19 +1,31 @@
-"""Your turn: seven functions of post-training. Fill in the bodies, then run `make check CH=07`.
+"""Build post-training, from the slope of one token to GRPO, and have every step graded.
 
-Everything is float64 NumPy. Letters: B answers, S rows that predict, T = S + 1 tokens, V vocabulary; P questions, M
-answers to each (B = P M); N tokens, D width, E experts, A activated.
+    make check CH=07            (or: python -m utils.exercises 07, from the root)
+
+Fill in the bodies, in any order: an exercise that calls another one is graded with the chapter's own version as long
+as yours is blank. Everything is float64 NumPy. Letters: B answers, S rows that predict, T = S + 1 tokens, V vocabulary;
+P questions, M answers to each (B = P M); N tokens, D width, E experts, A activated.
+Hints, folded one by one: hints.md. Answers with their reasons: exercises_solved.py.
 """
 
 import numpy as np
 
 
-def targets_of_answers(token_BT: np.ndarray, answer_BT: np.ndarray) -> np.ndarray:
-    """Say what every row is trained on: the next token if that token is of an answer, else -100. Shape [B, T - 1].
+def log_probs_backward(g_N: np.ndarray, logits_NV: np.ndarray, token_N: np.ndarray) -> np.ndarray:
+    """Go back from log pi of the written tokens to the logits: g is the slope of a loss by each log-probability.
 
-    Module supervised_fine_tuning.py.
-    Hint 1: which row must learn to write the *first* token of an answer? It reads a token of the question.
-    Hint 2: so the mask moves together with the targets, not with the tokens that are read.
-    Hint 3: mark first, then cut off the first column of the marked tokens.
+    Returns: the slope of that loss by every logit, [N, V].
+    Notebook: token_policy.
+    """
+    raise NotImplementedError
+
+
+def targets_of_answers(token_BT: np.ndarray, answer_BT: np.ndarray) -> np.ndarray:
+    """Say what every row is trained on: the next token if that token is of an answer, else -100.
+
+    Args: answer_BT is True where a token belongs to an answer, its end included.
+    Returns: [B, T - 1].
+    Notebook: supervised_fine_tuning.
     """
     raise NotImplementedError
 
@@ -22,21 +34,25 @@ def judge_sum(problem: str, text: str) -> float:
     """Give 1.0 when `text` is the sum that `problem` (such as "12+34=") asks for, in plain digits 0 to 9; else 0.0.
 
     The text comes from a model that is paid for what you let through. It must not be run, and must not raise.
-    Module rewards.py.
-    Hint 1: eval("46") is 46, and eval("__import__('os').system(...)") is whatever the model wants.
-    Hint 2: int() runs nothing, but raises on "x" and takes " 46", "4_6" and "+46".
-    Hint 3: re.fullmatch("[0-9]+", text), and only then int(text).
+    Notebook: rewards.
+    """
+    raise NotImplementedError
+
+
+def advantage_over_others(reward_PM: np.ndarray) -> np.ndarray:
+    """Judge each answer by the mean reward of the *other* answers to its question: the baseline that shortens nothing.
+
+    Returns: [P, M].
+    Notebook: policy_gradient.
     """
     raise NotImplementedError
 
 
 def group_advantage(reward_PM: np.ndarray) -> np.ndarray:
-    """Judge each answer against its group: (reward - mean) / standard deviation (over M), 0 where all are equal.
+    """Judge each answer against its group: distance from the mean, in standard deviations (over M); equal rewards: 0.
 
-    Source: arXiv:2412.19437, Eq. (28); module grpo.py.
-    Hint 1: one mean and one deviation for each question: which axis, and must it be kept?
-    Hint 2: equal rewards have deviation 0; what should a group teach in which nobody was better?
-    Hint 3: np.where(std > 0, centered / np.where(std > 0, std, 1), 0)
+    Returns: [P, M].
+    Notebook: grpo; arXiv:2412.19437, Eq. (28).
     """
     raise NotImplementedError
 
@@ -44,21 +60,15 @@ def group_advantage(reward_PM: np.ndarray) -> np.ndarray:
 def clipped_slope(logp: np.ndarray, old: np.ndarray, advantage: np.ndarray, clip: float) -> np.ndarray:
     """Differentiate -min(r A, clip(r, 1 - clip, 1 + clip) A), r = exp(logp - old), by logp. All arrays [N].
 
-    Source: arXiv:2412.19437, Eq. (26); module grpo.py.
-    Hint 1: where the plain term is the smaller one, d(r A)/dlogp = A r.
-    Hint 2: where the clipped one is, the slope is 0. With A > 0 that is r > 1 + clip; and with A < 0?
-    Hint 3: kept = np.where(advantage >= 0, r <= 1 + clip, r >= 1 - clip)
+    Notebook: grpo; arXiv:2412.19437, Eq. (26).
     """
     raise NotImplementedError
 
 
 def kl_slope(logp: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Differentiate rho - log rho - 1, rho = exp(reference - logp), by logp.
+    """Differentiate rho - log rho - 1, rho = exp(reference - logp), by logp. All arrays [N].
 
-    Source: arXiv:2412.19437, Eq. (27); module grpo.py.
-    Hint 1: drho/dlogp = -rho, because logp stands with a minus in the exponent.
-    Hint 2: d(log rho)/dlogp = -1.
-    Hint 3: put both together: zero when both models agree, positive when this one finds the token likelier.
+    Notebook: grpo; arXiv:2412.19437, Eq. (27).
     """
     raise NotImplementedError
 
@@ -66,10 +76,29 @@ def kl_slope(logp: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def replayed_gates(router_ED: np.ndarray, x_ND: np.ndarray, index_NA: np.ndarray) -> np.ndarray:
     """Weigh experts that another run chose: g = s / sum of the chosen s, with s = sigmoid(x . router) of *this* run.
 
-    Module router_replay.py.
-    Hint 1: all scores are sigmoid(x_ND @ router_ED.T), [N, E]; only those in index_NA count.
-    Hint 2: np.take_along_axis picks columns by index.
-    Hint 3: divide by the sum over the chosen, not over all experts.
+    Returns: [N, A].
+    Notebook: router_replay.
+    """
+    raise NotImplementedError
+
+
+def replayed_gates_backward(
+    dgate_NA: np.ndarray, router_ED: np.ndarray, x_ND: np.ndarray, index_NA: np.ndarray
+) -> np.ndarray:
+    """Go back through replayed_gates to the router: what it still learns when its choice was taken from elsewhere.
+
+    Returns: drouter [E, D], the sum over tokens.
+    Notebook: router_replay.
+    """
+    raise NotImplementedError
+
+
+def reverse_kl_slope(teacher_NV: np.ndarray, student_NV: np.ndarray) -> np.ndarray:
+    """Differentiate KL(q, p) = sum_v q_v (log q_v - log p_v) by the student's logits, row by row.
+
+    Args: logits; p is the softmax of the teacher's, q that of the student's.
+    Returns: [N, V].
+    Notebook: distillation.
     """
     raise NotImplementedError
 
@@ -81,10 +110,9 @@ def grpo_from_an_empty_file(
 
         L = -1/B sum_b 1/|o_b| sum_s min(r A_b, clip(r, 1 - clip, 1 + clip) A_b)      over written tokens
 
-    Row b of logp_BS is answer b % M to question b // M. Use nothing of the chapter's grpo.py.
-    Source: arXiv:2402.03300, Eq. (3).
-    Hint 1: you have two of its parts already: group_advantage and clipped_slope.
-    Hint 2: the weight of a token is written / (B |o_b|), with |o_b| the number of written tokens of its answer.
-    Hint 3: loss = -(weight * minimum).sum(); gradient = weight * clipped_slope, token by token.
+    Row b of logp_BS is answer b % M to question b // M; |o_b| is the number of its written tokens. Use nothing of the
+    chapter's grpo.py.
+    Returns: the loss, a number; the gradient [B, S].
+    Notebook: grpo; arXiv:2402.03300, Eq. (3).
     """
     raise NotImplementedError

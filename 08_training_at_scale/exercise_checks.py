@@ -25,6 +25,8 @@ def check_crossing_bytes(answer):
     """Three nodes needed, one of them the own one."""
     got, one = int(answer([3, 9, 11, 14, 27], 0, 8, 256)), 256 + 8 + 512
     assert got != 4 * one, "that is a copy for each expert; the three in node 1 share one crossing"
+    assert got != 2 * 264, "that is the way out alone; the sums come back as well"
+    assert got != 2 * 2 * 512, "on the way out it goes in FP8: a byte a number, and four bytes of scale for each 128"
     assert got != 3 * one, "that counts the own node: expert 3 needs no crossing"
     assert got != 2 * (one - 8), "the scales are missing: four bytes for each 128 numbers on the way out"
     assert got != 2 * 2 * 264, "on the way back the sums go in BF16, two bytes a number and no scales"
@@ -72,7 +74,7 @@ def check_count_copies(answer):
     assert got == [4, 2, 1], f"loads 9, 4, 3 on seven slots are [4, 2, 1]; you say {got}"
 
 
-def check_finish_times(answer):
+def check_schedule_from_an_empty_file(answer):
     """The simulation of the chapter, task by task."""
     for make in (gpipe_order, one_f_one_b_order):
         tasks = make(3, 5)
@@ -80,6 +82,9 @@ def check_finish_times(answer):
         got = answer(order, 1.5, 2.25)
         slots = run_schedule(tasks, 3, Times(1.5, 2.25, 1.0, 3.75))
         want = {(s.task.kind, s.task.micro, s.task.stage): s.end for rank in slots for s in rank}
+        assert isinstance(got, dict), f"a dictionary is wanted: an end for each task; you return {type(got).__name__}"
+        strange = sorted(set(got) - set(want), key=str)
+        assert not strange, f"the keys are like ('F', 0, 2): kind, micro-batch, rank; yours has {strange[0]!r}"
         assert set(got) == set(want), f"every task ends once: {len(want)} of them, you have {len(got)}"
         for key in sorted(want, key=lambda k: want[k]):
             early = "before what it waits for" if got[key] < want[key] else "later than it must"

@@ -38,7 +38,9 @@ def count_copies(loads: list[float], n_slots: int) -> list[int]:
     return copies
 
 
-def finish_times(order: list[list[tuple[str, int]]], F: float, B: float) -> dict[tuple[str, int, int], float]:
+def schedule_from_an_empty_file(
+    order: list[list[tuple[str, int]]], F: float, B: float
+) -> dict[tuple[str, int, int], float]:
     """Two rules, applied until nothing is left; the order of going round does not matter."""
     ends: dict[tuple[str, int, int], float] = {}
     free, place = [0.0] * len(order), [0] * len(order)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from utils import exercises
 from utils.exercises import ROOT, grade
 
 CHAPTERS = [p.parent for p in sorted(ROOT.glob("0[0-8]_*/exercises.py"))]
@@ -113,9 +114,30 @@ def test_every_backward_pass_of_the_first_five_chapters_is_graded():
 
 
 def test_the_last_exercise_of_a_chapter_is_its_module_from_an_empty_file():
-    for chapter in CHAPTERS[:8]:
+    for chapter in CHAPTERS:
         body = ast.parse((chapter / "exercises.py").read_text(encoding="utf-8")).body
         assert [n.name for n in body if isinstance(n, ast.FunctionDef)][-1].endswith("_from_an_empty_file"), chapter
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda p: p.name)
+def test_every_exercise_has_three_hints_that_are_folded_one_by_one(chapter):
+    names = [n.name for n in ast.parse((chapter / "exercises.py").read_text("utf-8")).body if hasattr(n, "name")]
+    parts = re.split(r"^## `(\w+)`$", (chapter / "hints.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    assert parts[::2] == names
+    fold = r"\n*<details><summary>Hint ([123])</summary>\n\n((?:(?!</?details>).)+?)\n\n</details>"
+    for name, text in zip(names, parts[1::2]):
+        assert [number for number, _ in re.findall(fold, text, re.DOTALL)] == ["1", "2", "3"], name
+        assert not re.sub(fold, "", text, flags=re.DOTALL).strip(), f"{name}: something lies open between its hints"
+    assert "Hint 1" not in (chapter / "exercises.py").read_text("utf-8"), "hints stand open in the docstrings"
+
+
+def test_an_answer_without_an_end_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(exercises, "PATIENCE", 0.05)
+    verdict = answer_file(
+        tmp_path, "def score_absorbed(q, q_rope, latent, k_rope, w):\n    while True:\n        pass\n"
+    )
+    assert "which loop never sees its condition change?" in verdict["score_absorbed"]
+    assert "while True" in verdict["score_absorbed"] or "pass" in verdict["score_absorbed"]
 
 
 def answer_file(tmp_path, *bodies: str):

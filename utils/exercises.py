@@ -3,7 +3,7 @@
     make check CH=02                       your answers in 02_latent_attention/exercises.py
     python -m utils.exercises 02 --solved  the chapter's own answers, which must pass
 
-A chapter has `exercises.py` (functions to fill in: docstring, shapes, equation, hints), `exercises_solved.py`
+A chapter has `exercises.py` (functions to fill in: docstring, shapes, equation), `hints.md`, `exercises_solved.py`
 (the same names, answered) and `exercise_checks.py` with one `check_NAME(answer)` for each, which raises AssertionError
 with a sentence that says what is wrong with the answer, not only that it is wrong.
 """
@@ -11,15 +11,45 @@ with a sentence that says what is wrong with the answer, not only that it is wro
 import importlib.util
 import linecache
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 60.0  # seconds of computing that an answer may take before it counts as one that has no end
+
+
+class NoEndError(BaseException):  # no check that catches what an answer raises may swallow it
+    """An answer has computed for longer than anybody waits."""
+
+
+@contextmanager
+def limit_computing(seconds: float) -> Iterator[None]:
+    """Raise NoEndError after so much computing inside; seconds in which others use the processor do not count.
+
+    Where there is no such clock (Windows, or not the main thread), nothing is limited.
+    """
+
+    def give_up(number, frame):
+        raise NoEndError
+
+    try:
+        before = signal.signal(signal.SIGVTALRM, give_up)
+    except (AttributeError, ValueError):
+        yield
+        return
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def load_file(path: Path) -> ModuleType:
@@ -32,7 +62,7 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
-def shapes_on_line(error: Exception, path: str) -> str:
+def shapes_on_line(error: BaseException, path: str) -> str:
     """Say which line of the answers file stopped, and the shapes of the arrays that stand on it."""
     frames = [(f, n) for f, n in traceback.walk_tb(error.__traceback__) if f.f_code.co_filename == path]
     if not frames:
@@ -67,7 +97,7 @@ USUAL_STOPS = (  # what Python and NumPy say, and what a reader can do about it;
 )  # fmt: skip
 
 
-def explain_stop(error: Exception, answers: ModuleType) -> str:
+def explain_stop(error: BaseException, answers: ModuleType) -> str:
     """Put an exception into the reader's terms: where it is, what the arrays are, what is usually behind it.
 
     What NumPy says itself is never shown: it speaks of gufuncs, casts and operands, not of the reader's line.
@@ -75,6 +105,8 @@ def explain_stop(error: Exception, answers: ModuleType) -> str:
     where = shapes_on_line(error, str(answers.__file__))
     if not where:
         return "what you return has not the form that the docstring names under Returns (how many arrays, which axes)"
+    if isinstance(error, NoEndError):
+        return f"{where}it has computed for {PATIENCE:.0f} seconds: which loop never sees its condition change?"
     if isinstance(error, NameError):
         return f"{where}{error}: is it spelled as in the arguments, or imported?"
     if isinstance(error, KeyError):
@@ -113,7 +145,10 @@ def judge(check: Callable, exercise: str, answers: ModuleType, solved: ModuleTyp
         return result
 
     try:
-        with np.errstate(all="ignore"):  # what overflows is told below, as NaN or infinity, and not as a warning
+        with (
+            limit_computing(PATIENCE),
+            np.errstate(all="ignore"),
+        ):  # what overflows is told below, as NaN or infinity, and not as a warning
             check(answer)
     except NotImplementedError as error:
         blank = blank_exercise(error, answers)
@@ -125,7 +160,7 @@ def judge(check: Callable, exercise: str, answers: ModuleType, solved: ModuleTyp
         nan = "your result holds NaN or infinity: a division by zero, an overflow, a root or log of a negative number; "
         told = str(error) or "wrong"
         return nan + told if returned and holds_nan(returned[-1]) and "NaN" not in told else told
-    except Exception as error:
+    except (Exception, NoEndError) as error:
         return explain_stop(error, answers)
     return ""
 

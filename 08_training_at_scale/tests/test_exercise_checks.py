@@ -54,6 +54,12 @@ def copy_once_each(loads, n_slots):
         ),
         ("crossing_bytes", lambda e, own, per, D: len({x // per for x in e} - {own}) * 3 * D, "scales are missing"),
         ("crossing_bytes", lambda e, own, per, D: len({x // per for x in e} - {own}) * 2 * (D + D // 32), "in BF16"),
+        (
+            "crossing_bytes",
+            lambda e, own, per, D: len({x // per for x in e} - {own}) * (D + D // 32),
+            "the way out alone",
+        ),
+        ("crossing_bytes", lambda e, own, per, D: len({x // per for x in e} - {own}) * 4 * D, "it goes in FP8"),
         ("uncovered_time", lambda b, w, f, df, db: df + db, "journeys of 2 fit"),
         ("uncovered_time", lambda b, w, f, df, db: max(0, df - b - w) + max(0, db - f), "need not wait for MLP"),
         ("uncovered_time", lambda b, w, f, df, db: max(0, df - b) + max(0, db - w - f), "only what is beyond 7"),
@@ -69,9 +75,15 @@ def copy_once_each(loads, n_slots):
         ("count_copies", copy_by_load_alone, "load / copies, which falls"),
         ("count_copies", copy_once_each, "copy the heaviest once each"),
         ("count_copies", lambda loads, n: [round(n * x / sum(loads)) for x in loads], "every expert needs one slot"),
-        ("finish_times", waits_for_nobody, "before what it waits for"),
-        ("finish_times", lambda order, F, B: {}, "every task ends once"),
-        ("finish_times", lambda o, F, B: {k: v + 1 for k, v in SOLVED.finish_times(o, F, B).items()}, "later than"),
+        ("schedule_from_an_empty_file", waits_for_nobody, "before what it waits for"),
+        ("schedule_from_an_empty_file", lambda order, F, B: {}, "every task ends once"),
+        ("schedule_from_an_empty_file", lambda order, F, B: [1.0], "a dictionary is wanted"),
+        ("schedule_from_an_empty_file", lambda order, F, B: {("F", 9, 0): 1.0}, "kind, micro-batch, rank"),
+        (
+            "schedule_from_an_empty_file",
+            lambda o, F, B: {k: v + 1 for k, v in SOLVED.schedule_from_an_empty_file(o, F, B).items()},
+            "later than",
+        ),
     ],
 )
 def test_a_wrong_answer_is_told_what_is_wrong_with_it(exercise, wrong, says):
