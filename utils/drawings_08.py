@@ -35,12 +35,14 @@ def draw_schedule(slots, title: str) -> None:
     for p, rank in enumerate(slots):
         for slot in rank:
             draw_task(ax, len(slots) - 1 - p, slot.start, slot.end, slot.task)
-    ax.set(xlim=(0, end), ylim=(-0.6, len(slots) - 0.4), xlabel="time")
+    ax.set(xlim=(0, end), ylim=(-0.6, len(slots) - 0.4), xlabel="time (a forward takes 1)")
     ax.set_yticks(range(len(slots)), [f"rank {p}" for p in reversed(range(len(slots)))])
     ax.grid(visible=False)
     legend = [Rectangle((0, 0), 1, 1, facecolor=tint(c, 0.5)) for c in KINDS.values()]
     names = ["forward", "backward", "backward of inputs", "of weights"]
-    ax.legend(legend, names, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.32), fontsize=8)
+    ax.legend(
+        legend, names, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.24 if len(slots) < 6 else -0.13), fontsize=8
+    )
     ax.set_title(title)
     plt.show()
 
@@ -100,7 +102,7 @@ def draw_traffic(bytes_from_to: np.ndarray, gpus: int, title: str) -> None:
     plt.show()
 
 
-def draw_streams(rows: dict[str, list[tuple[str, float, float]]], title: str) -> None:
+def draw_streams(rows: dict[str, list[tuple[str, float, float]]], title: str, x: str) -> None:
     """Draw pieces of work (name, start, end) on streams: (F) blue, (B) green, (W) gold; sending is paler and framed."""
     use_style()
     kinds = {"(F)": "content", "(B)": "latent", "(W)": "shared"}
@@ -114,7 +116,7 @@ def draw_streams(rows: dict[str, list[tuple[str, float, float]]], title: str) ->
             label = name.replace("(", "\n(") if end - start > 0 else ""
             ax.text((start + end) / 2, y, label, ha="center", va="center", fontsize=6, color=INK)
     end = max(piece[2] for pieces in rows.values() for piece in pieces)
-    ax.set(xlim=(0, end), ylim=(-0.6, len(rows) - 0.4), xlabel="time")
+    ax.set(xlim=(0, end), ylim=(-0.6, len(rows) - 0.4), xlabel=x)
     ax.set_yticks(range(len(rows)), list(reversed(rows)))
     ax.grid(visible=False)
     ax.set_title(title)

@@ -127,7 +127,7 @@ fits = {
 between, missed = fits["forward: covers everything"][18:23].sum(), fits["reverse: picks one"][20:].sum()
 assert missed < 0.01 < 0.1 < between
 silent = np.exp(teacher)[20:].sum()
-title = f"Forward: {between:.0%} said that she never would; reverse: {silent:.0%} never said"
+title = f"Forward: {between:.0%} where she says nothing; reverse: {silent:.0%} of hers left out"
 plot_two_fits(place, np.exp(teacher), fits, ["content", BETTER], title)
 
 # %% [markdown]
@@ -137,9 +137,9 @@ plot_two_fits(place, np.exp(teacher), fits, ["content", BETTER], title)
 #
 # ## The experiment: labels, logits, texts
 #
-# A wide teacher was trained on all 162 training questions. The narrow student's book has 48 of them. Three ways, equal
-# steps: the 48 labels alone; the teacher's logits along the same 48 texts; or 48 labels and what the teacher *writes*
-# on the other questions, the wrong ones thrown away.
+# A wide teacher (128 hidden numbers) was trained on all 162 training questions. The narrow student (24) has a book with
+# 48 of them. Three ways, 300 steps of 32 texts each: the 48 labels alone; the teacher's logits along the same 48 texts;
+# or 48 labels and what the teacher *writes* on the other questions, the wrong ones thrown away.
 
 # %%
 rng = np.random.default_rng(0)
@@ -243,7 +243,7 @@ for n_steps in (400, 60):
 #
 # ## Exercises
 #
-# By thought alone:
+# Graded: `reverse_kl_slope` (`make check CH=07`). By thought alone:
 #
 # **1.** Teacher and student have different tokenizers. Which way is left?
 #

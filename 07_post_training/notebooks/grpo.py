@@ -8,10 +8,10 @@
 # So compare each essay with the others *on the same question*. And a question on which all passed, or all failed? It
 # teaches nothing at all, however long they wrote.
 #
-# Earlier methods trained a second network, as large as the first, to foresee the grade. GRPO (*group relative policy
-# optimisation*) draws several answers to each question and takes their mean: the baseline of the last notebook. Below
-# we follow one group from its grades to the changed weights, then a small policy learns to sort from *right* and
-# *wrong* alone. At the end the book's trained model sits in the class.
+# Earlier methods (PPO, arXiv:1707.06347) trained a second network, as large as the first, to foresee the grade. GRPO
+# (*group relative policy optimisation*) draws several answers to each question and takes their mean: the baseline of
+# the last notebook. Below we follow one group from its grades to the changed weights, then a small policy learns to
+# sort from *right* and *wrong* alone. At the end the book's trained model sits in the class.
 
 # %%
 import numpy as np
@@ -84,7 +84,8 @@ title = "One step: what was better than its group becomes likelier"
 draw_group("150>", read_answers(answers), reward, advantage, before, after, title)
 
 # %% [markdown]
-# One right answer among eight wrong ones: it alone gets likelier.
+# One right answer and seven wrong ones: it alone gets likelier. (`0357` is so unlikely that four digits
+# do not show its probability.)
 #
 # ## Build it: the ratio, and why it is clipped
 #
@@ -102,7 +103,6 @@ draw_group("150>", read_answers(answers), reward, advantage, before, after, titl
 
 
 # %%
-# %%
 def naive_gain(r, a, edge=0.2):
     """The smaller of the plain gain and the clipped one."""
     clipped = min(max(r, 1 - edge), 1 + edge)
@@ -114,7 +114,7 @@ curves = {f"advantage {a:+.0f}": (r, [naive_gain(x, a) for x in r]) for a in (1,
 for a in (1.0, -1.0):
     assert np.allclose(curves[f"advantage {a:+.0f}"][1], clipped_forward(r, np.full(141, a))[0])
 title = "The gain stops growing on one side, and on that side only"
-plot_curves(curves, [BETTER, WORSE], title, "ratio π / π_old", "what counts")
+plot_curves(curves, [BETTER, WORSE], title, "ratio π / π_old", "gain that counts: min(r A, clip(r) A)")
 
 # %% [markdown]
 # ## The derivation: the whole loss
@@ -171,7 +171,9 @@ print("loss", round(loss, 4), "  slopes of the second answer", naive_slope[1].ro
 # pencil: for $\rho = 2$ it is $2 - 0.693 - 1 = 0.307$, for $\rho = 1$ it is 0. It is never negative, and right on
 # average.
 #
-# Its *slope* is another matter. For five tokens we can write the averages out and look.
+# Its *slope* is another matter. For five tokens we can write the averages out and look: each token $a$ has its slope by
+# $\log \pi_a$, times row $a$ of `score` (the slope of $\log \pi_a$ by the five logits, one-hot minus probability), each
+# as often as it is drawn.
 
 # %%
 from grpo import corrected_kl_backward, corrected_kl_forward, kl_estimate_backward, kl_estimate_forward
@@ -227,7 +229,7 @@ print("held-out questions right:", [f"{r:.0%}" for r in right])
 
 # %% [markdown]
 # One of them as a picture: the held-out question whose right answer rose most (so it was *picked* for that; the
-# accuracy above is the measure).
+# accuracy above is the measure). The right answer is teal, its six likeliest rivals brown; white are all other texts.
 
 # %%
 seen = np.array(seen)  # [moment, question, answer]
@@ -301,8 +303,9 @@ for name, (forward, backward, _) in LOSSES.items():
 #
 # ## The trained model speaks: in the class at last
 #
-# The book's model reads a story and is asked who did it. In `token_policy` it was right now and then, with two actors
-# to choose from. Its answer is one word, so a group is a handful of words. Sixty new questions, eight answers to each:
+# The book's model reads a story and is asked who did it. In `token_policy` it found the right one of two actors
+# likelier in most stories, and would often have said the other. Its answer is one word, so a group is a handful of
+# words. Sixty new questions, eight answers to each:
 
 # %%
 from utils.story_model import ask_who, open_book

@@ -43,8 +43,9 @@ from utils.gradient_check import central_difference
 # z_v = \pi_v (R_v - J)$. Dish 0 has exactly the average grade: 0. Dish 1: $1/4 \cdot (10 - 11) = -0.25$. Dish 3: $1/8
 # \cdot (14 - 11) = 0.375$. More of 3, less of 1 and 2.
 #
-# (Why: raising $z_v$ raises $\pi_v$ by $\pi_v (1 - \pi_v)$ and takes $\pi_v \pi_u$ from every other $u$. So $J$ gains
-# $\pi_v R_v$ and loses $\pi_v \sum_u \pi_u R_u = \pi_v J$.)
+# (Why: raising $z_v$ raises $\pi_v$ by $\pi_v (1 - \pi_v)$ and takes $\pi_v \pi_u$ from every other $u$. So $J$ changes
+# by $\pi_v (1 - \pi_v) R_v - \sum_{u \ne v} \pi_v \pi_u R_u$. Put the $-\pi_v \pi_v R_v$ of the first part into the
+# sum: $J$ gains $\pi_v R_v$ and loses $\pi_v \sum_u \pi_u R_u = \pi_v J$.)
 
 # %%
 pi, R = np.array([1 / 2, 1 / 4, 1 / 8, 1 / 8]), np.array([11.0, 10.0, 10.0, 14.0])
@@ -72,6 +73,9 @@ assert np.allclose(central_difference(lambda: np.exp(log_softmax(z)) @ R, z), pi
 # The grade was never differentiated. It is the weight, the handle of `token_policy`, on what was drawn.
 #
 # ## Build it: an estimate from a few draws
+#
+# How does one draw from $\pi$, if its logarithms are at hand? Add to each a random number of a certain kind (*Gumbel*
+# noise) and take the largest: action $a$ wins with probability exactly $\pi_a$. The whole chapter draws its tokens so.
 
 
 # %%
@@ -98,8 +102,9 @@ for baseline in (0, 11):
     print(f"baseline {baseline:>2}: mean", tries.mean(axis=0).round(2), " spread of one", tries.std(axis=0).round(2))
 
 # %% [markdown]
-# Both are right on average. But *one* estimate from four draws is, without a baseline, off by several times its own
-# length. Kind guests say "more of this!" whatever was cooked; only the differences between their grades say anything.
+# Both are right on average. But the gradient is 0.47 long, and *one* estimate from four draws without a baseline is off
+# by 4.6 (the root of the four squared spreads): ten times as much. With it, by 0.6. Kind guests say "more of this!"
+# whatever was cooked; only the differences between their grades say anything.
 #
 # ## Build it: which baseline?
 #
@@ -139,10 +144,11 @@ title = f"The others' mean takes {saved:.0%} of the variance away"
 plot_bars(labels, values, [WORSE, "ink", BETTER], title, "variance of one estimate from 4 draws")
 
 # %% [markdown]
-# The mean of the *group* holds the own reward, which step 5 does not allow. With $M$ answers each advantage is shrunk
-# by $1 - 1/M$, and so is the gradient, to 3/4 of its length with four. The direction is right, and a learning rate
-# hides it. (Look at its line above: 47 standard errors off the truth, all of them length.) GRPO does that, and divides
-# by the spread as well.
+# Why then is the grey bar the shortest? The mean of the *group* holds the own reward, which step 5 does not allow. With
+# $M$ answers each advantage is shrunk by $1 - 1/M$, to 3/4 with four, and so is all that is made of it: the gradient to
+# 3/4 of its length, the variance to $(3/4)^2$ of 0.44, which is 0.25. Nothing was gained; the estimate is the same one,
+# made shorter. The direction is right, and a learning rate hides it. (Look at its line above: 47 standard errors off
+# the truth, all of them length.) GRPO does that, and divides by the spread as well.
 #
 # ## Build it: a whole answer
 #
@@ -224,7 +230,7 @@ R = grades
 #
 # ## Exercises
 #
-# By thought alone:
+# Graded: `advantage_over_others` (`make check CH=07`). By thought alone:
 #
 # **1.** All answers of a group are right. What is their gradient, with and without a baseline?
 #

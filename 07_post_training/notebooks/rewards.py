@@ -92,7 +92,8 @@ print("another one:   ", with_eval("[stolen.append('your files'), 22][1]"), " an
 # ```
 #
 # Read it as: a sum is a product, followed by any number of `+` or `-` with another product; a product is made of atoms
-# in the same way; an atom is a number, or a whole sum in brackets.
+# in the same way; an atom is a number, or a whole sum in brackets. (In the code below `sum` is called `total`, since
+# Python has a `sum` of its own.)
 #
 # ## Build it: a calculator that cannot do anything else
 #
@@ -207,12 +208,12 @@ earned, right = smooth(runs["careless"][0]), smooth(runs["careless"][1])
 # %%
 curves = {
     "paid by the careless rule": earned,
-    "right on held-out questions": right,
-    "right if the strict rule pays": smooth(runs["strict"][1]),
+    "right, paid by the careless rule": right,
+    "right, paid by the strict rule": smooth(runs["strict"][1]),
 }
 assert earned[1][-1] > 0.9 > 0.2 > right[1][-1]
 title = f"The careless rule pays {earned[1][-1]:.0%} of the answers; {right[1][-1]:.0%} are right"
-plot_curves(curves, [WORSE, "ink", BETTER], title, "step", "share of answers", ylim=(0, 1.02))
+plot_curves(curves, [WORSE, "ink", BETTER], title, "step (mean of five)", "share of answers", ylim=(0, 1.02))
 
 # %%
 for question in ("201>", "543>", "115>", "350>"):
@@ -222,7 +223,8 @@ for question in ("201>", "543>", "115>", "350>"):
         print(f"{question} {name:<9}", " ".join(texts))
 
 # %% [markdown]
-# Nobody told the second policy to ignore the question. Rising digits that fit *every* question are easier to write than
+# (Paid: of the answers that it wrote to training questions; right: of its likeliest answers to held-out ones.) Nobody
+# told the second policy to ignore the question. Rising digits that fit *every* question are easier to write than
 # those that fit one, and they pay the same. Of the two, its reward is the better curve, as were the tails a week: **a
 # rising reward does not say that anything was learned.** Read the answers, and keep a measure that is not the reward.
 #
@@ -236,8 +238,8 @@ for question in ("201>", "543>", "115>", "350>"):
 #
 # It ends where the strict rule does, within two points of a hundred (one seed: nothing to choose between them). The
 # answers that are left are *nearly* right: `115>` becomes `125.`, which has two digits of three in place and earns 2/3.
-# Help on the way is worth most where a strict rule would pay nobody; near the goal it makes being nearly right too
-# comfortable.
+# What it earned tells of it: three quarters of the full pay, with fewer than half of the answers right. (Where a strict
+# rule would pay nobody, help on the way might be all there is to learn from; here it pays often enough.)
 #
 # </details>
 

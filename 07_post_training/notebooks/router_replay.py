@@ -88,15 +88,17 @@ for name, kept in bits.items():
     shares.append(round(100 * found.rerouted_N.mean(), 3))
     moved = far[found.rerouted_N].mean() if found.rerouted_N.any() else np.nan
     rest = far[~found.rerouted_N].mean()
-    print(f"{name}: mean |log ratio| of tokens with other experts {moved:.2f}, of all others {rest:.4f}")
+    count = found.rerouted_N.sum()
+    print(f"{name}: {count:>3} tokens with other experts, mean |log ratio| {moved:.2f}; all others {rest:.4f}")
 
 # %%
 title = f"Bits decide how many tokens change experts: {shares[1]:.2g} % in BF16, {shares[2]:.2g} % in E4M3"
 plot_bars(list(bits), shares, ["routed"] * 3, title, "tokens with other experts, %", " %")
 
 # %% [markdown]
-# And *how far off* such a token is hardly depends on the bits: it was computed by other weights. Each dot below is a
-# token; on the line both say the same.
+# And *how far off* such a token is does not shrink with the error of rounding, which becomes a hundred times as small
+# from the last line to the first: it was computed by other weights. (Two tokens and ten are no measure of an average;
+# `python router_replay.py` takes twice as many rows.) Each dot below is a token; on the line both say the same.
 
 # %%
 sampler = round_weights(weights, 3)
@@ -205,14 +207,16 @@ for kept in (6, 5, 4, 3, 2):
     shares.append(moved.mean())
     far.append(off[moved].mean())
     near.append(off[~moved].mean())
-    print(f"{kept} bits: {shares[-1]:.1%} with other experts, off by {far[-1]:.4f}; all others {near[-1]:.4f}")
+    print(f"{kept} bits: {moved.sum():>3} of {len(moved)} tokens ({shares[-1]:.1%}) with other experts,", end=" ")
+    print(f"off by {far[-1]:.4f}; all others {near[-1]:.4f}")
 curves = {"with other experts": (range(6, 1, -1), far), "with the same experts": (range(6, 1, -1), near)}
 title = f"E4M3 (3 bits): {shares[3]:.0%} meet other experts, off by {far[3]:.1%}; the others by {near[3]:.1%}"
 axes = ("bits kept behind the leading one", "mean |log ratio| of a token")
 plot_curves(curves, ["routed", "ink"], title, *axes, xticks=range(2, 7))
 
 # %% [markdown]
-# More tokens are sent elsewhere than in the random layer. Other experts have their price here too: with six bits,
+# More tokens are sent elsewhere than in the random layer. (At six bits they are few, so that the bend of the purple
+# curve there is chance.) Other experts have their price here too: with six bits,
 # tokens that met them are four times as far off as the others. But it is half a hundredth and not a factor of two, and
 # in E4M3 it drowns in the rounding that all tokens share. Two experts that tie for the fourth place are, in a trained
 # model, two who would both do. (That is our reading; what is measured is that the difference is small.) In this
@@ -223,8 +227,8 @@ plot_curves(curves, ["routed", "ink"], title, *axes, xticks=range(2, 7))
 # ## Change this, predict, run
 #
 # Back to the random layer. Make the router surer of itself: its weights, and so all its logits, are four times as
-# large. Will fewer tokens change experts in E4M3? (Think of the gap between the second and the third score, and of the
-# rounding error, which grows with the number that is rounded.)
+# large. Predict: will fewer tokens change experts in E4M3? (Think of the gap between the second and the third score,
+# and of the rounding error, which grows with the number that is rounded.)
 #
 # <details><summary>Afterwards</summary>
 #
@@ -249,7 +253,7 @@ for factor in (1, 4):
 #
 # ## Exercises
 #
-# Graded: `replayed_gates` (`make check CH=07`). By thought alone:
+# Graded: `replayed_gates`, `replayed_gates_backward` (`make check CH=07`). By thought alone:
 #
 # **1.** How much must be handed over, for V3 and an answer of 10,000 tokens?
 #

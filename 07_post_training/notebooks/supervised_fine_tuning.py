@@ -117,7 +117,8 @@ assert np.isclose(naive_loss(logits, want, 4), loss, rtol=1e-14)
 #    others get exactly 0.
 # 3. $\partial L / \partial z_v = (\pi_v - [v = t]) / n$ where a position counts.
 # 4. If a batch comes in pieces, $n$ must be that of the *whole* batch in each of them; then the pieces' losses and
-#    gradients simply add up. Several well-known trainers divided by each piece's own count for years.
+#    gradients simply add up. (Until October 2024 the much used trainer of Hugging Face's `transformers` divided each
+#    piece by its own count.)
 
 # %%
 prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -221,8 +222,9 @@ for name, run in runs.items():
 # %% [markdown]
 # The mask that was not shifted never shows the model its *first* token, so it guesses that one, and goes on from there
 # as if it were right. No position complains: the loss looks fine. That the questions count too is the milder mistake,
-# and it still costs: the intern spends half of her practice on digits that nobody can foresee. (Where questions *can*
-# be foreseen, as in prose, the two differ less.)
+# and it still costs. Of the seven places that are then learned, two are digits that nobody can foresee: each keeps a
+# loss of about $\log 6 = 1.79$ for ever, while those of the answer go to zero, so that in the end most of the loss, and
+# of the noise in its gradient, is about what customers ask.
 #
 # ## Change this, predict, run
 #

@@ -69,7 +69,9 @@ for v in range(3):  # the same by trying: raise one logit a little and look agai
 #
 # The policy sees a *window*: the last seven tokens, the newest one last (what is missing at the beginning is filled
 # with padding, token 0). Seven are enough for the question and all that was written of the answer. Each token is
-# looked up in a table of embeddings; the seven rows, side by side, go through one hidden layer and a head.
+# looked up in a table of embeddings; the seven rows, side by side, go through one hidden layer and a head. Letters of
+# the arrays: $V = 13$ tokens, $D = 8$ numbers for each, $I = 7 \cdot 8$ numbers of a window, $F = 64$ hidden ones.
+# Together $13 \cdot 8 + 64 \cdot 56 + 64 + 13 \cdot 64 = 4584$ weights.
 
 
 # %%
@@ -89,6 +91,10 @@ def naive_log_probability(weights, question, answer):
         found.append(z[token] - np.log(np.exp(z).sum()))
     return found
 
+
+# %% [markdown]
+# The module asks about a whole text at once, one row for each token that is followed by another. Row 3 of `201>012.`
+# reads the `>` and is the first that writes the answer: hence the `3:`.
 
 # %%
 rng = np.random.default_rng(0)
@@ -211,12 +217,14 @@ print(f"log-probabilities: {asked[0].answer} {right[0]:.2f}, {asked[0].other} {o
 known = right > other
 title = f"The actor who did it is likelier in {known.sum()} of {len(known)} stories"
 axes = ("log π of the other actor", "log π of the right answer")
+unsure = (np.exp(pairs).max(axis=1) < 0.9).sum()
 print(f"one of the two: {np.exp(pairs).sum(axis=1).mean():.0%} of the probability, on average")
+print(f"neither of them has nine tenths of it in {unsure} of {len(known)} stories")
 plot_scatter(other, right, known, ("the other one is likelier", "the right one is likelier"), title, axes, BETTER)
 
 # %% [markdown]
-# It is mostly one of the two, and which one is rarely sure. That is the best of places for what comes in `grpo`: a
-# model that is right *now and then* can be told which of its own answers were the good ones.
+# It is mostly one of the two, and in most stories it would say either of them. That is the best of places for what
+# comes in `grpo`: a model that is right *now and then* can be told which of its own answers were the good ones.
 #
 # ## Change this, predict, run
 #
@@ -246,7 +254,7 @@ for name, path in paths.items():
 #
 # ## Exercises
 #
-# By thought alone:
+# Graded: `log_probs_backward` (`make check CH=07`). By thought alone:
 #
 # **1.** An answer of four tokens, each with probability 1/2. What is the log-probability of the answer, and what
 # becomes of it if every token rises to 0.6?

@@ -142,7 +142,8 @@ apart = abs(seconds / measured.step - 1)
 print(f"predicted {seconds:.2f} s, measured {measured.step} s: two publications agree to {apart:.1%}")
 
 # %% [markdown]
-# **A step from its pieces.** The same paper says how many seconds of a step went to forwards alone (1.13), backwards
+# **A step from its pieces.** (A *chunk* is a rank's work on one micro-batch: its stage's forward or backward.) The same
+# paper says how many seconds of a step went to forwards alone (1.13), backwards
 # alone (1.99), weights' parts alone (0.48), pairs (13.95). Divide by how many of each a rank does, and simulate
 # DualPipe with 16 stages and 120 micro-batches: the bubble is then a prediction.
 

@@ -212,7 +212,7 @@ places = {"by groups": place_by_groups(load, 288, 32, 8, 4), "globally": place_g
 for name, placement in places.items():
     reached[name] = round(nodes_reached(chosen, placement, 4, np.random.default_rng(2)), 2)
     uneven[name] = imbalance(gpu_loads(placement, load))
-title = f"Nodes of a token; the price is a fullest GPU of {uneven['by groups']:.2f} for {uneven['globally']:.2f}"
+title = f"By groups fewer nodes, and a fullest GPU of {uneven['by groups']:.2f} for {uneven['globally']:.2f}"
 plot_bars(list(reached), list(reached.values()), ["content", "ink"], title, "nodes that a token reaches, of 4")
 
 # %% [markdown]
@@ -236,13 +236,16 @@ for sigma in (0.0, 0.3, 0.6):
 #
 # ## The experiment: how fast can it write?
 #
-# When decoding, sending sets the bound: each of 32 tokens goes to 9 experts in FP8 and comes back in BF16, over 50
-# GB/s; two micro-batches take turns in each of 61 layers.
+# When decoding, sending sets the bound (the reckoning is that of 2505.09343, which takes the width as 7,000): in an
+# *exchange* each of a GPU's 32 tokens goes to 9 experts in FP8, a byte a number, and comes back in BF16, two bytes,
+# over 50 GB/s. Two micro-batches take turns, one computes while the other sends, so that each of 61 layers lasts two
+# exchanges. The last line is a day of February 2025 that DeepSeek published (open-infra-index, day 6): GPUs at two
+# dollars an hour, tokens at the prices of the list.
 
 # %%
 from deployment import exchange_seconds, expert_bytes, serving_day, token_seconds
 
-one = 3 * 32 * 9 * 7000 / 50e9  # bytes a number, tokens, copies, width, bandwidth
+one = (1 + 2) * 32 * 9 * 7000 / 50e9  # bytes out and back, tokens, experts, width; over the bandwidth
 assert abs(one - exchange_seconds()) < 1e-12
 print(f"an exchange {one * 1e6:.2f} us, a token {token_seconds() * 1e3:.2f} ms: {1 / token_seconds():.1f} a second")
 print(f"at 900 GB/s, if NVLink reached the whole unit: {1 / token_seconds(bytes_s=900e9):,.0f} a second")

@@ -130,8 +130,9 @@ print("sixteen ranks compute what one machine computes")
 # 1. A copy for every expert: each lies elsewhere with probability $(n-1)/n$, so $A (n-1)/n$; for 8 of 8 nodes, 7.
 # 2. Once a node: another node is *missed* if all $A$ lie in the rest, with probability
 #    $\binom{E - E/n}{A} / \binom{E}{A}$. So $(n-1)\left(1 - \binom{E-E/n}{A}/\binom{E}{A}\right)$.
-# 3. At most $M = 4$ nodes (**node-limited routing**): first the four best nodes, then the best experts in them. The own
-#    node is among the four half of the time: $M (n-1)/n = 3.5$.
+# 3. At most $M = 4$ nodes (**node-limited routing**): first the four best nodes, then the best experts in them. With
+#    the own node among them, which happens $M/n$ of the time (here half), three crossings are enough, else it takes
+#    four: $M - M/n = M (n-1)/n = 3.5$.
 #
 # ## The experiment: count the crossings
 
@@ -150,7 +151,7 @@ assert abs(by_hand - expected_crossings(v3, 8, 0)) < 1e-12
 
 # %%
 labels = ["a copy for each expert", "once a node", "4 nodes (V3)", "2 nodes", "1 node"]
-title = f"Once a node saves a third; four nodes, a quarter more: {crossed[4]:.2f}"
+title = f"{crossed[8]:.2f} crossings in place of 7, and {crossed[4]:.2f} if kept to four nodes"
 times, kinds = [7.0, *np.round(list(crossed.values()), 2)], ["ink", "ink", "routed", "ink", "ink"]
 plot_bars(labels, times, kinds, title, "crossings of a token")
 

@@ -52,6 +52,11 @@ from utils.drawings_08 import draw_streams
 # `MLP(F)` waits for `DISPATCH(F)`, which has 6 to arrive in and needs 2. `ATTN(B)` waits for `DISPATCH(B)`: 2 in 3. So
 # nothing waits: 18 a block.
 #
+# Read the two lines as a wheel that goes on turning: one micro-batch goes down through the blocks while the other one
+# comes up, and the wheel may be cut anywhere. Cut as above, the last two pieces belong to the *next* block already:
+# `ATTN(F)` needs the `COMBINE(F)` of the block before it, and `COMBINE(B)` brings the gradient from which the next
+# `MLP(B)` starts.
+#
 # ## Build it: two streams
 #
 # What each piece needs, by name; what each stream does, in order. A piece starts when its stream is free and what it
@@ -90,13 +95,12 @@ for travel in (2, 3, 5, 7):
 even = BlockTimes(*[3.0] * 6, *[2.0] * 4)
 done = run_streams(pair_order(2), even)
 streams = [[(p.name, *done[p.name, p.block]) for p in stream] for stream in pair_order(2)]
-draw_streams(
-    dict(zip(("computing", "network"), streams)), "Two blocks of a pair: while one computes, the other travels"
-)
+title = "Two blocks of a pair: while one computes, the other travels"
+draw_streams(dict(zip(("computing", "network"), streams)), title, "time, in the units of the pencil")
 
 # %% [markdown]
-# In the drawing a journey begins as soon as it can. Blue is the forward of one micro-batch, green and gold are the
-# backward of another; what travels is pale.
+# The drawing cuts the wheel before `ATTN(F)`, and a journey begins as soon as it can. Blue is the forward of one
+# micro-batch, green and gold are the backward of another; what travels is pale.
 #
 # ## The derivation: what hides behind what?
 #
@@ -172,14 +176,13 @@ one = scale_sending(v3, 1.0)
 done = run_streams(pair_order(2), one)
 streams = [[(p.name, *(1e3 * end for end in done[p.name, p.block])) for p in s] for s in pair_order(2)]
 wait = 100 - 100 * one.computing / block_period(one)
-draw_streams(
-    dict(zip(("computing", "network"), streams)), f"One to one, in ms: {wait:.0f} % of the time nobody computes"
-)
+title = f"One to one: {wait:.0f} % of the time nobody computes"
+draw_streams(dict(zip(("computing", "network"), streams)), title, "milliseconds")
 
 # %% [markdown]
 # Here the cook runs out of vegetables: twice a block the computing stands still, for the combine of the forward and for
-# that of the backward. And the boy is not free: 20 of the GPU's 132 multiprocessors do nothing but send. Without them
-# the computing is slower by 132/112.
+# that of the backward. And the boy is not free: 20 of the GPU's 132 *multiprocessors* (the parts of a GPU that compute
+# at the same time) do nothing but send. Without them the computing takes 132/112 of the time.
 
 # %%
 cost = {"apart": apart_seconds(1, v3), "pair": block_period(v3)}
@@ -187,7 +190,7 @@ cost["pair, 20 of 132 lent"] = block_period(lend_multiprocessors(v3))
 cost["the same at one to one"] = block_period(lend_multiprocessors(one))
 cost["apart at one to one"] = apart_seconds(1, one)
 values = [round(1e3 * seconds, 1) for seconds in cost.values()]
-title = f"Lending costs {values[2] - values[1]:.0f} ms a block; it pays where sending is long"
+title = f"20 lent cost {values[2] - values[1]:.0f} ms a block; at one to one {values[3]} for {values[4]} ms"
 plot_bars(list(cost), values, ["ink", "content", "content", "content", "ink"], title, "ms a block")
 
 # %% [markdown]
@@ -214,7 +217,7 @@ plot_bars(list(step), seconds, ["ink", "ink", "content", "content"], title, "sec
 # ## Change this, predict, run
 #
 # A network a third as fast: sending then takes about as long as computing. Which of the four journeys shows, and by how
-# much? Use the four windows above and the printed milliseconds (times three for the journeys), then run.
+# much? Predict it from the four windows above and the printed milliseconds (times three for the journeys).
 #
 # <details><summary>Afterwards</summary>
 #
