@@ -7,6 +7,7 @@ stands, running it again only tells what else has changed on this machine.
 import base64
 import io
 import json
+import re
 
 import accumulation_precision
 import numpy as np
@@ -58,6 +59,34 @@ def test_a_thinned_picture_shows_the_colours_that_were_drawn():
     assert np.abs(kept - drawn).max() <= 8  # of 255
     assert (kept[:, 170][[0, 119]] == 255).all(), "paper stays white"
     assert thin_picture(thin) == thin
+
+
+LESSON = """# %% [markdown]
+# # A lesson
+# %%
+import sys
+
+import matplotlib.pyplot as plt
+
+print({"a", "b", "c"}, hash("rope"))
+print("a warning", file=sys.stderr)
+print("and on")
+# %%
+plt.plot([0, 2, 1])
+plt.show()
+"""
+
+
+def test_a_notebook_built_twice_is_the_same_to_the_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "fingerprint", lambda source: "a mark")
+    sources = [tmp_path / name / "notebooks" / "lesson.py" for name in ("first", "second")]
+    built = []
+    for source in sources:
+        source.parent.mkdir(parents=True)
+        source.write_text(LESSON)
+        built.append(notebooks.build(source).read_bytes())
+    assert built[0] == built[1]
+    assert b"image/png" in built[0]
 
 
 def test_every_chapter_module_has_a_notebook_and_a_test():
@@ -114,6 +143,13 @@ def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive
         for heading in ("Change this, predict, run", "What you can now do")
     )
     assert any(c.cell_type == "code" for c in cells[predict:end]), "a prediction that nobody can run"
+    asked = "\n".join(c.source for c in cells[predict:end] if c.cell_type == "markdown")
+    assert "<summary>Afterwards</summary>" in asked, "a prediction without a reason to compare one's own with"
+    assert re.search(
+        "predict|guess|before you run", asked.split("<details>")[0].split("predict, run")[1], re.IGNORECASE
+    )
+    pencil = prose.split("## Numbers to follow with a pencil")[1].split("\n## ")[0]
+    assert len(re.findall(r"(?<![\w.])\d+(?:[.,/]\d+)*", pencil)) >= 3, "a pencil without numbers"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)

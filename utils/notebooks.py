@@ -76,10 +76,12 @@ def execute(source: Path):
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",  # a sum cut for two threads is rounded otherwise than one for four
+        "OPENBLAS_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     where = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where, record_timing=False)
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where, record_timing=False)
     try:
         client.execute(env=env)
     except RuntimeError:  # the kernel did not start: another one, started at the same moment, took its port

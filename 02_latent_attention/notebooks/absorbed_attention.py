@@ -242,6 +242,15 @@ print(f"{separate:,} numbers apart, {merged:,} merged: {merged / separate:.1f} t
 #
 # The cell scales the absorbed scores by $1/\sqrt{C + R}$, the width in which they are computed, a mistake found in
 # public code. Predict: are the shares too even or too peaked? At V3's sizes, by what factor are the scores too small?
+#
+# <details><summary>Afterwards</summary>
+#
+# Too even: 0.467 in place of 0.519. The divisor is $\sqrt{16}$ for $\sqrt{12}$, so all scores come out 0.87 times
+# as large, and smaller scores make more even shares. At V3's sizes the widths are 576 and 192: $\sqrt{192/576} = 0.58$,
+# scores little more than half as large. The width of the *latent* has no say in it: the sum over $C$ numbers gives the
+# same score as the one over $K$, and it is the size of that score which the divisor was made for.
+#
+# </details>
 
 # %%
 question = w_uk[0].T @ queries[0, :8]

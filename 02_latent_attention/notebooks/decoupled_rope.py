@@ -222,6 +222,15 @@ for name, positions in [("shifted by 1000", np.arange(12) + 1000), ("stretched 3
 # The cell scales the two parts apart, each by its own width, as one public implementation did. With $K = R$, as here,
 # predict: by what factor do all scores grow, and do the shares become more even or more peaked? Then think of V3's
 # widths, 128 and 64: which of the two parts would become too loud?
+#
+# <details><summary>Afterwards</summary>
+#
+# Each part loses the divisor $\sqrt{K}$ or $\sqrt{R}$ in place of $\sqrt{K + R}$. With $K = R$ both grow by $\sqrt2 =
+# 1.414$, and larger scores make more peaked shares: 0.20 becomes 0.25. At V3's widths the content grows by
+# $\sqrt{192/128} = 1.22$ and the rotary part by $\sqrt{192/64} = 1.73$: position is 1.41 times too loud beside content,
+# and a model that was trained otherwise listens to the wrong thing.
+#
+# </details>
 
 # %%
 apart = content * (np.sqrt(K + R) / np.sqrt(K)) + rope * (np.sqrt(K + R) / np.sqrt(R))

@@ -140,6 +140,14 @@ plot_lines(
 # Multi-head models have been turned into grouped ones by *pooling*: the keys of a group are replaced by their mean
 # (then the model is trained on). The cell pools the random layer of above. Predict the error of its output for $J = 3$
 # and $J = 1$: are random heads a good or a bad case? What would you expect of heads that learned similar things?
+#
+# <details><summary>Afterwards</summary>
+#
+# A bad case: 66 % off with two heads a group, 90 % with all six. The mean of two random keys resembles neither of them.
+# Heads that have learned similar things would lose less, and what is lost is what the further training has to mend.
+# ($J = 6$ pools each head with itself: nothing changes.)
+#
+# </details>
 
 # %%
 full = GroupedQueryWeights.init(rng, D, H, H, K, K)

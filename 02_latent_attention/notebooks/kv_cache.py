@@ -253,6 +253,14 @@ print(f"V3 without this chapter: {128 * (128 + 128) * 61 * 2:,} bytes per token"
 # In the cell below the mask lets each token see *only the three newest* keys (a sliding window). Before you run it,
 # write down two predictions: is the first of the twelve outputs still right? How many of the others are? Then change 3
 # to 12 and predict again.
+#
+# <details><summary>Afterwards</summary>
+#
+# The first three are right: nobody before them has more than three keys to see. The other nine have lost a part of
+# their past, all of them. With 12 the window holds everybody's past, and twelve are right. A window is a promise about
+# the memory (three rows are enough, however long the text), bought with what stands further back.
+#
+# </details>
 
 # %%
 window = 3

@@ -196,6 +196,14 @@ print(f"at position 0, where nothing turns, the mistake is invisible: {forgotten
 #
 # The cell turns the *query only*, by $m - n$, and leaves the key alone. Predict: is the score the same as when both are
 # turned? Then change `m - n` to `n - m` and predict again. Which of the two is step 4?
+#
+# <details><summary>Afterwards</summary>
+#
+# The same, to the last digit: what counts is the turn *between* the two. In step 4 the key is turned by $n - m$ and the
+# query not at all; turning the query by $m - n$ instead is turning back by as much. With `n - m` on the query the angle
+# has the wrong sign: another score, as if the key stood as far *ahead* as it stands behind.
+#
+# </details>
 
 # %%
 one_query, one_key, m, n = q[0], k[0], 11, 4

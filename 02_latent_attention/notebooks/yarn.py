@@ -185,6 +185,15 @@ for i in (11, 13, 16, 19, 22):
 # The cell stretches by 40 with the bounds read as *dimension indices*, 20 and 46 (each pair has two dimensions), but
 # used on pairs. Predict: which pairs stay by mistake? Does the head still find the previous word? What will break, and
 # at which length would you notice?
+#
+# <details><summary>Afterwards</summary>
+#
+# Pairs 11 to 20 stay by mistake, and the later ones are stretched too little: pair 31 runs at 0.59 of its speed in
+# place of 1/40. The head still finds the previous word, since short distances live in the fast pairs. But pairs 23 to
+# 31 now reach angles that training never showed, and not at 160K: pair 23 at 4,096 / 0.8875 = 4,615 tokens, the slowest
+# at 6,972. So one would notice soon after the old length, and a test at short lengths would notice nothing.
+#
+# </details>
 
 # %%
 mistaken = stretch(plain, 20, 46, 40)
