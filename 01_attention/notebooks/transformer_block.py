@@ -194,7 +194,7 @@ def measure_stack(forward, backward):
     for cache in reversed(caches):
         dx = backward(dx, cache)
         down.append(np.sqrt(np.mean(dx**2)))
-    return np.array(up), np.array(down[::-1])
+    return [[float(f"{size:.4g}") for size in way] for way in (up, down[::-1])]  # what a picture can show
 
 
 # %%
