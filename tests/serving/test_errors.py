@@ -206,3 +206,29 @@ def test_no_error_names_a_file_or_an_address_in_memory(server):
         _, said = server.post("/v1/completions", body)
         text = json.dumps(said)
         assert not any(word in text for word in ("/work", "site-packages", ".py", "0x", "Traceback", "pydantic"))
+
+
+BOUNDS = {"string": ["maxLength", "pattern"], "array": ["maxItems"], "object": ["maxProperties"]}
+BOUNDS |= {"number": ["maximum"], "integer": ["maximum", "exclusiveMaximum"], "boolean": ["type"], "null": ["type"]}
+
+
+def find_boundless(part, parts, place):
+    """Places in a description of a request where a value may be as large as it likes."""
+    if "$ref" in part:
+        part = parts[part["$ref"].rsplit("/", 1)[1]]
+    if "const" in part or "enum" in part:
+        return []
+    kind = part.get("type")
+    fixed = kind == "object" and part.get("additionalProperties") is False
+    found = [] if not kind or fixed or any(bound in part for bound in BOUNDS[kind]) else [f"{place}: {kind}"]
+    below = [(place, one) for one in part.get("anyOf", [])]
+    below += [(f"{place}.{name}", one) for name, one in part.get("properties", {}).items()]
+    below += [(f"{place}[]", part[key]) for key in ("items", "additionalProperties") if isinstance(part.get(key), dict)]
+    return found + [fault for where, one in below for fault in find_boundless(one, parts, where)]
+
+
+def test_every_field_of_a_request_has_bounds(server):
+    parts = server.get("/openapi.json")[1]["components"]["schemas"]
+    for name in ("CompletionRequest", "ChatRequest"):
+        assert len(parts[name]["properties"]) > 20
+        assert find_boundless(parts[name], parts, name) == []
