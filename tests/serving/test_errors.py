@@ -208,6 +208,16 @@ def test_no_error_names_a_file_or_an_address_in_memory(server):
         assert not any(word in text for word in ("/work", "site-packages", ".py", "0x", "Traceback", "pydantic"))
 
 
+@pytest.mark.parametrize("grammar", ["start: x\nx: x", 'start: "a" x\nx: x'], ids=["nothing", "a dead end"])
+def test_a_grammar_that_leads_nowhere_is_the_clients_fault_and_ends_that_text_alone(server, grammar):
+    wish = {"prompt": "a", "response_format": {"type": "grammar", "grammar": grammar}}
+    status, error = fault(server, **wish)
+    assert (status, error["param"], error["type"]) == (400, "response_format", "invalid_request_error")
+    assert "leads nowhere" in error["message"]
+    assert server.stream("/v1/completions", wish)[-1] == {"error": error}
+    assert server.complete(max_tokens=3)["usage"]["completion_tokens"] == 3
+
+
 BOUNDS = {"string": ["maxLength", "pattern"], "array": ["maxItems"], "object": ["maxProperties"]}
 BOUNDS |= {"number": ["maximum"], "integer": ["maximum", "exclusiveMaximum"], "boolean": ["type"], "null": ["type"]}
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from deepseek_v3.engine.sampler import BrokenLogits
 
 KINDS = ("json_object", "json_schema", "regex", "grammar")
+GRAMMAR_FAILED = "masked by a grammar that failed"
 COMPACT: Any = {"whitespace_flexible": False}  # of JSON: else a model that likes spaces writes them until it is cut
 
 
@@ -140,4 +141,4 @@ class Constraint:
 
     def _refuse_error(self) -> None:
         if self.matcher.is_error():
-            raise BrokenLogits(f"masked by a grammar that failed: {self.matcher.get_error().splitlines()[0][:200]}")
+            raise BrokenLogits(f"{GRAMMAR_FAILED}: {self.matcher.get_error().splitlines()[0][:200]}")

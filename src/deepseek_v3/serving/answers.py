@@ -12,14 +12,16 @@ from typing import Any
 from uuid import uuid4
 
 from deepseek_v3.engine.engine import Event
+from deepseek_v3.engine.grammar import GRAMMAR_FAILED
 from deepseek_v3.engine.request import GenerationStatistics
 from deepseek_v3.engine.sampler import Score
-from deepseek_v3.serving.problems import ServerFault
+from deepseek_v3.serving.problems import ServerFault, bad_request
 from deepseek_v3.serving.prompts import Prompt, Served
 from deepseek_v3.serving.protocol import ChatRequest, CompletionRequest
 from deepseek_v3.serving.tools import CallReader
 
 LEAST = -9999.0  # stands for minus infinity, which JSON does not have
+NOWHERE = "The form that response_format asks for leads nowhere, or is too large to be followed."
 PLAIN, STOOD, FELL = 0, 1, 2  # how a token came, for who asks for drafts
 log = logging.getLogger("deepseek_v3.serving")
 Parts = list[dict[str, Any]]
@@ -62,12 +64,12 @@ class AnswerBase:
         """Take what a step brought to a choice; return the parts of a chunk that it gives.
 
         Raises:
-            ServerFault: the text ended in an error; what it was is logged.
+            Problem: the text ended in an error; what it was is logged.
         """
         choice = self.choices[number]
         if event.finish == "error":
             log.warning("a text ended in an error: %s", event.error)
-            raise ServerFault()
+            raise bad_request(NOWHERE, "response_format") if GRAMMAR_FAILED in event.error else ServerFault()
         choice.finish = event.finish
         shown, scores = self.read(choice, event)
         choice.seen, choice.text = event.sequence.statistics, choice.text + shown
@@ -96,9 +98,7 @@ class AnswerBase:
 
     def colour(self, choice: Choice, event: Event) -> list[tuple[str, int]]:
         """Text by token, and how each one came; the drafts that fell at the end."""
-        came = [
-            (choice.pieces.push(token), STOOD if i < event.stood else PLAIN) for i, token in enumerate(event.tokens)
-        ]
+        came = [(choice.pieces.push(t), STOOD if i < event.stood else PLAIN) for i, t in enumerate(event.tokens)]
         fell = event.drafts[event.stood :]
         return came + [(self.served.tokenizer.decode([token], skip_special=False), FELL) for token in fell]
 
@@ -113,9 +113,7 @@ class AnswerBase:
 
     def whole(self) -> dict[str, Any]:
         """All of it, as one object."""
-        choices = [
-            self.shape(choice, self.words(choice, choice.text, whole=True), choice.scores) for choice in self.choices
-        ]
+        choices = [self.shape(c, self.words(c, c.text, whole=True), c.scores) for c in self.choices]
         return {**self.head, "object": self.whole_name, "choices": choices, "usage": self.usage()}
 
     def name(self, token: int) -> str:
