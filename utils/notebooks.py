@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,19 +156,25 @@ def stale(source: Path) -> str:
     return ""
 
 
+def build_all(sources: list[Path]) -> None:
+    """Build as many at once as there are cores, at most four: a kernel computes on one of them."""
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for i, target in enumerate(pool.map(build, sources), 1):
+            print(f"[{i}/{len(sources)}] {target.relative_to(ROOT)}", flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Run `build` or `check`; the exit code counts the failures."""
     if not arguments or arguments[0] not in ("build", "check"):
         print(__doc__)
         return 2
-    sources, failures = find_sources(arguments[1:]), 0
-    for i, source in enumerate(sources, 1):
-        if arguments[0] == "build":
-            print(f"[{i}/{len(sources)}] {build(source).relative_to(ROOT)}", flush=True)
-        elif reason := stale(source):
-            failures += 1
-            print(reason)
-    return min(failures, 1)
+    sources = find_sources(arguments[1:])
+    if arguments[0] == "build":
+        build_all(sources)
+        return 0
+    reasons = [reason for source in sources if (reason := stale(source))]
+    print("\n".join(reasons), end="\n" if reasons else "")
+    return min(len(reasons), 1)
 
 
 if __name__ == "__main__":
