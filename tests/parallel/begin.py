@@ -56,7 +56,7 @@ for way in sys.argv[1:]:
     unequal = [name for name, value in known.items() if name not in mine or not torch.equal(mine[name], value)]
     if mine.keys() != known.keys() or unequal or not torch.equal(state, after):
         sys.stdout.write(f"UNEQUAL {way} on {mesh.rank}: {unequal}\n")
-    sys.stdout.write(f"HELD {way} {sum(value.numel() for value in mine.values())}\n")
+    sys.stdout.write(f"HELD {way} {mesh.here} {sum(value.numel() for value in mine.values())}\n")
 sys.stdout.flush()
 mesh.close()
 leave(0)

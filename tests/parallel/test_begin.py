@@ -14,5 +14,6 @@ def test_what_is_drawn_part_by_part_has_the_bits_of_the_whole_and_one_tensor_is_
     assert "UNEQUAL" not in said
     assert "KEPT" not in said
     held = [line.split() for line in said.splitlines() if line.startswith("HELD")]
-    assert sorted(way for _, way, _ in held) == sorted(WAYS[processes] * processes)
+    assert sorted(way for _, way, *_ in held) == sorted(WAYS[processes] * processes)
     assert all(int(count) > 10_000 for *_, count in held)
+    assert all(float(here) == (2 if "replicas=2" in way else 1) for _, way, here, _ in held)  # models on this machine

@@ -103,10 +103,13 @@ class Mesh:
         with torch.device("meta"):
             return DeepseekV3(model.config).to_empty(device="cpu")
 
+    @torch.no_grad()
     def whole_model(self, model: Any) -> Any:
         """Return the model in one piece."""
-        plain = self.plain_model(model)
-        self._copy(((whole, self.whole(value.detach())) for whole, value in _pairs(plain, model)))
+        plain, own = self.plain_model(model), {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, whole in [*plain.named_parameters(), *plain.named_buffers()]:
+            if name in own:  # of a pipeline's other ranks
+                whole.copy_(self.whole(own[name].detach()))
         return plain
 
     @torch.no_grad()
@@ -120,7 +123,7 @@ class Mesh:
 
     def take(self, model: Any, plain: Any) -> None:
         """Take the weights of a model in one piece."""
-        self._copy(((value, self.part(whole.detach(), value)) for whole, value in _pairs(plain, model)))
+        self.fill(model, [*plain.named_parameters(), *plain.named_buffers()])
 
     def stage(self, tensors: dict[str, Tensor], folder: Path) -> PartsWriter:
         """Copy what all processes will write into a folder, each its parts, beside whatever else they do."""
@@ -130,11 +133,6 @@ class Mesh:
     def read(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Fill tensors by their names from a folder of parts, each process what it holds of them."""
         read_parts(tensors, folder)
-
-    @torch.no_grad()
-    def _copy(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        for to, value in pairs:
-            to.copy_(value)
 
     def readable(self, model: Any) -> Any:
         """Return what held-out texts can be read with: the model, as all read the same."""
@@ -232,10 +230,3 @@ def _local(tensor: Tensor) -> Tensor:
 def with_total(parts: Any) -> tuple[Tensor, Any]:
     """Show FSDP the tensor that will be differentiated: it looks into tuples."""
     return parts.total, parts
-
-
-def _pairs(plain: DeepseekV3, model: DeepseekV3) -> Iterable[tuple[Tensor, Tensor]]:
-    cut = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, whole in [*plain.named_parameters(), *plain.named_buffers()]:
-        if name in cut:  # of a pipeline's other ranks
-            yield whole, cut[name]
