@@ -133,9 +133,13 @@ def test_thinking_in_an_answer_is_a_mark_and_in_a_question_text(tokenizer):
         ([], "there are no messages"),
         (["hi"], "message 0: must be an object"),
         ([{"role": "user", "content": "a"}, {"role": "king", "content": "b"}], "message 1: role must be one of"),
-        ([{"role": "user"}], "message 0: content must be text, not NoneType"),
+        ([{"role": "user"}], "message 0: content must be text, not null"),
         ([{"role": "user", "content": 7}], "message 0: content must be text, not int"),
         ([{"role": "tool", "content": "7"}], "refuses this dialogue: it has no form for tools"),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
+            "refuses this dialogue: it has no form for tools",
+        ),
     ],
 )
 def test_what_is_no_dialogue_is_refused_with_its_place(tokenizer, messages, said):

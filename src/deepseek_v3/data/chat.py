@@ -31,9 +31,9 @@ BUILT_IN = (
     "{% for message in messages if message.role in ('system', 'developer') %}"
     "{{ '' if loop.first else '\n\n' }}{{ message.content }}{% endfor %}"
     "{% for message in messages %}"
-    f"{{% if message.role == 'user' %}}{{{{ '{USER}' + message.content }}}}"
-    f"{{% elif message.role == 'assistant' %}}{{{{ '{ASSISTANT}' + message.content + eos_token }}}}"
-    "{% elif message.role == 'tool' %}{{ raise_exception('it has no form for tools') }}{% endif %}"
+    "{% if message.role == 'tool' or message.tool_calls %}{{ raise_exception('it has no form for tools') }}"
+    f"{{% elif message.role == 'user' %}}{{{{ '{USER}' + message.content }}}}"
+    f"{{% elif message.role == 'assistant' %}}{{{{ '{ASSISTANT}' + message.content + eos_token }}}}{{% endif %}}"
     "{% endfor %}"
     f"{{% if add_generation_prompt %}}{{{{ '{ASSISTANT}' }}}}{{% endif %}}"
 )
@@ -186,7 +186,8 @@ def check_messages(messages: Sequence[Message]) -> None:
         if role not in ROLES:
             raise ChatError(f"message {i}: role must be one of {', '.join(ROLES)}, not {str(role)[:40]!r}")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            raise ChatError(f"message {i}: content must be text, not {type(content).__name__}")
+            found = "null" if content is None else type(content).__name__
+            raise ChatError(f"message {i}: content must be text, not {found}")
 
 
 def carried_template(tokenizer: Tokenizer) -> str | None:
