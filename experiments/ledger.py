@@ -186,7 +186,8 @@ def run_jobs(claim: Claim, jobs: Sequence[Job], run: Run) -> int:
     """Run some jobs, and collect after each."""
     for number, job in enumerate(jobs, 1):
         words, began = resume_words(job), time.monotonic()
-        print(f"{claim.name}: {job.name} ({number} of {len(jobs)})\n  deepseek-v3 {' '.join(words)}", flush=True)
+        line = " ".join(["python -m experiments.study", *words[1:]] if words[0] == "study" else ["deepseek-v3", *words])
+        print(f"{claim.name}: {job.name} ({number} of {len(jobs)})\n  {line}", flush=True)
         if code := run(words):
             return code
         (job.folder / DONE).touch()

@@ -126,12 +126,20 @@ def describe_gaps(verdict: dict[str, Any], arms: Arms) -> list[str]:
 class Order(NamedTuple):
     """Of a pair of arms: lower / upper - 1 by seed, their mean and half its interval, a word, and what is compared."""
 
-    name: str
+    lower: str
+    upper: str
     each: list[float]
     mean: float
     half: float
     word: str
-    value: str
+    value: str  # "" for the number
+    step: int  # 0 for the last
+
+    @property
+    def name(self) -> str:
+        """The pair as a sentence."""
+        at = f" at step {self.step}" if self.step else ""
+        return f"{self.lower} below {self.upper}{at}" + (f" in `{self.value}`" if self.value else "")
 
 
 def weigh_order(pair: dict[str, Any], arms: Arms) -> Order:
@@ -139,14 +147,12 @@ def weigh_order(pair: dict[str, Any], arms: Arms) -> Order:
     lower, upper, seeds = pair["lower"], pair["upper"], []
     for seed in sorted(set(arms[lower]) & set(arms[upper]), key=int):
         seeds.append((number_for(pair, arms[lower][seed]), number_for(pair, arms[upper][seed])))
-    name = f"{lower} below {upper}" + (f" at step {pair['step']}" if "step" in pair else "")
-    name += f" in `{pair['value']}`" if "value" in pair else ""
     each = [low / high - 1 for low, high in seeds]
-    if not each:
-        return Order(name, each, math.nan, math.inf, "open", pair.get("value", ""))
-    mean, half = interval(each)
-    word = "holds" if mean + half < 0 else "does not hold" if mean - half > 0 else "undecided"
-    return Order(name, each, mean, half, word, pair.get("value", ""))
+    mean, half, word = math.nan, math.inf, "open"
+    if each:
+        mean, half = interval(each)
+        word = "holds" if mean + half < 0 else "does not hold" if mean - half > 0 else "undecided"
+    return Order(lower, upper, each, mean, half, word, pair.get("value", ""), pair.get("step", 0))
 
 
 def number_for(pair: dict[str, Any], run: dict[str, Any]) -> float:

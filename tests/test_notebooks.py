@@ -124,6 +124,18 @@ def test_other_weights_make_the_notebooks_old_in_which_the_model_speaks(tmp_path
     assert [fingerprint(s) == old for s, old in zip(sources, before)] == [False, True]
 
 
+def test_other_results_make_the_notebooks_old_that_draw_a_study(tmp_path, monkeypatch):
+    sources = [tmp_path / "08_x" / "notebooks" / name for name in ("a.py", "b.py")]
+    results = tmp_path / "experiments" / "study_x" / "results.json"
+    for path in [*sources, results, *(tmp_path / name for name in notebooks.SHARED)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('plot_study("study_x", "a title", names)' if path == sources[0] else "")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    before = [fingerprint(s) for s in sources]
+    results.write_text("{}")
+    assert [fingerprint(s) == old for s, old in zip(sources, before)] == [False, True]
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_a_lesson_has_short_cells_a_pencil_a_prediction_and_a_proof_of_its_naive_code(source):
     import jupytext

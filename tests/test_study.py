@@ -1,6 +1,7 @@
 """The small trainings of the studies: their attention, their text, and what they measure."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from deepseek_v3.model.rope import rope_frequencies, rotation_at
 from deepseek_v3.model.transformer import DeepseekV3
 from experiments import study
 from experiments.key_heads import KeyHeadAttention, attention_by
+from experiments.ledger import Claim, all_claims
+from experiments.verdict import judge, weigh_order
 
 CONFIG = ModelConfig.from_json(study.HERE / "study.json")
 
@@ -96,3 +99,41 @@ def test_a_run_measures_both_kinds_and_how_differently_experts_serve_them(text, 
     again = tmp_path / "again"
     study.main([*words[:-1], str(again)])
     assert (again / "metrics.jsonl").read_text() == (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+# -- what is committed -------------------------------------------------------------------------------------------------
+
+STUDIES = [name for name in all_claims() if name.startswith("study_")]
+TOLD = ["docs/studies.md", "02_latent_attention/README.md", "03_moe/README.md", "04_multi_token_prediction/README.md"]
+TOLD += ["03_moe/notebooks/loss_free_balancing.py"]
+
+
+def weigh_all() -> list:
+    """Every pair of every study, from the committed results."""
+    claims = [Claim(study.HERE / name) for name in STUDIES]
+    return [weigh_order(pair, claim.kept["arms"]) for claim in claims for pair in claim.held["verdict"]["order"]]
+
+
+def test_four_studies_of_five_seeds_and_at_most_a_hundred_runs():
+    claims = [Claim(study.HERE / name) for name in STUDIES]
+    runs = [len(seeds) for claim in claims for seeds in claim.kept["arms"].values()]
+    tuned = [len(found["numbers"]) for claim in claims for found in claim.tuning.tuned.values()]
+    assert len(claims) == 4
+    assert set(runs) == {5}
+    assert set(tuned) == {3}
+    assert sum(runs) + sum(tuned) <= 100
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_committed_verdict_is_what_the_committed_numbers_say(name):
+    claim = Claim(study.HERE / name)
+    assert claim.kept["verdict"] == judge(claim.held, claim.kept["arms"], 0)
+    assert f"**Verdict: {claim.kept['verdict']}.**" in (claim.folder / "verdict.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", TOLD)
+def test_a_page_tells_intervals_that_stand_in_the_results(page):
+    found = {f"{abs(100 * order.mean):.2f} ± {100 * order.half:.2f}" for order in weigh_all()}
+    told = re.findall(r"(\d+\.\d\d ± \d+\.\d\d)\s%", (study.HERE.parent / page).read_text(encoding="utf-8"))
+    assert told
+    assert set(told) <= found

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import io
 import os
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -50,12 +51,13 @@ def notebook_path(source: Path) -> Path:
 
 
 def fingerprint(source: Path) -> str:
-    """Hash what a notebook depends on: its source, what that names of its chapter and of utils, style and model."""
+    """Hash what a notebook depends on: its source, what that names of chapter, utils and studies, style and model."""
     text = source.read_text(encoding="utf-8")
     beside = sorted(source.parent.parent.glob("*.py"))
     helpers = [m for m in sorted((ROOT / "utils").glob("*.py")) if m.stem.startswith(HELPERS)]
     digest = hashlib.sha256(text.encode())
     shared = [*SHARED, *(SPEAKS if "story_model" in text else [])]
+    shared += [f"experiments/{name}/results.json" for name in sorted(set(re.findall(r'"(study_\w+)"', text)))]
     for path in [*(p for p in [*beside, *helpers] if p.stem in text), *(ROOT / s for s in shared)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
