@@ -133,16 +133,19 @@ def test_a_run_of_four_goes_on_with_two_and_then_alone(torchrun, words, alone, t
 @pytest.mark.slow
 def test_a_killed_worker_comes_back_and_the_end_is_that_of_an_unbroken_run(torchrun, words, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    torchrun(2, "train", "--run", str(whole), "--ep", "2", "--steps", "60", *words)
-    killer = threading.Thread(target=kill_a_worker, args=(broken, 12))
+    torchrun(2, "train", "--run", str(whole), "--ep", "2", "--steps", "24", *words)
+    away: list[float] = []
+    killer = threading.Thread(target=kill_a_worker, args=(broken, 6, away))
     killer.start()
-    torchrun(2, "train", "--run", str(broken), "--ep", "2", "--steps", "60", *words, more=("--max-restarts", "2"))
+    torchrun(2, "train", "--run", str(broken), "--ep", "2", "--steps", "24", *words, more=("--max-restarts", "2"))
     killer.join()
     assert repr(steps(broken)[-1]["loss"]) == repr(steps(whole)[-1]["loss"])
+    print(f"from the kill to the next checkpoint: {away[0]:.1f} s")
+    assert away[0] < 60
 
 
-def kill_a_worker(run: Path, step: int) -> None:
-    """Kill the last process of a run once it has a checkpoint of that step."""
+def kill_a_worker(run: Path, step: int, away: list[float]) -> None:
+    """Kill the last process of a run once it has a checkpoint of that step; note the seconds until there is a newer."""
     deadline = time.monotonic() + 100
     while not (run / "checkpoints" / f"step-{step:08d}").is_dir() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -157,6 +160,15 @@ def kill_a_worker(run: Path, step: int) -> None:
             workers.append(int(process.name))
     assert len(workers) == 1
     os.kill(workers[0], signal.SIGKILL)
+    killed, newest = time.monotonic(), newest_name(run)
+    while newest_name(run) <= newest and time.monotonic() < killed + 200:
+        time.sleep(0.05)
+    away.append(time.monotonic() - killed)
+
+
+def newest_name(run: Path) -> str:
+    """Of the whole checkpoints; nothing is cleared away beside a run that is at work."""
+    return max(path.name for path in (run / "checkpoints").glob("step-*"))
 
 
 def test_what_cannot_be_shared_is_refused_by_name(torchrun, words, tmp_path, capsys):
