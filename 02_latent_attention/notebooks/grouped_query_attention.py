@@ -143,11 +143,11 @@ plot_lines(
 
 # %%
 names = {"mha": "4 key heads", "gqa": "2 key heads", "mqa": "1 key head", "mla": "a latent"}
-plot_study("study_attention", "Fewer key heads cost something in the mean; a tight latent costs most", names)
+plot_study("study_attention", "Fewer key heads cost something; a tight latent costs most", names)
 
 # %% [markdown]
-# In the mean the order is the papers': 4 heads, 2, 1. But the two pale intervals hold zero, so five seeds do not prove
-# it here. And the latent, which keeps as few numbers as one key head (32 of the 128 that four heads keep), is *worse*
+# In the mean the order is the papers': 4 heads, 2, 1. That one head is worse than two is beyond chance; that two are
+# worse than four is so for every seed, though the pale interval still holds zero. But the latent, which keeps as few numbers as one key head (32 of the 128 that four heads keep), is *worse*
 # than one head and than four, where the paper finds it better than multi-head. It is a tight latent, one and a half
 # heads wide; V2's is four.
 #

@@ -260,15 +260,15 @@ plot_cut_runs({"a need of 4 parts of 16": runs}, title)
 # toy, after 250 steps. What a layer *can* do and what training finds are two things, as step 2 said.
 #
 # And on language? DeepSeekMoE finds a loss of 1.808 with one shared and 7 of 63 thin experts, where 2 of 16 wide ones
-# pay 1.867. Small models on stories and Python, 160 steps, five seeds ([docs/studies.md](../docs/studies.md)):
+# pay 1.867. Small models on stories and Python, 960 steps, five seeds ([docs/studies.md](../docs/studies.md)):
 
 # %%
 names = {"coarse": "2 of 8 wide", "fine": "8 of 32 thin", "fine-shared": "1 shared, 7 of 31"}
-plot_study("study_fine_experts", "At equal compute, so early, thin and shared experts gain nothing that shows", names)
+plot_study("study_fine_experts", "At equal compute, so small, thin and shared experts gain nothing", names)
 
 # %% [markdown]
-# Every interval holds zero, and none holds the paper's -3.2 %: so small and so early there is no such gain. Specialists
-# take time to become any.
+# Thin beside wide is undecided, and with a shared one among them it is worse. No interval holds the paper's -3.2 %: so
+# small and so early there is no such gain. Specialists take time to become any, and a token here has few to choose.
 #
 # ## The experiment: something that everybody needs
 #

@@ -351,7 +351,8 @@ names, title = {"auxiliary-loss": "a loss", "bias": "the bias"}, "With a bias, e
 plot_study("study_balance", title, names, "apart", "how far apart the loads of both texts are")
 
 # %% [markdown]
-# Bits per byte differ by -0.25 ± 0.35 %: which of both is cheaper stays open at this size.
+# And it is cheaper: bits per byte differ by -2.09 ± 0.38 %, seed by seed the same way. The report's own gain is 0.4 and
+# 0.6 %, at 15.7 and 228.7 billion parameters.
 #
 # ## Why the bias must be kept in FP32
 #

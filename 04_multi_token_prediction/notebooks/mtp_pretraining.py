@@ -324,14 +324,15 @@ for name, results in runs.items():
 # with the loss on the Pile all but unchanged. arXiv:2404.19737 finds that parallel heads *hurt* small models and help
 # large ones. This table is of one tiny model on one tiny language. It cannot decide between them, and should not be
 # read as if it could. Two sizes of a whole model on stories and Python, five seeds each
-# ([docs/studies.md](../docs/studies.md)), come no further:
+# ([docs/studies.md](../docs/studies.md)) see no more:
 
 # %%
 names = {"small": "small", "small-mtp": "small, MTP", "large": "large", "large-mtp": "large, MTP"}
 plot_study("study_mtp", "With or without the module: the seeds differ by more", names)
 
 # %% [markdown]
-# Every interval holds zero, early and late, and the report's own gain on text (0.0 and 0.15 %) lies within all of them.
+# Every mean is a gain and every interval holds zero, early and late; the report's own gain on text (0.0 and 0.15 %)
+# lies within all of them.
 #
 # ## Change this, predict, run
 #
