@@ -147,9 +147,9 @@ plot_study("study_attention", "Fewer key heads cost something; a tight latent co
 
 # %% [markdown]
 # In the mean the order is the papers': 4 heads, 2, 1. That one head is worse than two is beyond chance; that two are
-# worse than four is so for every seed, though the pale interval still holds zero. But the latent, which keeps as few numbers as one key head (32 of the 128 that four heads keep), is *worse*
-# than one head and than four, where the paper finds it better than multi-head. It is a tight latent, one and a half
-# heads wide; V2's is four.
+# worse than four is so for every seed, though the pale interval still holds zero. But the latent, which keeps as few
+# numbers as one key head (32 of the 128 that four heads keep), is *worse* than one head and than four, where the paper
+# finds it better than multi-head. It is a tight latent, one and a half heads wide; V2's is four.
 #
 # ## Change this, predict, run
 #

@@ -1,5 +1,5 @@
 """Run by torchrun, or alone: gradients of one step, as one file; what every block made; how often it has run forward;
-and in a pipeline when the gradients of weights grew.
+in a pipeline when the gradients of weights grew; and how many numbers a token were gathered over sections.
 
 one_step.py OUT [pp=2] [ep=2] [replicas=2] [cp=2] [recompute=1] [length=33]
 """
@@ -79,6 +79,24 @@ def note_growth(name: str) -> None:
 if ways.get("pp", 1) > 1:
     note_growth("backward_one_chunk")
     note_growth("backward_weight_one_chunk")
+gathered: set[int] = set()
+
+
+def note_widths() -> None:
+    """Let sections note what a token sends."""
+    from deepseek_v3.parallel.section import Sections
+
+    plain = Sections._gather
+
+    def watched(sections: Sections, x_BSW: torch.Tensor) -> torch.Tensor:
+        gathered.add(x_BSW.shape[-1])
+        return plain(sections, x_BSW)
+
+    Sections._gather = watched
+
+
+if ways.get("cp", 1) > 1:
+    note_widths()
 if recompute:
     recompute_blocks(model)
 parts = Pretraining(0.1), layout, LoadCounter(model), None, autocast_for("fp32")
@@ -94,7 +112,7 @@ total = float(layout.sum(torch.tensor(sum(float(part.total.detach()) for part in
 save_file({name: torch.cat(pieces) for name, pieces in made.items()}, out / f"made-{rank}.safetensors")
 if getattr(layout, "ways", None) is None or layout.ways.readers.get_local_rank() == 0:
     save_file(grads, out / f"grads-{rank}.safetensors")
-    said = {"counts": counts, "runs": runs, "total": total, "norm": norm, "grew": grew}
+    said = {"counts": counts, "runs": runs, "total": total, "norm": norm, "grew": grew, "gathered": sorted(gathered)}
     (out / f"facts-{rank}.json").write_text(json.dumps(said))
 layout.close()
 leave(0)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from deepseek_v3.cli import main
+from deepseek_v3.config import ModelConfig
 
 HERE = Path(__file__).resolve().parent
 LENGTH, TOP_K = 28, 4  # 28 tokens a row: two sections of 14, or four of 7
@@ -62,6 +63,8 @@ def test_what_is_made_and_its_gradients_and_counts_are_those_of_one_process(torc
     assert mine["counts"] == known["counts"]
     tokens = [8 * LENGTH] * 5 + [8 * (LENGTH - 1)]  # the module has no input for a row's last token
     assert [sum(count) for count in mine["counts"].values()] == [n * TOP_K for n in tokens]
+    latent = ModelConfig.preset("demo").kv_lora_rank + ModelConfig.preset("demo").qk_rope_head_dim
+    assert mine["gathered"] == ([latent] if "cp" in ways else [])  # no keys, no values: 576 numbers a token in V3
     passes = 8 * ways.get("cp", 1) // processes
     assert set(mine["runs"].values()) == {passes * (1 + ways.get("recompute", 0))}
 

@@ -10,6 +10,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from deepseek_v3.config import ModelConfig
 from deepseek_v3.data.tokenizer import Tokenizer
 from deepseek_v3.model.transformer import DeepseekV3
 from deepseek_v3.training.run_folder import RunLock
+from deepseek_v3.training.sharded_state import ShardedSave
 from deepseek_v3.training.training_state import list_checkpoints, read_training_state
 from deepseek_v3.weights.errors import CheckpointError
 from deepseek_v3.weights.load import load_model
@@ -102,6 +104,40 @@ def test_a_full_disk_on_one_process_is_known_to_all_and_the_older_checkpoint_sta
     assert all("process 1: File too large" in line for line in lines)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert read_training_state(run / "checkpoints" / "step-00000001")[1] == {"step": 1}
+
+
+class SlowDisk:
+    """A layout of one process whose parts are written when the test says so."""
+
+    leads = True
+
+    def __init__(self) -> None:
+        self.may_write = Event()
+
+    def agree(self, value):
+        return value
+
+    def any(self, value: bool) -> bool:
+        return value
+
+    def stage(self, tensors, folder: Path) -> "SlowDisk":
+        self.folder = folder
+        return self
+
+    def write(self) -> None:
+        assert self.may_write.wait(30)
+        self.folder.mkdir()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_there_is_none_until_it_is(tmp_path):
+    disk, target = SlowDisk(), tmp_path / "checkpoints" / "step-00000005"
+    target.parent.mkdir()
+    save = ShardedSave(disk, target, {}, lambda folder: (folder / "config.json").touch(), keep=1)
+    assert save.thread.is_alive()  # and yet we are here
+    assert not target.exists()
+    disk.may_write.set()
+    save.finish()
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "manifest.json", "shards"]
 
 
 def test_damage_is_noticed(parts):
