@@ -28,7 +28,7 @@ def repository(tmp_path):
         "docs/paper_map.md": "[line](../01_x/b.py#L12)\n", "src/deepseek_v3/model/__init__.py": '"""The model."""\n',
         "src/deepseek_v3/__init__.py": '"""All."""\n', "experiments/ledger.py": '"""L."""\n',
     }  # fmt: skip
-    names = "README NOTATION CONTRIBUTING CHANGELOG explorer/README docs/errata docs/trials docs/decisions"
+    names = "README NOTATION CONTRIBUTING CHANGELOG explorer/README docs/errata docs/studies docs/trials docs/decisions"
     for name, text in {**{f"{name}.md": f"# {name}\n" for name in names.split()}, **files}.items():
         path = tmp_path / "root" / name
         path.parent.mkdir(parents=True, exist_ok=True)
