@@ -9,7 +9,7 @@
 A claim is `experiments/NAME/claim.toml`:
 
     claim = "..."   source = "..."   number = "..."     in words: what is said, who says it, what it must come to
-    seeds = 5                                           0 .. 4
+    seeds = 5                                           0 .. 4; an arm may name its own: seeds = [1, 2, 6]
     prepare = [["train", "--preset", "..."], ...]       commands that every seed begins with: made once a seed
     command = "grpo"                                    of `deepseek-v3`, or "study" (study.py)
     options = ["{start}", "--task", "addition"]         of all arms
@@ -97,9 +97,10 @@ class Claim:
         if lacks:
             raise ClaimError(f"{folder / 'claim.toml'}: a verdict on gaps lacks {', '.join(sorted(lacks))}")
 
-    def seeds(self, arm: str) -> range:
-        """The seeds of an arm."""
-        return range(self.arms[arm].get("seeds", self.held.get("seeds", 1)))
+    def seeds(self, arm: str) -> Sequence[int]:
+        """The seeds of an arm: so many from 0, or those that it names."""
+        seeds = self.arms[arm].get("seeds", self.held.get("seeds", 1))
+        return seeds if isinstance(seeds, list) else range(seeds)
 
     def folder_of(self, arm: str, seed: int) -> Path:
         """Where a run lies."""
@@ -156,7 +157,7 @@ def missing_jobs(claim: Claim, arms: Sequence[str], seeds: int, only: Sequence[s
         only: runs as ARM/SEED; others are left out. Empty: all.
     """
     asked: set[Path] = set()
-    for seed in range(max(len(claim.seeds(arm)) for arm in claim.arms)):
+    for seed in sorted({seed for arm in claim.arms for seed in claim.seeds(arm)}):
         for arm in arms:
             if seed not in claim.seeds(arm) or seed >= seeds or (only and f"{arm}/{seed}" not in only):
                 continue

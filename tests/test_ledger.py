@@ -82,6 +82,15 @@ def test_preparations_are_made_once_and_everything_is_run_once(claim):
     assert again.asked == []
 
 
+def test_an_arm_may_name_its_seeds(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "claim.toml").write_text(CLAIM.replace("seeds = 1", "seeds = [3, 1]"))
+    claim, machine = Claim(tmp_path / "one", tmp_path / "runs"), Machine()
+    assert run_missing(claim, ["b"], 9, machine) == 0
+    assert [words[-1] for words in machine.asked] == ["1", "1", "3", "3"]
+    assert set(collect(claim)["arms"]["b"]) == {"1", "3"}
+
+
 def test_claims_with_the_same_preparations_share_them_and_others_do_not(claim, tmp_path):
     run_missing(claim, ["a"], 1, Machine())
     other = CLAIM.replace("sort", "reverse")
