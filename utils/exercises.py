@@ -145,10 +145,8 @@ def judge(check: Callable, exercise: str, answers: ModuleType, solved: ModuleTyp
         return result
 
     try:
-        with (
-            limit_computing(PATIENCE),
-            np.errstate(all="ignore"),
-        ):  # what overflows is told below, as NaN or infinity, and not as a warning
+        # What overflows is told below, as NaN or infinity, and not as a warning.
+        with limit_computing(PATIENCE), np.errstate(all="ignore"):
             check(answer)
     except NotImplementedError as error:
         blank = blank_exercise(error, answers)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -149,17 +150,16 @@ def stream_weights(model: DeepseekV3, folder: str | PathLike) -> Iterator[tuple[
 
     def read() -> Iterator[tuple[str, Tensor]]:
         with _open_for(model, folder) as (checkpoint, slots):
-            for name in dict.fromkeys(slot.memory for slot in slots):
-                yield name, _read_whole(checkpoint, [s for s in slots if s.memory == name and not s.copy], like[name])
+            for name, pieces in groupby(sorted(slots, key=lambda slot: slot.memory), lambda slot: slot.memory):
+                yield name, _read_whole(checkpoint, [slot for slot in pieces if not slot.copy], like[name])
 
     return read()
 
 
 def _read_whole(checkpoint: Checkpoint, pieces: list[Slot], like: Tensor) -> Tensor:
     whole = torch.empty_like(like, device="cpu")
-    for slot in pieces:
-        for rows in split_rows(slot.shape):
-            checkpoint.read_rows(slot.name, rows, place_of(slot, {slot.memory: whole})[rows])
+    for slot, rows in ((piece, rows) for piece in pieces for rows in split_rows(piece.shape)):
+        checkpoint.read_rows(slot.name, rows, place_of(slot, {slot.memory: whole})[rows])
     checkpoint.release()
     return whole
 
