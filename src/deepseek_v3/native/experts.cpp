@@ -155,7 +155,7 @@ void gate_rows_back(const T* gate_up, const float* w_row, const float* dh, long 
 template <typename T, typename S> void pack_up_back(const Weights<S>& weight, long e, long column, const Sizes& z, T* to) {
     long D = z.width, F = z.hidden;
     pack_panel<T>(MatrixRows<S>{weight.gate + e * weight.up_stride, D}, F, column, D, to, F);
-    pack_panel<T>(MatrixRows<S>{weight.up + e * weight.up_stride, D}, F, column, D, to + F * PANEL, round_up(2 * F, GRAIN<T>) - F);
+    pack_panel<T>(MatrixRows<S>{weight.up + e * weight.up_stride, D}, F, column, D, to + ROOM<T> * F * PANEL, round_up(2 * F, GRAIN<T>) - F);
 }
 
 // What the weights' part of a backward pass reads besides x and dy: h times w [M, F], and the gradients of gate and up [M, 2F].

@@ -102,7 +102,7 @@ template <typename Out> void multiply_unit(const Operand& a, Sizes z, long m0, l
         }
     for (long t = 0; t < z.tiles(); t++) {
         const bf16* from = panels + t * panels_of_tile + panel_at<bf16>(n0, z.depth(t));
-        if (a.along == 1) multiply(height, width, round_up(z.depth(t), 2), rows + t * DEEP, stride, from, part, width);
+        if (a.along == 1) multiply(height, width, round_up(z.depth(t), STEP<bf16>), rows + t * DEEP, stride, from, part, width);
         else multiply_along_rows(a, z, t, m0, height, width, from, w);
         for (long i = 0; i < height; i++) a_scale[i] = a.scale_of(m0 + i, t);
         add_scaled(sum, part, a_scale, b_scale + t * b_stride + n0, height, width);

@@ -1,20 +1,8 @@
 // The inner loops of product.hpp: one tile by one panel, compiled once for every pair of types.
 #include "product.hpp"
 
-#include <type_traits>
 #include <utility>
-
-// The same pair of bf16 in all lanes, read from memory. GCC would take its halves apart first, then move each over.
-inline WordVec splat_pair(const void* pair) {
-    WordVec y = WordVec{} + *(const uint32_t*)pair;
-#if defined(__AVX2__)
-    asm("" : "+x"(y));
-#endif
-    return y;
-}
-
-// One half of pairs of bf16 as floats, of which a bf16 is the upper half.
-inline Vec half_of(WordVec pairs, int half) { return (Vec)(half ? pairs & 0xFFFF0000 : pairs << 16); }
+#include <vector>
 
 // The sums of one tile: M rows by V vectors. A[i, p] is at a + i * across + p * along (p counts STEPs).
 template <typename T, int M, int V> inline void sum_tile(long k, const T* a, long across, long along, const T* panel, Vec (&sum)[M][V]) {
@@ -31,6 +19,11 @@ template <typename T, int M, int V> inline void sum_tile(long k, const T* a, lon
                 for (int v = 0; v < V; v++) sum[i][v] = add_product(sum[i][v], x, b[v]);
             }
         }
+#if defined(__AVX2__)
+#pragma GCC unroll 16
+        for (int i = 0; i < M; i++)  // all are in registers here: what follows needs many, and GCC would spill within the loop
+            for (int v = 0; v < V; v++) asm("" : "+v"(sum[i][v]));
+#endif
     }
 #if defined(__AVX512BF16__)
     else {
@@ -43,20 +36,6 @@ template <typename T, int M, int V> inline void sum_tile(long k, const T* a, lon
                 for (int v = 0; v < V; v++) sum[i][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[i][v], x, b[v]);
             }
         }
-    }
-#else
-    else {
-        for (long p = 0; p < k / 2; p++)
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) {
-                Vec b[V];
-                for (int v = 0; v < V; v++) b[v] = half_of(*(const WordVec*)(panel + 2 * p * PANEL + 2 * v * LANES), half);
-#pragma GCC unroll 16
-                for (int i = 0; i < M; i++) {
-                    Vec x = half_of(splat_pair(a + i * across + p * along), half);
-                    for (int v = 0; v < V; v++) sum[i][v] = add_product(sum[i][v], x, b[v]);
-                }
-            }
     }
 #endif
 }
@@ -113,8 +92,19 @@ void multiply_rows(int m, long k, const T* a, long across, long along, const T* 
 }
 
 template void multiply_rows(int, long, const float*, long, long, const float*, float*, long, int, bool);
+#if HAVE_BF16
 template void multiply_rows(int, long, const bf16*, long, long, const bf16*, float*, long, int, bool);
 template void multiply_rows(int, long, const bf16*, long, long, const bf16*, bf16*, long, int, bool);
+#else
+template void multiply_rows(int, long, const float*, long, long, const float*, bf16*, long, int, bool);
+#endif
+
+const float* widen_rows(const bf16* a, long a_stride, long m, long k, long stride) {
+    static thread_local std::vector<float> memory;
+    if (long(memory.size()) < m * stride) memory.resize(m * stride);
+    for (long i = 0; i < m; i++) copy_row<bf16>(a + i * a_stride, memory.data() + i * stride, int(k));
+    return memory.data();
+}
 
 #if HAVE_AMX
 namespace {
