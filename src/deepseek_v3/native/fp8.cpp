@@ -59,7 +59,7 @@ template <typename In> void quantize(const In* x, const float* scale, uint8_t* c
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t at = row * columns + b * BLOCK_SIZE, n = std::min(BLOCK_SIZE, columns - b * BLOCK_SIZE);
             const float divisor = scale[row / height * blocks + b];
-            for (int64_t i = at; i < at + n; i++) code[i] = encode<E4M3>(to_float(x[i]) / divisor);
+            encode_run<E4M3>(x + at, divisor, code + at, n);
         }
     }
 }

@@ -17,7 +17,7 @@ inline void encode_tile(const float* x, int64_t n, Scaling scaling, uint8_t* cod
     uint32_t top = 0;
     for (int64_t i = 0; i < n; i++) top = std::max(top, magnitude_of(x[i]));
     const float divisor = scaling.of<E4M3>(float_of(top));
-    for (int64_t i = 0; i < n; i++) code[i] = encode<E4M3>(x[i] / divisor);
+    encode_run<E4M3>(x, divisor, code, n);
     *scale = divisor;
 }
 

@@ -27,10 +27,6 @@ template <typename F> struct Target {  // codes [rows, columns] and scales
     float* scale;
 };
 
-template <typename F, typename In> inline void encode_run(const In* x, float divisor, typename F::Code* code, int64_t n) {
-    for (int64_t i = 0; i < n; i++) code[i] = encode<F>(to_float(x[i]) / divisor);
-}
-
 template <typename In> inline float amax_of(const In* x, int64_t n, float before = 0) {
     uint32_t top = magnitude_of(before);
     for (int64_t i = 0; i < n; i++) top = std::max(top, magnitude_of(to_float(x[i])));
@@ -54,10 +50,8 @@ template <typename F, typename In> void quantize_columns(const In* x, int64_t st
         for (int64_t j = 0; j < b.width; j++) top[j] = std::max(top[j], magnitude_of(to_float(x[i * stride + j])));
     for (int64_t j = 0; j < b.width; j++) divisor[j] = scaling.of<F>(float_of(top[j]));
     memcpy(to.scale + b.row / BLOCK_SIZE * s.columns + b.column, divisor, sizeof(float) * b.width);
-    for (int64_t i = 0; i < b.height; i++) {
-        typename F::Code* code = to.code + (b.row + i) * s.columns + b.column;
-        for (int64_t j = 0; j < b.width; j++) code[j] = encode<F>(to_float(x[i * stride + j]) / divisor[j]);
-    }
+    for (int64_t i = 0; i < b.height; i++)
+        encode_run<F>(x + i * stride, (const float*)divisor, to.code + (b.row + i) * s.columns + b.column, b.width);
 }
 
 // 128 x 128.
