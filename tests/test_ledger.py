@@ -1,12 +1,14 @@
 """The ledger: what is missing is run once, a stopped run goes on, and the verdict says what the numbers say."""
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.ledger import HERE, Claim, ClaimError, all_claims, collect, main, run_missing
-from experiments.verdict import describe, interval, judge, judge_gaps, judge_order, weigh_gap, weigh_order
+from experiments.verdict import describe, interval, judge, judge_gaps, judge_order, student, weigh_gap, weigh_order
 
 CLAIM = """
 claim = "b learns more than a"
@@ -148,6 +150,16 @@ def test_an_interval_is_students():
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.303 / 3**0.5), rel=1e-4)
 
 
+@pytest.mark.parametrize("freedom", [*range(1, 16), 29, 60])
+def test_ninety_five_per_cent_of_the_density_of_student_lie_within_the_bound(freedom):
+    bound = student(freedom)
+    at = np.linspace(-bound, bound, 200_001)
+    density = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    curve = (1 + at * at / freedom) ** (-(freedom + 1) / 2)
+    inside = density * (curve.sum() - (curve[0] + curve[-1]) / 2) * (at[1] - at[0])
+    assert inside == pytest.approx(0.95, abs=1e-4)
+
+
 @pytest.mark.parametrize(("start", "verdict"), [(0.4, "holds"), (0.41, "does not hold"), (0.19, "does not hold")])
 def test_a_run_that_begins_outside_the_band_counts_for_nothing_and_is_named(claim, start, verdict):
     """Of three runs two gain enough; the third gains nothing, and only where it began can take it out."""
@@ -275,8 +287,8 @@ def test_the_page_and_the_figure_of_a_gap(tmp_path):
 
 
 def test_only_names_runs_and_a_wrong_one_is_refused(capsys):
-    assert main(["fp8", "--only", "fp8/9"]) == 1
-    assert "no run 'fp8/9'; it has bf16/0" in capsys.readouterr().err
+    assert main(["fp8", "--only", "fp8/99"]) == 1
+    assert "no run 'fp8/99'; it has bf16/0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["beside", "floor", "most"])
