@@ -1,5 +1,6 @@
 """The figure of a claim: runs as lines, or arms and pairs with intervals. SVG by hand: it never changes by itself."""
 
+import math
 from html import escape
 from typing import Any, NamedTuple
 
@@ -23,11 +24,13 @@ def draw_figure(title: str, measure: dict[str, Any], arms: dict[str, dict[str, A
         f'<rect width="{W}" height="{T}" fill="white"/>',
         f'<text x="{LEFT}" y="20" font-size="14">{escape(title)}: {escape(measure["value"])} over steps</text>',
     ]
+    for level in round_levels(y0, y1):
+        height, ink = place(0, level).split()[1], "#6b7280" if y0 < 0 == level else "#e6e8ec"
+        parts.append(f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{height}" y2="{height}" stroke="{ink}"/>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{float(height) + 4:.1f}" text-anchor="end" fill="#6b7280">{level:g}</text>'
+        )
     for i in range(5):
-        level = y0 + (y1 - y0) * i / 4
-        height = place(0, level).split()[1]
-        parts.append(f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{height}" y2="{height}" stroke="#e6e8ec"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{height}" text-anchor="end" fill="#6b7280">{level:.3g}</text>')
         step = x1 * i / 4
         parts.append(
             f'<text x="{place(step, y0).split()[0]}" y="{T - 14}" text-anchor="middle" fill="#6b7280">{step:.0f}</text>'
@@ -40,6 +43,13 @@ def draw_figure(title: str, measure: dict[str, Any], arms: dict[str, dict[str, A
         y = TOP + 14 + 18 * number
         parts.append(f'<text x="{W - RIGHT + 12}" y="{y}" fill="{colour}">{escape(arm)} ({len(seeds)})</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def round_levels(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten between two numbers: four to ten of them."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(unit * k for k in (5, 2, 1) if unit * k * 4 <= high - low)
+    return [round(i * step, 9) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 ROW, NAME_W, PLOT_W, LABEL_W, SAID_W = 24, 112, 216, 232, 108  # of the figure of an order

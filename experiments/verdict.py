@@ -105,9 +105,9 @@ def gap_series(verdict: dict[str, Any], arms: Arms) -> Arms:
     """Return the gaps in per cent over the steps, for a figure."""
     other = arms[verdict["beside"]]
     drawn: Arms = {}
-    for arm, seeds in arms.items():
+    for arm, seeds in ((name, arms[name]) for name in arms if name != verdict["beside"]):
         drawn[arm] = {}
-        for seed in seeds if arm != verdict["beside"] else ():
+        for seed in seeds:
             base = dict(map(tuple, other[seed]["series"])) if seed in other else {}
             points = [(step, 100 * (value / base[step] - 1)) for step, value in seeds[seed]["series"] if step in base]
             if points:

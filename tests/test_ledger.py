@@ -1,5 +1,6 @@
 """The ledger: what is missing is run once, a stopped run goes on, and the verdict says what the numbers say."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.drawing import round_levels
 from experiments.ledger import HERE, Claim, ClaimError, all_claims, collect, main, run_missing
 from experiments.verdict import describe, interval, judge, judge_gaps, judge_order, student, weigh_gap, weigh_order
 
@@ -284,6 +286,16 @@ def test_the_page_and_the_figure_of_a_gap(tmp_path):
     assert "| b | 2 | +0.133 ± 0.000 | ± 0.203 | no | holds | +0.133, +0.133 |" in page  # 4.303 * 0.0667 / sqrt(2)
     assert "| c | 2 | +0.067 ± 0.000 | ± 0.203 | the floor | - | +0.067, +0.067 |" in page
     assert (claim.folder / "figure.svg").read_text().count("<path") == 4
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.27, 1.03), (0, 3.2), (0, 1), (0, 1e-5), (-500, 12345), (0.99, 1.01)])
+def test_the_levels_of_a_figure_are_round_numbers_and_zero_is_one(low, high):
+    levels = round_levels(low, high)
+    assert 4 <= len(levels) <= 10
+    assert low <= levels[0] <= levels[-1] <= high
+    assert len({round(b - a, 9) for a, b in itertools.pairwise(levels)}) == 1
+    assert all(len(f"{level:g}") <= 6 for level in levels)
+    assert (0 in levels) == (low <= 0 <= high)
 
 
 def test_only_names_runs_and_a_wrong_one_is_refused(capsys):
