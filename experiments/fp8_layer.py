@@ -62,7 +62,8 @@ def drift(seed: int = 0, **options: str) -> float:
     for chosen in ({"moments": "fp32"}, options):
         layer = nn.Linear(INPUTS, OUTPUTS, bias=False)
         layer.weight.data.copy_(weight_OI)
-        optimizer = build_optimizer(layer, TrainOptions(lr=RATE, weight_decay=0.0, **chosen))  # type: ignore[arg-type]
+        settings = TrainOptions(lr=RATE, weight_decay=0.0, **chosen)  # type: ignore[arg-type]
+        optimizer = build_optimizer(layer, settings, settings.precision)
         g.manual_seed(seed)
         for _ in range(STEPS):
             layer.weight.grad = 1 + torch.randn(OUTPUTS, INPUTS, generator=g)
@@ -81,7 +82,7 @@ def main() -> None:
             print(f"{variant:<24}{whole}{'':>19}{row}")
     print(f"\n{STEPS} updates, distance from those in FP32, in % of their way")
     print(f"{'BF16 moments':<24}{100 * drift(moments='bf16'):8.2f}")
-    print(f"{'bf16-weights':<24}{100 * drift(moments='bf16', fp8_variant='bf16-weights'):8.2f}")
+    print(f"{'bf16-weights':<24}{100 * drift(precision='fp8', fp8_variant='bf16-weights'):8.2f}")
 
 
 if __name__ == "__main__":

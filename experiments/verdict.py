@@ -89,7 +89,7 @@ def weigh_gap(verdict: dict[str, Any], arms: Arms, arm: str) -> Gap | None:
 
 
 def judge_gaps(verdict: dict[str, Any], arms: Arms) -> str:
-    """Say of `arms` whether all gaps are at most `most`, and of `beyond` whether all are more than that."""
+    """Say whether all gaps of `arms` are at most `most`, to either side, and all of `beyond` are worse by more."""
     words = []
     for names, good, bad in ((verdict["arms"], "holds", "does not hold"),
                              (verdict.get("beyond", []), "does not hold", "holds")):  # fmt: skip
@@ -97,7 +97,9 @@ def judge_gaps(verdict: dict[str, Any], arms: Arms) -> str:
             gap = weigh_gap(verdict, arms, name)
             if gap is None:
                 return "open: some arm has not run yet"
-            words.append({good: "holds", bad: "does not hold"}.get(gap.word, "undecided"))
+            better = gap.word == "does not hold" and gap.mean < 0  # neither no gap nor a loss
+            word = {good: "holds", bad: "does not hold"}.get(gap.word, "undecided")
+            words.append("does not hold" if better else word)
     return next((word for word in ("does not hold", "undecided") if word in words), "holds")
 
 

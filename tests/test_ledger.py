@@ -241,8 +241,9 @@ def test_a_gap_holds_where_its_whole_interval_does(each, verdict):
 
 def test_an_arm_that_must_be_beyond_is_judged_the_other_way_round():
     verdict = {**GAPS, "beyond": ["control"]}
-    good, bad, open_ = [0.1, 0.11], [0.9, 0.91], [0.2, 0.3]
+    good, bad, open_, lucky = [0.1, 0.11], [0.9, 0.91], [0.2, 0.3], [-50.0, -49.5]
     for low, control, word in ((good, bad, "holds"), (good, good, "does not hold"), (bad, bad, "does not hold"),
+                               (good, lucky, "does not hold"), (lucky, bad, "does not hold"),
                                (good, open_, "undecided"), (bad, open_, "does not hold")):  # fmt: skip
         assert judge_gaps(verdict, arms_with(low=low, control=control, nudged=[0.01])) == word
 

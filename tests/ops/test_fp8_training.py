@@ -218,3 +218,16 @@ def test_the_products_in_fp8_are_those_whose_weights_the_released_checkpoint_has
         if isinstance(module, (Linear, SwiGLU, Experts)) and module.recipe is not None:
             ours |= {f"{name}.{part}" for part, _ in module.named_parameters()}
     assert ours == {slot.memory for slot in iterate_slots(model.config) if slot.fp8}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_product_has_its_recipe(variant):
+    """Powers of two where something is sent, E5M6 after attention; a variant changes the three and mixes none up."""
+    model, found = small_model(), {}
+    use_fp8_products(model, variant)
+    for name, module in model.named_modules():
+        if isinstance(module, (Linear, SwiGLU, Experts)) and module.recipe is not None:
+            kind = "Experts" if isinstance(module, Experts) else "o_proj" if name.endswith("o_proj") else "else"
+            found.setdefault(kind, set()).add(module.recipe)
+    wanted = {"Experts": DISPATCHED, "o_proj": AFTER_ATTENTION, "else": PLAIN}
+    assert found == {kind: {vary(recipe, variant)} for kind, recipe in wanted.items()}

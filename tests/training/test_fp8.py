@@ -26,7 +26,7 @@ def make_trainer(run, tiny_model, precision: str, **changes) -> Trainer:
         eval_every=0,
         save_every=3,
         seed=5,
-    ).replace(**changes)
+    ).replace(precision=precision, **changes)
     tokenizer = Tokenizer.train(TEXTS, 300)
     stream = PackedStream(TEXTS, tokenizer, options.seq_len, seed=5, fim_rate=0.1, lanes=4)
     model = tiny_model(depth=1, vocab_size=307)
@@ -114,6 +114,20 @@ def test_variants_to_compare_with_are_others(tmp_path, tiny_model):
         seen.add(losses)
         rounded = all(torch.equal(p, p.bfloat16().float()) for p in trainer.model.parameters())
         assert rounded == (variant == "bf16-weights")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"fp8_variant": "e5m2-gradients", "precision": "bf16"},
+        {"fp8_variant": "bf16-weights", "precision": "fp32", "moments": "bf16"},
+        {"fp8_variant": "whole-tensor"},
+        {"fp8_variant": "bf16-weights", "precision": "fp8", "moments": "fp32"},
+    ],
+)
+def test_a_variant_that_would_have_no_effect_is_refused(flags):
+    with pytest.raises(OptionsError, match=f"--fp8-variant {flags['fp8_variant']} "):
+        TrainOptions(**flags)
 
 
 @pytest.mark.parametrize("flag", [{"precision": "fp4"}, {"moments": "fp8"}, {"fp8_variant": "paper"}])

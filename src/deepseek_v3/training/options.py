@@ -204,6 +204,12 @@ def check_options(o: TrainOptions) -> None:
     for name, words in CHOICES.items():
         if getattr(o, name) not in words:
             raise OptionsError(f"--{_flag(name)} {getattr(o, name)} must be {', '.join(words[:-1])} or {words[-1]}")
+    if o.fp8_variant != "report" and o.precision != "fp8":
+        raise OptionsError(
+            f"--fp8-variant {o.fp8_variant} is a way to train in FP8: it goes with --precision fp8 alone"
+        )
+    if o.fp8_variant == "bf16-weights" and o.moments == "fp32":
+        raise OptionsError("--fp8-variant bf16-weights has BF16 moments; leave out --moments fp32")
     if o.device not in DEVICES:
         raise OptionsError(f"--device {o.device} must be {', '.join(DEVICES)}")
 

@@ -9,7 +9,7 @@ from deepseek_v3.training.options import OptionsError, TrainOptions
 from deepseek_v3.training.run_folder import OPTIONS, write_files
 
 FIXED = (
-    ("preset", "config", "set", "init_from", "tokenizer", "init_std", "nudge")
+    ("preset", "config", "set", "init_from", "tokenizer", "init_std", "nudge", "fp8_variant")
     + ("seed", "fim_rate", "lanes", "seq_len", "heldout_fraction")
 )  # fmt: skip
 
