@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from deepseek_v3.engine.engine import Engine
 from deepseek_v3.engine.request import EngineOptions, Request
+from deepseek_v3.engine.stop import StopGate
 from deepseek_v3.model.transformer import DeepseekV3
 from tests.tiny import tiny_config
 
@@ -66,6 +67,12 @@ def test_the_text_ends_before_the_first_stop_text_and_nothing_of_it_is_ever_show
         assert (finish, text) == ("length", tokens)
     elif "".join(PIECES[token] for token in text) != whole:  # the last token may have been held back
         assert finish == "stop"
+
+
+def test_what_may_become_a_stop_text_waits_until_it_does_or_cannot():
+    gate = StopGate(("abc",))
+    assert [gate.push(text) for text in ("xa", "b", "d", "ya", "b", "c", "z")] == ["x", "", "abd", "y", "", "", ""]
+    assert gate.stopped
 
 
 def test_the_token_that_completes_a_stop_text_is_the_last_with_drafts_too():
