@@ -59,7 +59,7 @@ def test_gradients_of_the_middle(weighted, monkeypatch):
     gate, up = (quantize(t) for t in 2 * torch.randn(2, 37, 259).bfloat16())
     dhidden, weight = torch.randn(37, 259).bfloat16(), torch.rand(37) if weighted else None
     g, u, dh = dequantize(gate).double(), dequantize(up).double(), dhidden.double()
-    reach = [1.0 * (g * u).abs(), (dh * u).abs() * (1 + g.abs()), (dh * g).abs(), (dh * g * u).abs().sum(1)]
+    reach = [(g * u).abs(), (dh * u).abs() * (1 + g.abs()), (dh * g).abs(), (dh * g * u).abs().sum(1)]
     for (got, want), size in zip(both(monkeypatch, lambda: gate_backward(gate, up, dhidden, weight)), reach):
         assert ((got - want).abs() <= 8 * ULP * size).all()
 

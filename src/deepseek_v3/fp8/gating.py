@@ -4,7 +4,7 @@
     backward   h made again of the codes of g and u; dg = dh u silu'(g), du = dh silu(g)
 
 So what is kept of the middle is two bytes a hidden number in place of six. PyTorch's operations take the sigmoid in
-FP64 and round it, as chapter 05; the kernel's exponential is right to two units in the last place.
+FP64 and round it, as chapter 05; the kernel's silu is right to four units in the last place.
 
 Letters: M rows, F hidden width.
 Source: arXiv:2412.19437, 3.3.3 ("we cache the inputs of the SwiGLU operator and recompute its output").
