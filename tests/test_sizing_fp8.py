@@ -27,7 +27,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def count_kept(model: DeepseekV3) -> int:
+def count_kept(model: DeepseekV3, rows: int = ROWS, length: int = LENGTH) -> int:
     """Bytes of the storages that a forward pass keeps, but for the weights."""
     weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     kept = {}
@@ -38,12 +38,21 @@ def count_kept(model: DeepseekV3) -> int:
             kept[storage.data_ptr()] = storage.nbytes(), tensor.detach()  # the tensor too: no address comes twice
         return tensor
 
-    tokens = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH + 1))
-    batch, settings = Batch(tokens, torch.zeros_like(tokens)), Settings(1e-3, ROWS, 0.3, 1e-3, ROWS * LENGTH)
+    tokens = torch.randint(0, model.config.vocab_size, (rows, length + 1))
+    batch, settings = Batch(tokens, torch.zeros_like(tokens)), Settings(1e-3, rows, 0.3, 1e-3, rows * length)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast_for("fp8")():
         parts = Pretraining(1e-4)(model, batch, RoutingRecord(), settings)
     parts.total.backward()
     return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 37), (1, 64), (2, 34)])
+@pytest.mark.parametrize("depths", [0, 1, 2, 3])
+def test_saved_tensors_of_one_row_and_of_several_are_what_size_says(rows, length, depths):
+    config = ModelConfig(**{**SMALL, "num_nextn_predict_layers": depths})
+    model = DeepseekV3(config)
+    use_fp8_products(model)
+    assert count_kept(model, rows, length) == sum(fp8_kept_bytes(config, rows, length).values())
 
 
 @pytest.mark.parametrize(

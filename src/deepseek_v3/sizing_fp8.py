@@ -39,7 +39,8 @@ def fp8_kept_bytes(c: ModelConfig, rows: int, length: int) -> dict[str, int]:
     """Bytes by kind: codes of weights, codes of activations, and what is no FP8.
 
     Args:
-        rows, length: of the micro-batch, B and S; two rows at least.
+        rows, length: of the micro-batch, B and S. Below 32 tokens, where products read weights as they lie, and at odd
+            widths more is kept than this says.
     """
     layers, depths = c.num_hidden_layers, c.num_nextn_predict_layers
     blocks = [(i, rows * length, FP32) for i in range(layers)]
@@ -53,6 +54,8 @@ def fp8_kept_bytes(c: ModelConfig, rows: int, length: int) -> dict[str, int]:
     other += INDEX * rows * (length + 1) + FP32 * tokens * (d + 1)  # the tokens, and the final norm
     other += FP32 * length * c.qk_rope_head_dim * (1 + (depths > 0))  # cosines and sines, of the modules once more
     other += (1 + depths) * (BF16 * tokens * d + FP32 * c.vocab_size * d)  # gradients that the head makes at once
+    if rows == 1:  # module k + 1 keeps a view of what is k + 1 positions longer; of several rows that is a copy
+        other += sum(range(1 + depths)) * BF16 * d
     for _, n, _ in blocks[layers:]:  # enorm, hnorm, eh_proj, shared_head.norm
         other += n * ((FP32 + BF16) * d + BF16 * 2 * d + BF16 * d + 3 * FP32)
     return {"codes of weights": weights, "codes of activations": codes, "BF16 and FP32": other}
